@@ -1,0 +1,155 @@
+// From tensors to a plain `Problem`, through PyTorch's stable ABI.
+//
+// `sdwa.problem` has validated what the user passed; the checks here keep a direct call of an
+// operator from reading outside its tensors.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/Exception.h>
+
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "problem.h"
+
+namespace sdwa {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+inline Dtype dtype_of(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return Dtype::kFloat32;
+    case ScalarType::Double:
+      return Dtype::kFloat64;
+    case ScalarType::BFloat16:
+      return Dtype::kBFloat16;
+    case ScalarType::Half:
+      return Dtype::kFloat16;
+    default:
+      STD_TORCH_CHECK(false, "sdwa: query must be float32, float64, bfloat16 or float16");
+  }
+}
+
+// The type of lse, bias and everything summed: float64 for float64, else float32.
+inline ScalarType accumulation_type(const Tensor& query) {
+  return query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+inline Problem make_problem(const Tensor& query, const std::vector<int64_t>& kernel_size,
+                            const std::vector<int64_t>& dilation, double scale, bool masked) {
+  STD_TORCH_CHECK(query.dim() == 5,
+                  "sdwa: query must be (batch, height, width, heads, head_dim), got ", query.dim(),
+                  " dimensions");
+  STD_TORCH_CHECK(kernel_size.size() == 2 && kernel_size[0] > 0 && kernel_size[1] > 0 &&
+                      kernel_size[0] % 2 == 1 && kernel_size[1] % 2 == 1,
+                  "sdwa: kernel_size must hold two odd numbers");
+  STD_TORCH_CHECK(dilation.size() == static_cast<size_t>(2 * query.size(3)),
+                  "sdwa: dilation must hold two numbers a head");
+  for (int64_t d : dilation) STD_TORCH_CHECK(d >= 1, "sdwa: dilation must be at least 1, got ", d);
+  return {query.size(0), query.size(1),  query.size(2),  query.size(3),
+          query.size(4), kernel_size[0], kernel_size[1], dilation.data(),
+          scale,         masked,         dtype_of(query)};
+}
+
+inline bool same_shape(const Tensor& a, const Tensor& b) {
+  if (a.dim() != b.dim()) return false;
+  for (int64_t d = 0; d < a.dim(); ++d) {
+    if (a.size(d) != b.size(d)) return false;
+  }
+  return true;
+}
+
+inline InputView input_view(const Tensor& tensor, const Tensor& query, const char* name) {
+  STD_TORCH_CHECK(same_shape(tensor, query) && tensor.scalar_type() == query.scalar_type() &&
+                      tensor.is_cuda() == query.is_cuda() &&
+                      tensor.get_device_index() == query.get_device_index(),
+                  "sdwa: ", name, " must have the shape, dtype and device of query");
+  // Nothing makes an empty tensor contiguous, and nothing of it is read.
+  STD_TORCH_CHECK(tensor.stride(4) == 1 || tensor.size(4) <= 1 || tensor.numel() == 0,
+                  "sdwa: ", name, " must have stride 1 in head_dim, got ", tensor.stride(4));
+  return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1), tensor.stride(2),
+          tensor.stride(3)};
+}
+
+// Data of an optional contiguous tensor of the accumulation type, or null.
+inline const void* optional_data(const std::optional<Tensor>& tensor, const Tensor& query,
+                                 std::vector<int64_t> shape, const char* name) {
+  if (!tensor) return nullptr;
+  bool fits = tensor->scalar_type() == accumulation_type(query) && tensor->is_contiguous() &&
+              tensor->is_cuda() == query.is_cuda() &&
+              tensor->get_device_index() == query.get_device_index() &&
+              tensor->dim() == static_cast<int64_t>(shape.size());
+  for (int64_t d = 0; fits && d < tensor->dim(); ++d) fits = tensor->size(d) == shape[d];
+  STD_TORCH_CHECK(fits, "sdwa: ", name,
+                  " must be contiguous, in the accumulation type, and on the device of query");
+  return tensor->const_data_ptr();
+}
+
+struct ForwardCall {
+  ForwardArgs args;
+  Tensor out, lse;
+};
+
+// Checks the inputs, allocates the outputs, and describes the call.
+inline ForwardCall prepare_forward(const Tensor& query, const Tensor& key, const Tensor& value,
+                                   const std::optional<Tensor>& bias,
+                                   const std::vector<int64_t>& kernel_size,
+                                   const std::vector<int64_t>& dilation, double scale,
+                                   bool masked) {
+  Problem p = make_problem(query, kernel_size, dilation, scale, masked);
+  Tensor out = torch::stable::new_empty(query, {p.batch, p.height, p.width, p.heads, p.head_dim});
+  Tensor lse = torch::stable::new_empty(query, {p.batch, p.height, p.width, p.heads},
+                                        accumulation_type(query));
+  ForwardArgs args{p,
+                   input_view(query, query, "query"),
+                   input_view(key, query, "key"),
+                   input_view(value, query, "value"),
+                   optional_data(bias, query, {p.heads, p.kernel_h, p.kernel_w}, "bias"),
+                   out.mutable_data_ptr(),
+                   lse.mutable_data_ptr()};
+  return {args, out, lse};
+}
+
+struct BackwardCall {
+  BackwardArgs args;
+  Tensor grad_query, grad_key, grad_value, grad_bias;
+};
+
+inline BackwardCall prepare_backward(const Tensor& grad_out, const std::optional<Tensor>& grad_lse,
+                                     const Tensor& query, const Tensor& key, const Tensor& value,
+                                     const std::optional<Tensor>& bias, const Tensor& out,
+                                     const Tensor& lse, const std::vector<int64_t>& kernel_size,
+                                     const std::vector<int64_t>& dilation, double scale,
+                                     bool masked) {
+  Problem p = make_problem(query, kernel_size, dilation, scale, masked);
+  STD_TORCH_CHECK(out.is_contiguous(), "sdwa: out must be contiguous");
+  std::vector<int64_t> shape{p.batch, p.height, p.width, p.heads, p.head_dim};
+  std::vector<int64_t> lse_shape{p.batch, p.height, p.width, p.heads};
+  Tensor grad_query = torch::stable::new_empty(query, shape);
+  Tensor grad_key = torch::stable::new_empty(query, shape);
+  Tensor grad_value = torch::stable::new_empty(query, shape);
+  std::vector<int64_t> bias_shape{p.heads, p.kernel_h, p.kernel_w};
+  Tensor grad_bias = torch::stable::new_empty(query, bias ? bias_shape : std::vector<int64_t>{0},
+                                              accumulation_type(query));
+  BackwardArgs args{p,
+                    input_view(query, query, "query"),
+                    input_view(key, query, "key"),
+                    input_view(value, query, "value"),
+                    input_view(grad_out, query, "grad_out"),
+                    optional_data(bias, query, bias_shape, "bias"),
+                    input_view(out, query, "out").data,
+                    optional_data(lse, query, lse_shape, "lse"),
+                    optional_data(grad_lse, query, lse_shape, "grad_lse"),
+                    grad_query.mutable_data_ptr(),
+                    grad_key.mutable_data_ptr(),
+                    grad_value.mutable_data_ptr(),
+                    bias ? grad_bias.mutable_data_ptr() : nullptr};
+  return {args, grad_query, grad_key, grad_value, grad_bias};
+}
+
+}  // namespace sdwa

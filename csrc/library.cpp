@@ -1,0 +1,20 @@
+// The operators' schemas. Each kernel file registers its implementation at its own foot.
+//
+// Everything goes through PyTorch's stable ABI, so one build runs on every later PyTorch.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(sdwa, m) {
+  // query, key, value: (batch, height, width, heads, head_dim), last stride 1
+  // bias: (heads, kernel_h, kernel_w) in the accumulation type
+  // kernel_size: [kernel_h, kernel_w]; dilation: [dilation_h, dilation_w] of each head, flattened
+  // out: like query, contiguous; lse: (batch, height, width, heads) in the accumulation type
+  m.def(
+      "attention_forward(Tensor query, Tensor key, Tensor value, Tensor? bias, int[] kernel_size, "
+      "int[] dilation, float scale, bool masked) -> (Tensor out, Tensor lse)");
+  // grad_bias is empty, of shape (0,), where bias is None
+  m.def(
+      "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
+      "Tensor value, Tensor? bias, Tensor out, Tensor lse, int[] kernel_size, int[] dilation, "
+      "float scale, bool masked) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, "
+      "Tensor grad_bias)");
+}
