@@ -1,0 +1,74 @@
+"""The compiled kernels, C++ on the CPU and CUDA C++ on an NVIDIA GPU: one pair of operators.
+
+The libraries are loaded on import, so that exported programs find their operators.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from sdwa.backends.base import OperatorBackend
+from sdwa.extension import load_library
+from sdwa.registration import register
+
+# Why a library is not loaded, or None. The CPU's also defines the operators.
+MISSING_CPU = load_library("sdwa_cpu")
+MISSING_CUDA = MISSING_CPU or load_library("sdwa_cuda")
+OPERATOR = None if MISSING_CPU else register("attention_forward", "attention_backward")
+
+
+class CpuBackend(OperatorBackend):
+    name = "cpu"
+    device_type = "cpu"
+
+    def __init__(self) -> None:
+        super().__init__(OPERATOR)
+
+    def unavailable(self, device: torch.device) -> tuple[str, ...]:
+        reasons = []
+        if device.type != "cpu":
+            reasons.append(f"runs on the CPU, not on {device.type}")
+        if MISSING_CPU is not None:
+            reasons.append(MISSING_CPU)
+        return tuple(reasons)
+
+
+class CudaBackend(OperatorBackend):
+    name = "cuda"
+    device_type = "cuda"
+
+    def __init__(self) -> None:
+        super().__init__(OPERATOR)
+
+    def unavailable(self, device: torch.device) -> tuple[str, ...]:
+        reasons = []
+        if device.type != "cuda":
+            reasons.append(f"runs on an NVIDIA GPU, not on {device.type}")
+        if not torch.cuda.is_available():
+            reasons.append("PyTorch sees no CUDA device")
+        if MISSING_CUDA is not None:
+            reasons.append(MISSING_CUDA)
+        if not reasons:
+            compiled = torch.ops.sdwa.cuda_architectures()
+            major, minor = torch.cuda.get_device_capability(device)
+            if not runs_on(compiled, major, minor):
+                reasons.append(
+                    f"compiled for {compiled}, this GPU is {major}.{minor}: reinstall with "
+                    f'TORCH_CUDA_ARCH_LIST={major}.{minor}, or use backend="triton"'
+                )
+        return tuple(reasons)
+
+
+@cache
+def runs_on(architectures: str, major: int, minor: int) -> bool:
+    """Whether code compiled for `architectures`, such as "8.0;9.0+PTX", runs on a GPU major.minor.
+
+    Machine code runs on GPUs of its major version from its minor version on; PTX on all later ones.
+    """
+    for entry in architectures.split(";"):
+        compiled = tuple(int(part) for part in entry.removesuffix("+PTX").split("."))
+        if compiled <= (major, minor) and (compiled[0] == major or entry.endswith("+PTX")):
+            return True
+    return False

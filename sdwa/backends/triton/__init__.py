@@ -1,0 +1,99 @@
+"""Triton kernels, for a GPU without the compiled ones. Importing this package imports no Triton."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module, metadata
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdwa.backends.base import OperatorBackend
+from sdwa.registration import Attend, register
+
+MINIMUM_VERSION = (3, 5)
+
+SCHEMAS = (
+    "triton_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? bias, "
+    "int[] kernel_size, int[] dilation, float scale, bool masked) -> (Tensor out, Tensor lse)",
+    "triton_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
+    "Tensor value, Tensor? bias, Tensor out, Tensor lse, int[] kernel_size, int[] dilation, "
+    "float scale, bool masked) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, "
+    "Tensor grad_bias)",
+)
+_LIBRARY = torch.library.Library("sdwa", "FRAGMENT")
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in Python, on the CPU (read when Triton is imported)."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def reasons_unavailable(device_type: str) -> tuple[str, ...]:
+    """Why the kernels cannot run on a device of this type; empty: they can."""
+    reasons = []
+    if _MISSING_TRITON:
+        reasons.append(_MISSING_TRITON)
+    if device_type == "cuda":
+        if not torch.cuda.is_available():
+            reasons.append("PyTorch sees no GPU")
+        elif interpreted():
+            reasons.append("TRITON_INTERPRET=1 is set: Triton runs on the CPU")
+    elif device_type != "cpu":
+        reasons.append(f"runs on an NVIDIA or AMD GPU, not on {device_type}")
+    elif not interpreted():
+        reasons.append(
+            "runs on an NVIDIA or AMD GPU, not on the CPU (TRITON_INTERPRET=1 interprets it there)"
+        )
+    return tuple(reasons)
+
+
+def _find_triton() -> str | None:
+    """Why there is no usable Triton; None: there is one."""
+    minimum = ".".join(map(str, MINIMUM_VERSION))
+    for package in ("triton", "pytorch-triton-rocm", "triton-windows"):
+        try:
+            version = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+        if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
+            return f"triton {version} is too old, {minimum} or newer is needed"
+        return None
+    return f"triton is not installed, {minimum} or newer is needed"
+
+
+# Done once, at import: torch.compile would trace into it.
+_MISSING_TRITON = _find_triton()
+
+
+def _forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    return import_module("sdwa.backends.triton.launch").attention_forward(*arguments)  # type: ignore[no-any-return]
+
+
+def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return import_module("sdwa.backends.triton.launch").attention_backward(*arguments)  # type: ignore[no-any-return]
+
+
+def _define() -> Attend:
+    """Defines the pair and registers it. Triton itself is imported by the first call."""
+    for schema, implementation in zip(SCHEMAS, (_forward, _backward), strict=True):
+        name = _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+        for key in ("CUDA", "CPU"):
+            _LIBRARY.impl(name, implementation, key)
+    return register("triton_attention_forward", "triton_attention_backward")
+
+
+class TritonBackend(OperatorBackend):
+    name = "triton"
+    dtypes = (torch.float32, torch.bfloat16, torch.float16)
+
+    def __init__(self) -> None:
+        super().__init__(_define())
+
+    @property
+    def device_type(self) -> str:  # type: ignore[override]
+        return "cpu" if interpreted() else "cuda"
+
+    def unavailable(self, device: torch.device) -> tuple[str, ...]:
+        return reasons_unavailable(device.type)

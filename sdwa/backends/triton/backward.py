@@ -1,0 +1,303 @@
+"""Backward kernels: delta, then the gradients of query, key, value and bias.
+
+Every gradient is gathered by the program that owns it: a key collects from the queries whose
+windows hold it, so nothing is added atomically and each sum has one order. Probabilities are
+recomputed from lse. With delta = sum(dout * out) - dlse:
+
+    p = exp(score - lse)    dp = <dout, v>    ds = p * (dp - delta)
+    dq = scale * sum_t ds k    dk = scale * sum_t ds q    dv = sum_t p dout    dbias = sum ds
+"""
+
+# Triton's language grows tuples by addition only, and a tuple there has no fixed type.
+# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment,index"
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .geometry import program_tile, strip_origins, tap_coordinate, window_row
+from .inline import inline
+from .memory import load_row, load_scalars, load_token, map_view, store_token
+from .products import add_weighted_row, row_products, row_scores
+
+
+@triton.jit(do_not_specialize=["height", "width", "heads", "blocks"])
+def delta_kernel(
+    dout_ptr,
+    out_ptr,
+    dlse_ptr,
+    delta_ptr,
+    dout_strides,
+    height,
+    width,
+    heads,
+    blocks,
+    HEAD_DIM: tl.constexpr,
+    ALIGN: tl.constexpr,
+    INDEX_64: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Writes delta (batch, height, width, heads) float32: sum(dout * out) - dlse.
+
+    A program takes `BLOCK` of the width * heads tokens of one row of a map, one of `blocks`. dout
+    has the given strides of (batch, height, width, heads), the others are contiguous; dlse may be
+    None.
+    """
+    OUT_ALIGN: tl.constexpr = HEAD_DIM & -HEAD_DIM
+    program = tl.program_id(0)
+    row = program // blocks
+    batch = row // height
+    index = (program - row * blocks) * BLOCK + tl.arange(0, BLOCK)
+    valid = index < width * heads
+    x = index // heads
+    head = index - x * heads
+
+    # A row is a map of width x heads pixels here.
+    y = row - batch * height
+    strides = (dout_strides[0], dout_strides[2], dout_strides[3], dout_strides[1])
+    dout_row = map_view(dout_ptr, strides, batch, y, ALIGN, INDEX_64)
+    dout = load_token(dout_row, x, head, valid, HEAD_DIM, BLOCK_D, ALIGN)
+    first = row.to(tl.int64) * (width * heads)
+    out_row = (out_ptr + tl.multiple_of(first * HEAD_DIM, OUT_ALIGN), heads * HEAD_DIM, HEAD_DIM)
+    out = load_token(out_row, x, head, valid, HEAD_DIM, BLOCK_D, OUT_ALIGN)
+
+    product = dout[0] * out[0]
+    for chunk in tl.static_range(1, (HEAD_DIM + BLOCK_D - 1) // BLOCK_D):
+        product = tl.fma(dout[chunk], out[chunk], product)
+    delta = tl.sum(product, axis=1)
+    if dlse_ptr is not None:
+        delta -= tl.load(dlse_ptr + first + index, mask=valid, other=0.0)
+    tl.store(delta_ptr + first + index, delta, mask=valid)
+
+
+@inline
+def score_gradients(
+    scores,
+    weight_products,
+    lse,
+    delta,
+    KERNEL_W: tl.constexpr,
+    MIRRORED: tl.constexpr,
+    STRIP: tl.constexpr,
+):
+    """(p, ds) of a row of taps, flat tuples like `scores` and `weight_products` (dp).
+
+    lse and delta belong to queries: to those of the strip, or, `MIRRORED`, to those of the row.
+    """
+    probabilities = ()
+    gradients = ()
+    for i in tl.static_range(STRIP):
+        for tap in tl.static_range(KERNEL_W):
+            lse_of_query = lse[i + tap if MIRRORED else i]
+            delta_of_query = delta[i + tap if MIRRORED else i]
+            p = tl.exp(scores[i * KERNEL_W + tap] - lse_of_query)
+            ds = p * (weight_products[i * KERNEL_W + tap] - delta_of_query)
+            probabilities = probabilities + (p,)
+            gradients = gradients + (ds,)
+    return probabilities, gradients
+
+
+@inline
+def query_row(
+    dq,
+    q,
+    dout,
+    lse,
+    delta,
+    k_map,
+    v_map,
+    bias_row,
+    partial_row,
+    y,
+    x,
+    dilation_w,
+    height,
+    width,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    MASKED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    STRIP: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """`dq` / scale plus what one row of taps, on map row `y`, adds to it.
+
+    Writes the row's part of dbias to `partial_row` (KERNEL_W,) unless that is None.
+    """
+    columns, valid = window_row(y, x, dilation_w, height, width, KERNEL_W, STRIP)
+    keys = load_row(k_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
+    values = load_row(v_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
+    scores = row_scores(q, keys, valid, bias_row, scale, KERNEL_W, MASKED, False, STRIP, CHUNKS)
+    weight_products = row_products(dout, values, KERNEL_W, STRIP, CHUNKS)
+    _, ds = score_gradients(scores, weight_products, lse, delta, KERNEL_W, False, STRIP)
+    if partial_row is not None:
+        for tap in tl.static_range(KERNEL_W):
+            total = ds[tap]
+            for query in tl.static_range(1, STRIP):
+                total += ds[query * KERNEL_W + tap]
+            tl.store(partial_row + tap, tl.sum(total, axis=0))
+    return add_weighted_row(dq, keys, ds, 0, KERNEL_W, STRIP, CHUNKS)
+
+
+@inline
+def key_row(
+    dk,
+    dv,
+    k,
+    v,
+    q_map,
+    dout_map,
+    lse_map,
+    delta_map,
+    bias_row,
+    y,
+    x,
+    dilation_w,
+    height,
+    width,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    ALIGN: tl.constexpr,
+    STRIP: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """`dk` / scale and `dv` plus what the queries of map row `y` that see these keys add."""
+    columns, valid = window_row(y, x, dilation_w, height, width, KERNEL_W, STRIP)
+    queries = load_row(q_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
+    douts = load_row(dout_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
+    # A query off the map gives every key the probability exp(-inf).
+    lse = load_scalars(lse_map, y, columns, valid, float("inf"))
+    delta = load_scalars(delta_map, y, columns, valid, 0.0)
+    scores = row_scores(k, queries, valid, bias_row, scale, KERNEL_W, False, True, STRIP, CHUNKS)
+    weight_products = row_products(v, douts, KERNEL_W, STRIP, CHUNKS)
+    p, ds = score_gradients(scores, weight_products, lse, delta, KERNEL_W, True, STRIP)
+    dk = add_weighted_row(dk, queries, ds, 0, KERNEL_W, STRIP, CHUNKS)
+    dv = add_weighted_row(dv, douts, p, 0, KERNEL_W, STRIP, CHUNKS)
+    return dk, dv
+
+
+@triton.jit(do_not_specialize=["height", "width", "heads", "tiles_y", "tiles_x", "scale"])
+def backward_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    bias_ptr,
+    dout_ptr,
+    lse_ptr,
+    delta_ptr,
+    dq_ptr,
+    dk_ptr,
+    dv_ptr,
+    partial_ptr,
+    table_ptr,
+    q_strides,
+    k_strides,
+    v_strides,
+    dout_strides,
+    height,
+    width,
+    heads,
+    tiles_y,
+    tiles_x,
+    scale,
+    HEAD_DIM: tl.constexpr,
+    KERNEL_H: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    MASKED: tl.constexpr,
+    ALIGN: tl.constexpr,
+    INDEX_64: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    STRIP: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Writes dq, dk, dv, contiguous, and each program's part of dbias.
+
+    Of two groups of `heads` programs the first takes a tile as queries (dq and dbias), the second
+    the same tile as keys (dk and dv): what one has read is in the L2 cache for the other.
+    partial: (batch * tiles_y * tiles_x, heads, KERNEL_H, KERNEL_W) float32, None where bias is;
+    lse, delta: contiguous; the others as in `forward_kernel`.
+    """
+    CHUNKS: tl.constexpr = (HEAD_DIM + BLOCK_D - 1) // BLOCK_D
+    OUT_ALIGN: tl.constexpr = HEAD_DIM & -HEAD_DIM
+    UNROLL: tl.constexpr = KERNEL_H if KERNEL_H * KERNEL_W <= 9 else 1
+    block: tl.constexpr = BLOCK_H * BLOCK_W
+    group = tl.program_id(0) // (2 * heads)
+    head = tl.program_id(0) - group * 2 * heads
+    takes_keys = head >= heads
+    head = tl.where(takes_keys, head - heads, head)
+    batch, head, tile_y, tile_x = program_tile(group * heads + head, heads, tiles_y, tiles_x)
+    y, x, dilation_h, dilation_w = strip_origins(
+        table_ptr, head, tile_y, tile_x, height, width, KERNEL_H, KERNEL_W, BLOCK_H, BLOCK_W, STRIP
+    )
+    q_map = map_view(q_ptr, q_strides, batch, head, ALIGN, INDEX_64)
+    k_map = map_view(k_ptr, k_strides, batch, head, ALIGN, INDEX_64)
+    v_map = map_view(v_ptr, v_strides, batch, head, ALIGN, INDEX_64)
+    dout_map = map_view(dout_ptr, dout_strides, batch, head, ALIGN, INDEX_64)
+    pixels = height.to(tl.int64) * width * heads
+    scalar_strides = (pixels, width * heads, heads, 1)
+    lse_map = map_view(lse_ptr, scalar_strides, batch, head, 1, INDEX_64)
+    delta_map = map_view(delta_ptr, scalar_strides, batch, head, 1, INDEX_64)
+    strides = (pixels * HEAD_DIM, width * heads * HEAD_DIM, heads * HEAD_DIM, HEAD_DIM)
+    columns, valid = window_row(y, x, dilation_w, height, width, 1, STRIP)
+    zeros = ()
+    for _ in tl.static_range(STRIP * CHUNKS):
+        zeros = zeros + (tl.zeros((block, BLOCK_D), tl.float32),)
+
+    if takes_keys:
+        k = load_row(k_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
+        v = load_row(v_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
+        dk = zeros
+        dv = zeros
+        for tap_h in tl.range(KERNEL_H, loop_unroll_factor=UNROLL):
+            row_y = tap_coordinate(y, tap_h, dilation_h, KERNEL_H)
+            bias_row = None
+            if bias_ptr is not None:
+                bias_row = bias_ptr + ((head + 1) * KERNEL_H - 1 - tap_h) * KERNEL_W
+            dk, dv = key_row(
+                dk, dv, k, v, q_map, dout_map, lse_map, delta_map, bias_row, row_y, x,
+                dilation_w, height, width, scale,
+                HEAD_DIM, KERNEL_W, ALIGN, STRIP, BLOCK_D, CHUNKS,
+            )  # fmt: skip
+        dk_map = map_view(dk_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)
+        dv_map = map_view(dv_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)
+        for i in tl.static_range(STRIP):
+            store_token(
+                dk_map, y, columns[i], valid[i], dk, i * CHUNKS, scale, HEAD_DIM, BLOCK_D, OUT_ALIGN
+            )
+            store_token(
+                dv_map, y, columns[i], valid[i], dv, i * CHUNKS, 1.0, HEAD_DIM, BLOCK_D, OUT_ALIGN
+            )
+    else:
+        q = load_row(q_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
+        dout = load_row(dout_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
+        # A query off the map has probabilities exp(-inf), so nothing of it reaches dbias.
+        lse = load_scalars(lse_map, y, columns, valid, float("inf"))
+        delta = load_scalars(delta_map, y, columns, valid, 0.0)
+        dq = zeros
+        for tap_h in tl.range(KERNEL_H, loop_unroll_factor=UNROLL):
+            row_y = tap_coordinate(y, tap_h, dilation_h, KERNEL_H)
+            bias_row = None
+            partial_row = None
+            if bias_ptr is not None:
+                row = (head * KERNEL_H + tap_h) * KERNEL_W
+                bias_row = bias_ptr + row
+                partial = group.to(tl.int64) * heads * (KERNEL_H * KERNEL_W)
+                partial_row = partial_ptr + partial + row
+            dq = query_row(
+                dq, q, dout, lse, delta, k_map, v_map, bias_row, partial_row, row_y, x,
+                dilation_w, height, width, scale,
+                HEAD_DIM, KERNEL_W, MASKED, ALIGN, STRIP, BLOCK_D, CHUNKS,
+            )  # fmt: skip
+        dq_map = map_view(dq_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)
+        for i in tl.static_range(STRIP):
+            store_token(
+                dq_map, y, columns[i], valid[i], dq, i * CHUNKS, scale, HEAD_DIM, BLOCK_D, OUT_ALIGN
+            )

@@ -1,0 +1,20 @@
+"""The decorator of functions that kernels call."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import triton
+
+
+def inline(function: Callable[..., Any]) -> Any:
+    """`triton.jit` for a function that only kernels call.
+
+    Interpreted, it stays a Python function: Triton's interpreter sets its language up anew in every
+    call of a jitted one, which takes most of the time of a test.
+    """
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return function
+    return triton.jit(function)

@@ -1,0 +1,348 @@
+"""Host side of the Triton operators: outputs, launch parameters, launches.
+
+What does not depend on the data is planned once per kind of call and kept: on a small map an eager
+call takes as long as the code here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sdwa.backends.triton.backward import backward_kernel, delta_kernel
+from sdwa.backends.triton.blocks import (
+    Blocks,
+    candidates,
+    choose_blocks,
+    chunk_width,
+    fit_blocks,
+    power_of_two,
+)
+from sdwa.backends.triton.forward import forward_kernel
+from sdwa.backends.triton.geometry import head_table, tiles
+
+KERNELS: dict[str, Any] = {"forward": forward_kernel, "backward": backward_kernel}
+# Coordinates are 32-bit, and the taps of a window reach several maps beyond the map.
+MAX_EXTENT = 2**26
+MAX_PROGRAMS = 2**31 - 1
+DELTA_WARPS = 4
+# Said, because its default depends on Triton's version: a product and a sum become one instruction.
+OPTIONS = {"enable_fp_fusion": True}
+
+Extents = tuple[int, ...]
+Table = tuple[tuple[int, ...], ...]
+
+
+class Plan(NamedTuple):
+    """A launch of an attention kernel without its tensors.
+
+    units: tiles of all images; each of the heads runs one program on it (two going backward).
+    arguments: by name, strides and compile-time constants among them.
+    """
+
+    grid: tuple[int]
+    units: int
+    table: Table
+    arguments: dict[str, Any]
+    warps: int
+
+
+def attention_forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    scale: float,
+    masked: bool,
+) -> tuple[Tensor, Tensor]:
+    """(out, lse), contiguous, as `sdwa::attention_forward`.
+
+    query, key, value: (batch, height, width, heads, head_dim), last stride 1; bias: (heads,
+    kernel_h, kernel_w) float32 contiguous, or None; dilation: flattened (dilation_h, dilation_w)
+    of each head. lse: (batch, height, width, heads) float32.
+
+    Raises:
+        ValueError: height or width beyond 2**26, or more tiles than a grid holds.
+    """
+    out = query.new_empty(query.shape)
+    lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
+    if query.shape[0]:
+        tensors = {
+            "q_ptr": query,
+            "k_ptr": key,
+            "v_ptr": value,
+            "bias_ptr": bias,
+            "out_ptr": out,
+            "lse_ptr": lse,
+        }
+        strided = (query, key, value)
+        _launch("forward", tensors, strided, kernel_size, dilation, scale, masked)
+    return out, lse
+
+
+def attention_backward(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    out: Tensor,
+    lse: Tensor,
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    scale: float,
+    masked: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(grad_query, grad_key, grad_value, grad_bias), contiguous, as `sdwa::attention_backward`.
+
+    grad_out: like query, last stride 1; grad_lse: like lse, contiguous, or None; out, lse: what
+    `attention_forward` returned; the others as there. grad_bias: (heads, kernel_h, kernel_w)
+    float32, of shape (0,) where bias is None.
+
+    Raises:
+        ValueError: as `attention_forward`.
+    """
+    dq, dk, dv = (query.new_empty(query.shape) for _ in range(3))
+    if not query.shape[0]:
+        return dq, dk, dv, lse.new_zeros((0,) if bias is None else bias.shape)
+    delta = torch.empty_like(lse)
+    arguments, grid = delta_plan(tuple(query.shape), _strides(grad_out), query.element_size())
+    with _on_device(query):
+        delta_kernel[grid](
+            grad_out, out, grad_lse, delta, **arguments, num_warps=DELTA_WARPS, **OPTIONS
+        )
+    tensors = {
+        "q_ptr": query,
+        "k_ptr": key,
+        "v_ptr": value,
+        "bias_ptr": bias,
+        "dout_ptr": grad_out,
+        "lse_ptr": lse,
+        "delta_ptr": delta,
+        "dq_ptr": dq,
+        "dk_ptr": dk,
+        "dv_ptr": dv,
+    }
+    strided = (query, key, value, grad_out)
+    partial = _launch("backward", tensors, strided, kernel_size, dilation, scale, masked)
+    # One order of summation, whatever the device does: no atomics here either.
+    return dq, dk, dv, lse.new_empty(0) if partial is None else partial.sum(0)
+
+
+def _launch(
+    which: str,
+    tensors: dict[str, Tensor | None],
+    strided: tuple[Tensor, ...],
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    scale: float,
+    masked: bool,
+) -> Tensor | None:
+    """Runs a pass; `strided` are the tensors whose strides the kernel takes.
+
+    Returns:
+        The partial sums of dbias, (units, heads, kernel_h, kernel_w) float32, or None.
+    """
+    query = strided[0]
+    kernel = (kernel_size[0], kernel_size[1])
+    problem = (
+        tuple(query.shape),
+        tuple(_strides(tensor) for tensor in strided),
+        query.element_size(),
+        kernel,
+        tuple(dilation),
+        masked,
+    )
+
+    def run(plan: Plan) -> Tensor | None:
+        partial = None
+        extra: dict[str, Any] = {}
+        if which == "backward":
+            bias = tensors["bias_ptr"]
+            if bias is not None:
+                partial = bias.new_empty((plan.units, *bias.shape))
+            extra["partial_ptr"] = partial
+        table = _table_on(plan.table, query.device)
+        KERNELS[which][plan.grid](
+            **tensors,
+            **extra,
+            table_ptr=table,
+            scale=scale,
+            **plan.arguments,
+            num_warps=plan.warps,
+            **OPTIONS,
+        )
+        return partial
+
+    with _on_device(query):
+        if os.environ.get("SDWA_TRITON_AUTOTUNE") == "1" and query.is_cuda:
+            return run(_fastest_plan(which, problem, query.dtype, tensors["bias_ptr"] is None, run))
+        return run(attention_plan(which, *problem))
+
+
+@lru_cache(maxsize=4096)
+def attention_plan(
+    which: str,
+    shape: Extents,
+    strides: tuple[Extents, ...],
+    element_size: int,
+    kernel_size: tuple[int, int],
+    dilation: Extents,
+    masked: bool,
+    blocks: Blocks | None = None,
+) -> Plan:
+    """The launch of the "forward" or "backward" kernel for a problem with at least one image.
+
+    strides: of (batch, height, width, heads), for query, key, value and, backward, grad_out.
+    element_size: bytes. blocks: None for the choice of the table.
+
+    Raises:
+        ValueError: height or width beyond 2**26, or more tiles than a grid holds.
+    """
+    batch, height, width, heads, head_dim = shape
+    if max(height, width) > MAX_EXTENT:
+        raise ValueError(
+            f"query must have height and width up to {MAX_EXTENT} on the Triton backend, "
+            f"got shape {shape}"
+        )
+    if blocks is None:
+        blocks = choose_blocks(which, element_size, head_dim, kernel_size, height, width)
+    table = head_table(dilation, height, width, blocks.strip)
+    tiles_y, tiles_x = tiles(table, height, blocks.block_h, blocks.block_w)
+    units = batch * tiles_y * tiles_x
+    programs = units * heads * (2 if which == "backward" else 1)
+    if programs > MAX_PROGRAMS:
+        raise ValueError(
+            f"query must need at most {MAX_PROGRAMS} programs on the Triton backend, "
+            f"got shape {shape}, which needs {programs}"
+        )
+    contiguous = (height * width * heads * head_dim, width * heads * head_dim, heads * head_dim)
+    names = ("q_strides", "k_strides", "v_strides", "dout_strides")
+    arguments = {
+        **dict(zip(names, strides, strict=False)),
+        "height": height,
+        "width": width,
+        "heads": heads,
+        "tiles_y": tiles_y,
+        "tiles_x": tiles_x,
+        "HEAD_DIM": head_dim,
+        "KERNEL_H": kernel_size[0],
+        "KERNEL_W": kernel_size[1],
+        "MASKED": masked,
+        "ALIGN": alignment(strides),
+        "INDEX_64": needs_index_64(shape, (*strides, contiguous)),
+        **blocks.constants,
+    }
+    return Plan((programs,), units, table, arguments, blocks.warps)
+
+
+@lru_cache(maxsize=4096)
+def delta_plan(
+    shape: Extents, strides: Extents, element_size: int
+) -> tuple[dict[str, Any], tuple[int]]:
+    """Arguments by name and grid of the delta kernel; strides: of grad_out, as above."""
+    batch, height, width, heads, head_dim = shape
+    block_d = chunk_width(head_dim, 3)
+    block = 32 * DELTA_WARPS // max(1, block_d * element_size // 16)
+    block = max(1, min(block, power_of_two(width * heads)))
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        block = power_of_two(width * heads)
+    blocks = -(-width * heads // block)
+    arguments = {
+        "dout_strides": strides,
+        "height": height,
+        "width": width,
+        "heads": heads,
+        "blocks": blocks,
+        "HEAD_DIM": head_dim,
+        "ALIGN": alignment((strides,)),
+        # A row of the map, pixels by heads, is what this kernel takes for a map.
+        "INDEX_64": (width - 1) * strides[2] + (heads - 1) * strides[3] + head_dim >= 2**31
+        or width * heads * head_dim >= 2**31,
+        "BLOCK": block,
+        "BLOCK_D": block_d,
+    }
+    return arguments, (batch * height * blocks,)
+
+
+def alignment(strides: Sequence[Extents]) -> int:
+    """The largest power of two up to 16 that divides all strides."""
+    divisor = math.gcd(16, *(stride for extents in strides for stride in extents))
+    return divisor & -divisor
+
+
+def needs_index_64(shape: Extents, strides: Sequence[Extents]) -> bool:
+    """Whether an offset inside the map of one image and head can exceed 32 bits.
+
+    Taps off the map count, although their address is never used: it must not be undefined.
+    """
+    _, height, width, _, head_dim = shape
+    reach = (height * extents[1] + width * extents[2] + head_dim for extents in strides)
+    return max(reach) >= 2**31
+
+
+def _strides(tensor: Tensor) -> Extents:
+    """Strides of (batch, height, width, heads); 0 where there is one entry, for it says nothing."""
+    extents, strides = tensor.shape, tensor.stride()
+    return tuple(0 if extents[i] == 1 else strides[i] for i in range(4))
+
+
+def _table_on(table: Table, device: torch.device) -> Tensor:
+    """The head table on the device, int32 (heads, columns)."""
+    if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+        # A copy from the host cannot be captured and fills can: a table that was not needed before
+        # the capture becomes part of the graph.
+        entries = [
+            torch.full((1,), entry, dtype=torch.int32, device=device)
+            for row in table
+            for entry in row
+        ]
+        return torch.cat(entries).view(len(table), -1)
+    return _kept_table(table, device)
+
+
+@cache
+def _kept_table(table: Table, device: torch.device) -> Tensor:
+    """As `_table_on`, kept for good: a captured graph may hold its address."""
+    return torch.tensor(table, dtype=torch.int32, device=device)
+
+
+def _on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device."""
+    if tensor.is_cuda and tensor.device.index != torch.cuda.current_device():
+        return torch.cuda.device(tensor.device)
+    return nullcontext()
+
+
+_FASTEST: dict[Any, Plan] = {}
+
+
+def _fastest_plan(
+    which: str,
+    problem: tuple[Any, ...],
+    dtype: torch.dtype,
+    plain: bool,
+    run: Callable[[Plan], Any],
+) -> Plan:
+    """The fastest of all candidates on this GPU, timed at the first call of each kind."""
+    from triton.testing import do_bench
+
+    key = (which, problem, dtype, plain, torch.cuda.current_device())
+    if key not in _FASTEST:
+        shape, _, element_size, kernel_size, _, _ = problem
+        plans = [
+            attention_plan(which, *problem, fit_blocks(entry, element_size, shape[4], *shape[1:3]))
+            for entry in candidates(which, element_size, shape[4], kernel_size)
+        ]
+        _FASTEST[key] = min(plans, key=lambda plan: do_bench(lambda: run(plan), warmup=5, rep=20))
+    return _FASTEST[key]

@@ -1,0 +1,113 @@
+"""Loads and stores of the Triton kernels: tokens in chunks, always computed on in float32.
+
+A *map* is the part of a tensor that belongs to one image and one head: a pointer to its pixel
+(0, 0) and the strides of a row and a column. A *token* is one pixel of it, `HEAD_DIM` consecutive
+elements, held as a tuple of cdiv(HEAD_DIM, BLOCK_D) chunks of `BLOCK_D` lanes. So head dimensions
+such as 24, 48 or 96 waste no lane (3 chunks of 8, 16, 32), and a lane can own several 16-byte
+accesses, which makes sums over the head dimension cheaper. A ragged last chunk is masked, never
+read or written.
+
+`ALIGN` is a power of two that divides all strides: what makes wide accesses legal.
+"""
+
+# Triton's language grows tuples by addition only, and a tuple there has no fixed type.
+# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment,index"
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from .inline import inline
+
+
+@inline
+def map_view(ptr, strides, batch, head, ALIGN: tl.constexpr, INDEX_64: tl.constexpr):
+    """The map of one image and head of a tensor with `strides` (batch, height, width, heads).
+
+    The way to the map is 64-bit always; inside it offsets are 32-bit unless `INDEX_64`.
+    """
+    start = batch.to(tl.int64) * strides[0] + head.to(tl.int64) * strides[3]
+    stride_h = strides[1]
+    stride_w = strides[2]
+    if INDEX_64:
+        stride_h = stride_h.to(tl.int64)
+        stride_w = stride_w.to(tl.int64)
+    return ptr + tl.multiple_of(start, ALIGN), stride_h, stride_w
+
+
+@inline
+def token_pointers(view, y, x, ALIGN: tl.constexpr):
+    """Pointers (BLOCK, 1) to the first element of the tokens at `y`, `x` (BLOCK,)."""
+    offset = tl.multiple_of(y * view[1] + x * view[2], ALIGN)
+    return (view[0] + offset)[:, None]
+
+
+@inline
+def chunk_mask(valid, chunk: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Mask of one chunk of the tokens that are `valid` (BLOCK,): broadcasts to (BLOCK, BLOCK_D)."""
+    mask = valid[:, None]
+    if (chunk + 1) * BLOCK_D > HEAD_DIM:
+        lane = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
+        mask = mask & (lane < HEAD_DIM)[None, :]
+    return mask
+
+
+@inline
+def load_token(
+    view, y, x, valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr
+):
+    """Tokens at `y`, `x` (BLOCK,), zero where not `valid`: one float32 (BLOCK, BLOCK_D) a chunk."""
+    pointers = token_pointers(view, y, x, ALIGN)
+    token = ()
+    for chunk in tl.static_range((HEAD_DIM + BLOCK_D - 1) // BLOCK_D):
+        lane = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
+        mask = chunk_mask(valid, chunk, HEAD_DIM, BLOCK_D)
+        value = tl.load(pointers + lane[None, :], mask=mask, other=0.0)
+        token = token + (value.to(tl.float32),)
+    return token
+
+
+@inline
+def load_row(
+    view, y, columns, valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr
+):
+    """The tokens of row `y` at each of `columns`, chunk fastest (see `geometry.window_row`)."""
+    tokens = ()
+    for column in tl.static_range(len(columns)):
+        tokens = tokens + load_token(
+            view, y, columns[column], valid[column], HEAD_DIM, BLOCK_D, ALIGN
+        )
+    return tokens
+
+
+@inline
+def store_token(
+    view,
+    y,
+    x,
+    valid,
+    tokens,
+    first: tl.constexpr,
+    factor,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ALIGN: tl.constexpr,
+):
+    """Writes `factor` times the token that starts at entry `first` of `tokens`."""
+    pointers = token_pointers(view, y, x, ALIGN)
+    for chunk in tl.static_range((HEAD_DIM + BLOCK_D - 1) // BLOCK_D):
+        lane = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
+        mask = chunk_mask(valid, chunk, HEAD_DIM, BLOCK_D)
+        value = (tokens[first + chunk] * factor).to(view[0].dtype.element_ty)
+        tl.store(pointers + lane[None, :], value, mask=mask)
+
+
+@inline
+def load_scalars(view, y, columns, valid, other):
+    """One number per pixel of row `y` at each of `columns`: a tuple of (BLOCK,)."""
+    values = ()
+    for column in tl.static_range(len(columns)):
+        pointers = view[0] + (y * view[1] + columns[column] * view[2])
+        values = values + (tl.load(pointers, mask=valid[column], other=other),)
+    return values

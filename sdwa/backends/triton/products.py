@@ -1,0 +1,95 @@
+"""Products of a strip of tokens with one row of taps: what forward and backward have in common.
+
+A strip is a flat tuple of STRIP * CHUNKS tiles (BLOCK, BLOCK_D), a row of taps one of
+(STRIP + KERNEL_W - 1) * CHUNKS; tap t of token i of the strip is token i + t of the row. Products
+and weights are flat tuples of STRIP * KERNEL_W entries (BLOCK,).
+"""
+
+# Triton's language grows tuples by addition only, and a tuple there has no fixed type.
+# ruff: noqa: RUF005
+# mypy: disable-error-code="assignment,index"
+
+from __future__ import annotations
+
+import triton.language as tl
+
+from .inline import inline
+
+
+@inline
+def inner_product(a, first_a: tl.constexpr, b, first_b: tl.constexpr, CHUNKS: tl.constexpr):
+    """Sum over the head dimension of the tokens that start at entries of `a` and `b`, (BLOCK,)."""
+    product = a[first_a] * b[first_b]
+    for chunk in tl.static_range(1, CHUNKS):
+        product = tl.fma(a[first_a + chunk], b[first_b + chunk], product)
+    return tl.sum(product, axis=1)
+
+
+@inline
+def row_products(a, b, KERNEL_W: tl.constexpr, STRIP: tl.constexpr, CHUNKS: tl.constexpr):
+    """Inner product of each token of the strip `a` with each tap of the row `b`, tap fastest."""
+    products = ()
+    for query in tl.static_range(STRIP):
+        for tap in tl.static_range(KERNEL_W):
+            product = inner_product(a, query * CHUNKS, b, (query + tap) * CHUNKS, CHUNKS)
+            products = products + (product,)
+    return products
+
+
+@inline
+def row_scores(
+    q,
+    keys,
+    valid,
+    bias_row,
+    scale,
+    KERNEL_W: tl.constexpr,
+    MASKED: tl.constexpr,
+    MIRRORED: tl.constexpr,
+    STRIP: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """Scores of one row of taps: one (BLOCK,) per query of the strip and tap.
+
+    q: chunked tokens of the strip; keys, valid: as `load_row` and `window_row` give them. A padded
+    key is zero, so that its score is the bias alone; `MASKED` makes it -inf. bias_row: pointer to
+    the bias of this row of taps, or None. `MIRRORED`: q and keys have changed roles, tap t of the
+    strip is then tap KERNEL_W - 1 - t of the window.
+    """
+    scores = ()
+    for query in tl.static_range(STRIP):
+        for tap in tl.static_range(KERNEL_W):
+            score = inner_product(q, query * CHUNKS, keys, (query + tap) * CHUNKS, CHUNKS)
+            score = score * scale
+            if bias_row is not None:
+                bias_tap = KERNEL_W - 1 - tap if MIRRORED else tap
+                score += tl.load(bias_row + bias_tap)
+            if MASKED:
+                score = tl.where(valid[query + tap], score, float("-inf"))
+            scores = scores + (score,)
+    return scores
+
+
+@inline
+def add_weighted_row(
+    totals,
+    tokens,
+    weights,
+    first: tl.constexpr,
+    KERNEL_W: tl.constexpr,
+    STRIP: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    """`totals` plus the tokens of one row of taps, each times its weight.
+
+    The weight of query i and tap t is entry first + i * KERNEL_W + t of `weights`.
+    """
+    sums = ()
+    for query in tl.static_range(STRIP):
+        for chunk in tl.static_range(CHUNKS):
+            total = totals[query * CHUNKS + chunk]
+            for tap in tl.static_range(KERNEL_W):
+                weight = weights[first + query * KERNEL_W + tap]
+                total += weight[:, None] * tokens[(query + tap) * CHUNKS + chunk]
+            sums = sums + (total,)
+    return sums

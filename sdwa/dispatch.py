@@ -1,0 +1,113 @@
+"""Which backend runs a problem, and why the others do not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdwa.backends import BACKENDS, Backend
+from sdwa.problem import AttentionProblem, Dilation, Size, make_problem
+
+MOST_PREPARED = 4096
+_prepared: dict[Any, tuple[AttentionProblem, Backend]] = {}
+
+
+class BackendError(ValueError, RuntimeError):
+    """A backend was asked for that cannot run the problem, or none can on this machine."""
+
+
+def prepare(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Size,
+    dilation: Dilation,
+    bias: Tensor | None,
+    scale: float | None,
+    padding_mode: str,
+    backend: str | None,
+) -> tuple[AttentionProblem, Backend]:
+    """Validates a call and chooses its backend.
+
+    On a small map that takes longer than the kernel, so what came of it is kept for further calls
+    with equal arguments and tensors alike.
+
+    Raises:
+        TypeError, ValueError, BackendError: as `make_problem` and `select`.
+    """
+    known = facts = None
+    if not torch.compiler.is_compiling():
+        try:
+            facts = (
+                *(query.shape, query.dtype, query.device, query.stride(4)),
+                *(key.shape, key.dtype, key.device, key.stride(4)),
+                *(value.shape, value.dtype, value.device, value.stride(4)),
+                None if bias is None else (bias.shape, bias.dtype, bias.device),
+                # 3 and 3.0 are equal, but only one is legal
+                *(kernel_size, kernel_size.__class__, dilation, dilation.__class__),
+                *(scale, scale.__class__, padding_mode, backend),
+            )
+            known = _prepared.get(facts)
+        except (AttributeError, IndexError, TypeError):
+            facts = None  # not tensors, or not of 5 dimensions, or lists, which have no hash
+    if known is None:
+        problem = make_problem(query, key, value, kernel_size, dilation, bias, scale, padding_mode)
+        known = problem, select(problem, backend)
+        if facts is not None:
+            if len(_prepared) >= MOST_PREPARED:
+                _prepared.clear()
+            _prepared[facts] = known
+    return known
+
+
+def select(problem: AttentionProblem, name: str | None) -> Backend:
+    """The backend of that name, or the best that fits where name is None.
+
+    Raises:
+        ValueError: no backend of that name.
+        BackendError: the named backend cannot run the problem, or none can; with the reasons.
+    """
+    if name is None:
+        for backend in BACKENDS:
+            if not backend.reasons(problem):
+                return backend
+        lines = [f"  {b.name}: {'; '.join(b.reasons(problem))}" for b in BACKENDS]
+        raise BackendError("no backend can run this problem:\n" + "\n".join(lines))
+    backend = named(name)
+    if reasons := backend.reasons(problem):
+        raise BackendError(f'backend "{name}" cannot run this problem: {"; ".join(reasons)}')
+    return backend
+
+
+def named(name: str) -> Backend:
+    """The backend of that name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for backend in BACKENDS:
+        if backend.name == name:
+            return backend
+    legal = ", ".join(f'"{b.name}"' for b in BACKENDS)
+    raise ValueError(f"backend must be None or one of {legal}, got {name!r}")
+
+
+def available_backends(
+    device: torch.device | str | None = None,
+) -> dict[str, tuple[str, ...]]:
+    """Why each backend cannot be used on a device; an empty tuple: it can.
+
+    Args:
+        device: the device to ask about; None: the GPU where PyTorch sees one, else the CPU. Every
+            backend is then asked about the device that it is made for.
+
+    Example:
+        >>> sdwa.available_backends("cpu")["cpu"]
+        ()
+    """
+    if device is not None:
+        asked = torch.device(device)
+        return {backend.name: backend.unavailable(asked) for backend in BACKENDS}
+    return {b.name: b.unavailable(torch.device(b.device_type)) for b in BACKENDS}

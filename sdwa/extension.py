@@ -1,0 +1,56 @@
+"""Finds and loads the compiled libraries.
+
+The repository's root holds the source folder `sdwa/`, which shadows the installed package for
+commands run from there. The libraries lie in the installed one. So they are looked for beside this
+file first, then in every `sdwa/` on the import path.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+import sysconfig
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+
+
+@cache
+def load_library(name: str) -> str | None:
+    """Loads `_lib/lib{name}.so` into PyTorch.
+
+    Args:
+        name: "sdwa_cpu" or "sdwa_cuda".
+
+    Returns:
+        None where the library is loaded, else why it is not.
+    """
+    path = find(f"_lib/lib{name}.so")
+    if path is None:
+        return f"lib{name}.so is not compiled: run `pip install .` where the sources are"
+    try:
+        torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
+    except OSError as error:
+        return f"{path.name} cannot be loaded: {error}"
+    return None
+
+
+@cache
+def build_info() -> ModuleType | None:
+    """The compiled module that tells what was built, or None where nothing is compiled."""
+    path = find(f"_build{sysconfig.get_config_var('EXT_SUFFIX')}")
+    if path is None:
+        return None
+    spec = importlib.util.spec_from_file_location("sdwa._build", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def find(relative: str) -> Path | None:
+    """Path of a compiled file of the package, or None."""
+    folders = [Path(__file__).parent, *(Path(entry) / "sdwa" for entry in sys.path)]
+    return next((folder / relative for folder in folders if (folder / relative).exists()), None)

@@ -1,0 +1,107 @@
+"""The operator as a function."""
+
+from __future__ import annotations
+
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from sdwa.dispatch import prepare
+from sdwa.problem import Dilation, Size, accumulation_dtype
+from sdwa.registration import autocast_tensors
+
+
+@overload
+def sliding_dilated_window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Size = 3,
+    dilation: Dilation = 1,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    padding_mode: str = "zeros",
+    return_lse: Literal[False] = False,
+    backend: str | None = None,
+) -> Tensor: ...
+
+
+@overload
+def sliding_dilated_window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Size = 3,
+    dilation: Dilation = 1,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    padding_mode: str = "zeros",
+    return_lse: Literal[True],
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]: ...
+
+
+def sliding_dilated_window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Size = 3,
+    dilation: Dilation = 1,
+    *,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    padding_mode: str = "zeros",
+    return_lse: bool = False,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Each query attends to the dilated window of keys centred on its own pixel.
+
+    For head n with dilation r, query pixel p and taps t of the window::
+
+        s_t = scale * <query[p], key[p + r t]> + bias[n, t]
+        out = sum_t softmax(s)_t * value[p + r t]
+        lse = log sum_t exp(s_t)
+
+    These are eqs. 8-10 of the CFMRFN paper; there the query comes from the other stream.
+
+    Args:
+        query, key, value: (batch, height, width, heads, head_dim), float32, bfloat16, float16 or
+            float64, of one shape, dtype and device. Any strides, so slices of a packed projection
+            are read in place; the last stride must be 1. head_dim from 1 to 256.
+        kernel_size: taps along each side of the window, odd; or (kernel_h, kernel_w).
+        dilation: distance of neighbouring taps in pixels: one for all heads, or a sequence with one
+            entry per head, an int or (dilation_h, dilation_w). It may exceed the map.
+        bias: (heads, kernel_h, kernel_w), added to the scores; float32 or the dtype of query.
+        scale: factor of the scores; None: `head_dim ** -0.5`. 0.0 is a value like any other.
+        padding_mode: what a tap off the map is. "zeros": a zero key and a zero value, which keep
+            their place in the softmax, as `torch.nn.Unfold` pads; "masked": left out.
+        return_lse: also return lse.
+        backend: "cuda", "triton", "cpu" or "reference"; None: the best that fits.
+
+    Returns:
+        out: (batch, height, width, heads, head_dim) in the dtype of query.
+        lse, with return_lse: (batch, height, width, heads), float32 (float64 for float64 tensors),
+            natural logarithm, differentiable.
+
+    Raises:
+        TypeError, ValueError: an argument that is not legal; the message names it.
+        BackendError: the backend asked for cannot run this; or, with None, none can. The message
+            gives the reasons. It is a ValueError and a RuntimeError.
+
+    Example:
+        >>> q, k, v = torch.randn(3, 2, 7, 7, 8, 64)
+        >>> sliding_dilated_window_attention(q, k, v, 3, (1, 1, 2, 2, 2, 3, 3, 3)).shape
+        torch.Size([2, 7, 7, 8, 64])
+    """
+    if torch._C._is_any_autocast_enabled():
+        query, key, value = autocast_tensors(query, key, value)
+    problem, chosen = prepare(
+        query, key, value, kernel_size, dilation, bias, scale, padding_mode, backend
+    )
+    if bias is not None:
+        bias = bias.to(accumulation_dtype(problem.dtype)).contiguous()
+    out, lse = chosen.attend(problem, query, key, value, bias)
+    return (out, lse) if return_lse else out

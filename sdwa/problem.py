@@ -1,0 +1,201 @@
+"""What one call of the operator asks for, validated once and passed on whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+PADDING_MODES = ("zeros", "masked")
+MAX_HEAD_DIM = 256
+
+Size = int | Sequence[int]
+Dilation = int | Sequence[int | Sequence[int]]
+
+
+@dataclass(frozen=True)
+class AttentionProblem:
+    """One call of sliding dilated window attention, without its data.
+
+    Attributes:
+        shape: (batch, height, width, heads, head_dim) of query, key and value.
+        kernel_size: (kernel_h, kernel_w), both odd.
+        flat_dilation: dilation_h, dilation_w of each head in turn, as the operators take it.
+        scale: factor of the scores, already resolved (`head_dim ** -0.5` where the user gave None).
+        masked: a tap off the map is left out; otherwise it counts as a zero key and a zero value.
+        dtype, device: of query, key and value.
+    """
+
+    shape: tuple[int, ...]
+    kernel_size: tuple[int, int]
+    flat_dilation: tuple[int, ...]
+    scale: float
+    masked: bool
+    dtype: torch.dtype
+    device: torch.device
+
+    @property
+    def dilation(self) -> tuple[tuple[int, int], ...]:
+        """(dilation_h, dilation_w) of each head."""
+        return tuple(zip(self.flat_dilation[::2], self.flat_dilation[1::2], strict=True))
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type of lse, bias and every sum: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def make_problem(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Size,
+    dilation: Dilation,
+    bias: Tensor | None,
+    scale: float | None,
+    padding_mode: str,
+) -> AttentionProblem:
+    """Checks every argument of the functional operator.
+
+    Raises:
+        TypeError: an argument of the wrong type, or a dtype that is not supported.
+        ValueError: a value or shape that is not legal. Both name the argument, what came, and what
+            is legal.
+    """
+    _check_tensors(query, key, value)
+    heads, head_dim = query.shape[3], query.shape[4]
+    kernel = as_kernel_size(kernel_size)
+    if bias is not None:
+        _check_bias(bias, query, (heads, *kernel))
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f'padding_mode must be "zeros" or "masked", got {padding_mode!r}')
+    if scale is None:
+        scale = head_dim**-0.5
+    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
+        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+    return AttentionProblem(
+        shape=tuple(query.shape),
+        kernel_size=kernel,
+        flat_dilation=tuple(step for pair in as_dilation(dilation, heads) for step in pair),
+        scale=float(scale),
+        masked=padding_mode == "masked",
+        dtype=query.dtype,
+        device=query.device,
+    )
+
+
+def as_kernel_size(kernel_size: Size) -> tuple[int, int]:
+    """(kernel_h, kernel_w) of an odd int or a pair of them."""
+    pair = _as_pair(kernel_size)
+    if pair is None:
+        raise TypeError(
+            f"kernel_size must be an odd int or a pair (kernel_h, kernel_w), got {kernel_size!r}"
+        )
+    if any(size < 1 or size % 2 == 0 for size in pair):
+        raise ValueError(f"kernel_size must be odd and at least 1, got {kernel_size!r}")
+    return pair
+
+
+def as_dilation(dilation: Dilation, heads: int) -> tuple[tuple[int, int], ...]:
+    """(dilation_h, dilation_w) of each head, from one int or one entry per head."""
+    if _is_int(dilation):
+        entries: Sequence[Any] = (dilation,) * heads
+    elif isinstance(dilation, Sequence) and not isinstance(dilation, str):
+        entries = dilation
+    else:
+        raise TypeError(
+            "dilation must be an int or a sequence with one entry per head, "
+            f"got {type(dilation).__name__}"
+        )
+    if len(entries) != heads:
+        raise ValueError(
+            f"dilation must have one entry per head: got {len(entries)} entries "
+            f"{tuple(entries)!r} for {heads} heads"
+        )
+    pairs = []
+    for entry in entries:
+        pair = _as_pair(entry)
+        if pair is None:
+            raise TypeError(
+                "dilation entries must be ints or pairs (dilation_h, dilation_w), "
+                f"got {entry!r} in {dilation!r}"
+            )
+        if min(pair) < 1:
+            raise ValueError(f"dilation must be at least 1, got {entry!r} in {dilation!r}")
+        pairs.append(pair)
+    return tuple(pairs)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _as_pair(value: Any) -> tuple[int, int] | None:
+    if _is_int(value):
+        return (value, value)
+    if isinstance(value, Sequence) and len(value) == 2 and all(_is_int(v) for v in value):
+        return (value[0], value[1])
+    return None
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != 5:
+            raise ValueError(
+                f"{name} must be (batch, height, width, heads, head_dim), "
+                f"got shape {tuple(tensor.shape)}"
+            )
+        if tensor.dtype not in DTYPES:
+            raise TypeError(
+                f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
+            )
+        if tensor.dtype != query.dtype:
+            raise TypeError(
+                f"{name} must have the dtype of query: got {tensor.dtype} beside {query.dtype}"
+            )
+        if tensor.device != query.device:
+            raise ValueError(
+                f"{name} must be on the device of query: got {tensor.device} beside {query.device}"
+            )
+        if tensor.shape != query.shape:
+            raise ValueError(
+                f"{name} must have the shape of query: got {tuple(tensor.shape)} "
+                f"beside {tuple(query.shape)}"
+            )
+        if tensor.stride(4) != 1 and tensor.shape[4] > 1 and tensor.numel() > 0:
+            raise ValueError(
+                f"{name} must have stride 1 in head_dim, its last dimension, "
+                f"got strides {tensor.stride()}: call .contiguous() on it"
+            )
+    _, height, width, heads, head_dim = query.shape
+    if height < 1 or width < 1 or heads < 1:
+        raise ValueError(
+            f"query must have height, width and heads of at least 1, got shape {tuple(query.shape)}"
+        )
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(
+            f"query must have a head_dim from 1 to {MAX_HEAD_DIM}, got shape {tuple(query.shape)}"
+        )
+
+
+def _check_bias(bias: Tensor, query: Tensor, shape: tuple[int, int, int]) -> None:
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
+    if tuple(bias.shape) != shape:
+        raise ValueError(
+            f"bias must be (heads, kernel_h, kernel_w) = {shape}, got shape {tuple(bias.shape)}"
+        )
+    if bias.dtype not in (query.dtype, torch.float32):
+        raise TypeError(
+            f"bias must be float32 or have the dtype of query, {query.dtype}: got {bias.dtype}"
+        )
+    if bias.device != query.device:
+        raise ValueError(
+            f"bias must be on the device of query: got {bias.device} beside {query.device}"
+        )
