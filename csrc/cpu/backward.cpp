@@ -1,0 +1,331 @@
+// Backward kernel. Compiled once for each instruction set.
+//
+// The rows of a sub-map are walked once. Each step has two stages:
+// - queries: the probabilities p of a row's queries are computed again from lse, with
+//   ds = p * (<dout, v> - delta); dq is summed from ds and the keys around, and p and ds stay in
+//   scratch;
+// - keys: for the row whose queries are now all there, dk is summed from ds and the queries around,
+// dv
+//   from p and the output gradients around. Gathered, so there is nothing atomic.
+#include "block.h"
+#include "kernels.h"
+#include "prefetch.h"
+
+namespace sdwa::cpu::SDWA_ISA {
+namespace {
+
+template <typename T>
+class BackwardItem {
+  using A = Acc<T>;
+  static constexpr int kWidth = kLanes<A>;
+  static constexpr int kRuns = kRunsPerBlock<A>;
+
+ public:
+  BackwardItem(const BackwardArgs& args, int64_t batch, int64_t head, bool streaming,
+               Scratch& scratch)
+      : args_(args),
+        p_(args.problem),
+        batch_(batch),
+        head_(head),
+        streaming_(streaming && can_stream<T>(args.grad_query, p_.head_dim) &&
+                   can_stream<T>(args.grad_key, p_.head_dim) &&
+                   can_stream<T>(args.grad_value, p_.head_dim)),
+        stride_(token_stride<A>(p_.head_dim)),
+        window_(p_, head),
+        products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
+        layout_(window_.columns, window_.width, scratch),
+        step_(rows_per_step(layout_)),
+        query_(ring_rows(), row_size(), scratch),
+        key_(ring_rows(), row_size(), scratch),
+        value_(ring_rows(), row_size(), scratch),
+        grad_out_(ring_rows(), row_size(), scratch),
+        delta_(step_, layout_.slots, scratch),
+        lse_(step_, layout_.slots, scratch),
+        probability_(ring_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
+        grad_score_(ring_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
+        partial_(scratch.take<Vec<A>>(window_.taps() * kRuns)),
+        scores_(scratch.take<Vec<A>>(window_.taps())),
+        grad_probability_(scratch.take<Vec<A>>(window_.taps())),
+        grad_bias_(scratch.take<Vec<A>>(window_.taps())),
+        result_(scratch.take<A>(int64_t(kRun) * stride_)),
+        token_rows_(scratch.take<const A*>(window_.rows.size)),
+        weight_rows_(scratch.take<const A*>(window_.rows.size)) {}
+
+  // grad_bias: (kernel_h, kernel_w) sums over the band's queries, or null.
+  template <typename Prefetch>
+  void run(int64_t band_begin, int64_t band_end, A* grad_bias, Prefetch& prefetch) {
+    const int32_t taps = window_.taps();
+    // Margins and rows of weights are read before they are written: as zeros.
+    std::memset(probability_.data(), 0, sizeof(A) * probability_.size());
+    std::memset(grad_score_.data(), 0, sizeof(A) * grad_score_.size());
+    for (int32_t t = 0; t < taps; ++t) grad_bias_[t] = Vec<A>{};
+    for (int32_t phase = 0; phase < window_.rows.phases(window_.height); ++phase) {
+      run_sub_map(phase, SubMapRows(window_.rows, window_.height, phase, band_begin, band_end),
+                  prefetch);
+    }
+    if (grad_bias == nullptr) return;
+    for (int32_t t = 0; t < taps; ++t) grad_bias[t] = sum_lanes<A>(grad_bias_[t]);
+  }
+
+ private:
+  // Enough rows at a time to fill a block.
+  static int32_t rows_per_step(const RowLayout& layout) {
+    return layout.run_count >= kRuns ? 1 : kRuns / layout.run_count;
+  }
+  int32_t ring_rows() const { return window_.rows.size - 1 + step_; }
+  int64_t row_size() const { return int64_t(layout_.slots) * stride_; }
+
+  template <typename Prefetch>
+  void run_sub_map(int32_t phase, const SubMapRows& rows, Prefetch& prefetch) {
+    if (rows.first >= rows.last) return;
+    const int32_t reach = window_.rows.reach();
+    // Keys of the band are read by queries up to `reach` rows outside it.
+    const int32_t begin = rows.first > reach ? rows.first - reach : 0;
+    const int32_t end = rows.last + reach < rows.on_map ? rows.last + reach : rows.on_map;
+    int32_t read = begin > reach ? begin - reach : 0;
+    int32_t key_row = rows.first;
+    for (int32_t row = begin; row < end; row += step_) {
+      const int32_t row_end = row + step_ < end ? row + step_ : end;
+      for (; read < row_end + reach && read < rows.on_map; ++read) read_keys(phase, read);
+      Block block;
+      for (int32_t r = row; r < row_end; ++r) {
+        read_queries(phase, r);
+        const int32_t y = phase + r * window_.rows.dilation;
+        for (int32_t i = 0; i < layout_.run_count; ++i) {
+          block.runs[block.count++] = {r, y, layout_.runs[i]};
+          if (block.count == kRuns) finish_queries(block, rows, prefetch);
+        }
+      }
+      if (block.count > 0) finish_queries(block, rows, prefetch);
+      // Rows whose queries are all there.
+      const int32_t ready = row_end == end ? rows.last : row_end - reach;
+      for (; key_row < ready; ++key_row) finish_keys(phase, key_row, rows, row_end);
+    }
+  }
+
+  void read_keys(int32_t phase, int32_t row) {
+    const Plane<T> key(args_.key, batch_, head_);
+    const Plane<T> value(args_.value, batch_, head_);
+    const int64_t y = phase + int64_t(row) * window_.rows.dilation;
+    read_row(key.row(y), key.width_stride, layout_, p_.head_dim, stride_, key_.row(row));
+    read_row(value.row(y), value.width_stride, layout_, p_.head_dim, stride_, value_.row(row));
+  }
+
+  void read_queries(int32_t phase, int32_t row) {
+    const Plane<T> query(args_.query, batch_, head_);
+    const Plane<T> grad_out(args_.grad_out, batch_, head_);
+    const int64_t y = phase + int64_t(row) * window_.rows.dilation;
+    read_row(query.row(y), query.width_stride, layout_, p_.head_dim, stride_, query_.row(row));
+    A* const grads = grad_out_.row(row);
+    read_row(grad_out.row(y), grad_out.width_stride, layout_, p_.head_dim, stride_, grads);
+    A* const delta = delta_.row(row);
+    A* const lse = lse_.row(row);
+    const int64_t first = ((batch_ * p_.height + y) * p_.width) * p_.heads + head_;
+    const T* const out = static_cast<const T*>(args_.out);
+    for_each_slot(
+        layout_,
+        [&](int32_t slot, int32_t x) __attribute__((always_inline)) {
+          const int64_t token = first + x * p_.heads;
+          read_token(out + token * p_.head_dim, p_.head_dim, result_);
+          Vec<A> sum = {};
+          for (int d = 0; d < stride_; d += kWidth) {
+            sum += load(grads + int64_t(slot) * stride_ + d) * load(result_ + d);
+          }
+          delta[slot] = sum_lanes<A>(sum);
+          if (args_.grad_lse) delta[slot] -= static_cast<const A*>(args_.grad_lse)[token];
+          lse[slot] = static_cast<const A*>(args_.lse)[token];
+        },
+        [](int32_t, int32_t) {});
+  }
+
+  template <typename Prefetch>
+  void finish_queries(Block& block, const SubMapRows& rows, Prefetch& prefetch) {
+    A delta[kWidth] = {};
+    A lse[kWidth] = {};
+    for (int32_t u = 0; u < block.count; ++u) {
+      const BlockRun& at = block.runs[u];
+      for (int32_t i = 0; i < at.run.count; ++i) {
+        delta[u * kRun + i] = delta_.row(at.row)[at.run.slot + i];
+        lse[u * kRun + i] = lse_.row(at.row)[at.run.slot + i];
+      }
+    }
+    score_block(block, query_, key_, rows.on_map, window_, stride_, products_, token_rows_,
+                partial_, scores_);
+    score_block(block, grad_out_, value_, rows.on_map, window_, stride_, products_, token_rows_,
+                partial_, grad_probability_);
+    differentiate(block, load(delta), load(lse), rows);
+    for (int32_t u = 0; u < block.count; ++u) {
+      const BlockRun& at = block.runs[u];
+      if (at.row < rows.first || at.row >= rows.last) continue;
+      prefetch.advance(at.run.count);
+      write_grad_query(at, rows.on_map);
+    }
+    block.count = 0;
+  }
+
+  // From scores and <dout, v> to p, ds and grad_bias.
+  void differentiate(const Block& block, Vec<A> delta, Vec<A> lse, const SubMapRows& rows) {
+    const int32_t taps = window_.taps();
+    const A scale = static_cast<A>(p_.scale);
+    const A* bias = args_.bias ? static_cast<const A*>(args_.bias) + head_ * taps : nullptr;
+    IntVec<A> present = {};  // lanes with a query
+    IntVec<A> own = {};      // and those of the band itself
+    for (int32_t u = 0; u < block.count; ++u) {
+      const BlockRun& at = block.runs[u];
+      for (int32_t i = 0; i < at.run.count; ++i) {
+        present[u * kRun + i] = -1;
+        own[u * kRun + i] = at.row >= rows.first && at.row < rows.last ? -1 : 0;
+      }
+    }
+    for (int32_t t = 0; t < taps; ++t) {
+      scores_[t] = bias ? scores_[t] * scale + bias[t] : scores_[t] * scale;
+    }
+    if (window_.masked) {
+      for_each_uncounted<A>(block, window_, [&](int32_t tap, int32_t lane) {
+        scores_[tap][lane] = -__builtin_inf();
+      });
+    }
+    for (int32_t t = 0; t < taps; ++t) {
+      const Vec<A> p = present ? exp<A>(scores_[t] - lse) : Vec<A>{};
+      const Vec<A> ds = present ? p * (grad_probability_[t] - delta) : Vec<A>{};
+      grad_bias_[t] += own ? ds : Vec<A>{};
+      save(block, probability_, t, p);
+      save(block, grad_score_, t, ds * scale);
+    }
+  }
+
+  // Lanes without a query are zero: they fall on margins, or on slots that a later run fills.
+  void save(const Block& block, const RowRing<A>& ring, int32_t tap, Vec<A> weights) {
+    A lanes[kWidth];
+    store(lanes, weights);
+    for (int32_t u = 0; u < block.count; ++u) {
+      const BlockRun& at = block.runs[u];
+      A* target = ring.row(at.row) + int64_t(tap) * layout_.slots + at.run.slot;
+      std::memcpy(target, lanes + u * kRun, sizeof(A) * kRun);
+    }
+  }
+
+  void write_grad_query(const BlockRun& at, int32_t rows_on_map) {
+    for (int32_t h = 0; h < window_.rows.size; ++h) {
+      weight_rows_[h] =
+          grad_score_.row(at.row) + int64_t(h) * window_.columns.size * layout_.slots + at.run.slot;
+    }
+    products_.sum(run_window(at, key_, 0, rows_on_map, window_, stride_, token_rows_),
+                  RunWeights<A>{weight_rows_, layout_.slots}, result_);
+    write_result(at, args_.grad_query);
+  }
+
+  void finish_keys(int32_t phase, int32_t row, const SubMapRows& rows, int32_t rows_ready) {
+    const int32_t y = phase + row * window_.rows.dilation;
+    const int32_t begin = rows.first > window_.rows.reach() ? rows.first - window_.rows.reach() : 0;
+    for (int32_t i = 0; i < layout_.run_count; ++i) {
+      const BlockRun at{row, y, layout_.runs[i]};
+      write_gathered(at, begin, rows_ready, grad_score_, query_, args_.grad_key);
+      write_gathered(at, begin, rows_ready, probability_, grad_out_, args_.grad_value);
+    }
+  }
+
+  // The query h, w taps away from a key reads it through the mirrored tap.
+  void write_gathered(const BlockRun& at, int32_t rows_begin, int32_t rows_end,
+                      const RowRing<A>& weights, const RowRing<A>& tokens, void* target) {
+    const WindowAxis& columns = window_.columns;
+    const RunWindow<A> window =
+        run_window(at, tokens, rows_begin, rows_end, window_, stride_, token_rows_);
+    for (int32_t h = 0; h < window_.rows.size; ++h) {
+      if (token_rows_[h] == nullptr) continue;
+      const int32_t row = at.row + h - window_.rows.reach();
+      const int32_t tap = tap_index(columns, window_.rows.mirrored(h), columns.mirrored(0));
+      weight_rows_[h] =
+          weights.row(row) + int64_t(tap) * layout_.slots + at.run.slot - columns.reach();
+    }
+    products_.sum(window, RunWeights<A>{weight_rows_, 1 - layout_.slots}, result_);
+    write_result(at, target);
+  }
+
+  void write_result(const BlockRun& at, void* target) {
+    int64_t pixel = (batch_ * p_.height + at.y) * p_.width + at.run.x;
+    for (int32_t i = 0; i < at.run.count; ++i, pixel += window_.columns.dilation) {
+      write_token(result_ + i * stride_, p_.head_dim, streaming_,
+                  static_cast<T*>(target) + (pixel * p_.heads + head_) * p_.head_dim);
+    }
+  }
+
+  const BackwardArgs& args_;
+  const Problem& p_;
+  const int64_t batch_, head_;
+  const bool streaming_;
+  const int stride_;
+  const HeadWindow window_;
+  const Products<A> products_;
+  const RowLayout layout_;
+  const int32_t step_;  // rows walked at a time
+  const RowRing<A> query_, key_, value_, grad_out_;
+  const RowRing<A> delta_, lse_;               // a number a slot
+  const RowRing<A> probability_, grad_score_;  // (taps, slots) a row; grad_score is times scale
+  Vec<A>* const partial_;
+  Vec<A>* const scores_;
+  Vec<A>* const grad_probability_;
+  Vec<A>* const grad_bias_;
+  A* const result_;
+  const A** const token_rows_;
+  const A** const weight_rows_;
+};
+
+template <typename T>
+void run_items(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_t end,
+               void* grad_bias, char* buffer) {
+  const Problem& p = args.problem;
+  const int64_t taps = p.kernel_h * p.kernel_w;
+  const InputView views[] = {args.query,
+                             args.key,
+                             args.value,
+                             args.grad_out,
+                             contiguous_view(p, args.out),
+                             contiguous_view(p, args.grad_query),
+                             contiguous_view(p, args.grad_key),
+                             contiguous_view(p, args.grad_value)};
+  Prefetcher<5, 8> prefetch(p, plan, views, begin, end);
+  prefetch.skip_rows(static_cast<int>(p.kernel_h / 2) + kPrefetchRows);
+  for (int64_t item = begin; item < end; ++item) {
+    const ItemBounds bounds(p, plan, item);
+    Scratch scratch(buffer);
+    Acc<T>* const sums = grad_bias ? static_cast<Acc<T>*>(grad_bias) + item * taps : nullptr;
+    BackwardItem<T>(args, bounds.batch, bounds.head, plan.streaming, scratch)
+        .run(bounds.row_begin, bounds.row_end, sums, prefetch);
+  }
+  finish_streaming();
+}
+
+}  // namespace
+
+int64_t backward_scratch(const Problem& problem) {
+  BackwardArgs args{};
+  args.problem = problem;
+  int64_t most = 0;
+  for (int64_t head = 0; head < problem.heads; ++head) {
+    Scratch scratch(nullptr);
+    if (problem.dtype == Dtype::kFloat64) {
+      BackwardItem<double>(args, 0, head, false, scratch);
+    } else {
+      BackwardItem<float>(args, 0, head, false, scratch);
+    }
+    most = scratch.used() > most ? scratch.used() : most;
+  }
+  return most;
+}
+
+void backward(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_t end,
+              void* grad_bias, char* scratch) {
+  switch (args.problem.dtype) {
+    case Dtype::kFloat32:
+      return run_items<float>(args, plan, begin, end, grad_bias, scratch);
+    case Dtype::kFloat64:
+      return run_items<double>(args, plan, begin, end, grad_bias, scratch);
+    case Dtype::kBFloat16:
+      return run_items<BFloat16>(args, plan, begin, end, grad_bias, scratch);
+    case Dtype::kFloat16:
+      return run_items<Half>(args, plan, begin, end, grad_bias, scratch);
+  }
+}
+
+}  // namespace sdwa::cpu::SDWA_ISA

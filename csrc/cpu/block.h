@@ -1,0 +1,106 @@
+// A block: the runs whose queries fill the lanes of one vector, so that softmax needs no shuffles.
+#pragma once
+
+#include "layout.h"
+#include "products.h"
+
+namespace sdwa::cpu::SDWA_ISA {
+
+// One head's window, and where its taps fall.
+struct HeadWindow {
+  WindowAxis rows, columns;
+  int32_t height, width;
+  bool masked;
+
+  HeadWindow(const Problem& p, int64_t head)
+      : rows{static_cast<int32_t>(p.kernel_h), smaller(p.dilation[2 * head], p.height)},
+        columns{static_cast<int32_t>(p.kernel_w), smaller(p.dilation[2 * head + 1], p.width)},
+        height(static_cast<int32_t>(p.height)),
+        width(static_cast<int32_t>(p.width)),
+        masked(p.masked) {}
+
+  int32_t taps() const { return rows.size * columns.size; }
+
+  // A dilation of the map's size reaches nothing but the centre, and so does any larger one.
+  static int32_t smaller(int64_t dilation, int64_t length) {
+    return static_cast<int32_t>(dilation < length ? dilation : length);
+  }
+};
+
+struct BlockRun {
+  int32_t row;  // of the sub-map
+  int32_t y;
+  Run run;
+};
+
+struct Block {
+  BlockRun runs[kLanes<float> / kRun];
+  int32_t count = 0;
+};
+
+// The tokens that a run's window covers in each of its rows. `rows` has a place for each.
+template <typename A>
+SDWA_INLINE RunWindow<A> run_window(const BlockRun& at, const RowRing<A>& ring, int32_t rows_begin,
+                                    int32_t rows_end, const HeadWindow& window, int stride,
+                                    const A** rows) {
+  for (int32_t h = 0; h < window.rows.size; ++h) {
+    const int32_t row = at.row + h - window.rows.reach();
+    rows[h] = row < rows_begin || row >= rows_end
+                  ? nullptr
+                  : ring.row(row) + int64_t(at.run.slot - window.columns.reach()) * stride;
+  }
+  return {rows, window.rows.size, window.columns.size, stride};
+}
+
+// Scores of a block's queries with the tokens of `ring`, one vector a tap, one lane a query.
+template <typename A>
+SDWA_INLINE void score_block(const Block& block, const RowRing<A>& queries, const RowRing<A>& ring,
+                             int32_t rows_on_map, const HeadWindow& window, int stride,
+                             const Products<A>& products, const A** rows, Vec<A>* partial,
+                             Vec<A>* scores) {
+  constexpr int kRuns = kRunsPerBlock<A>;
+  for (int32_t u = 0; u < block.count; ++u) {
+    const BlockRun& at = block.runs[u];
+    products.score(queries.row(at.row) + int64_t(at.run.slot) * stride,
+                   run_window(at, ring, 0, rows_on_map, window, stride, rows), partial + u);
+  }
+  for (int32_t t = 0; t < window.taps(); ++t) {
+    scores[t] = fold_all<A, kRuns, kRuns>(partial + t * kRuns);
+  }
+}
+
+// Calls off(tap, lane) for every tap that does not count, of every query of the block.
+template <typename A, typename Off>
+void for_each_uncounted(const Block& block, const HeadWindow& window, Off&& off) {
+  for (int32_t u = 0; u < block.count; ++u) {
+    const BlockRun& at = block.runs[u];
+    for (int32_t h = 0; h < window.rows.size; ++h) {
+      const bool row_on_map = on_axis(window.rows.source(at.y, h), window.height);
+      for (int32_t w = 0; w < window.columns.size; ++w) {
+        for (int32_t i = 0; i < at.run.count; ++i) {
+          const int32_t x = window.columns.source(at.run.x + i * window.columns.dilation, w);
+          const bool on_map = row_on_map && on_axis(x, window.width);
+          if (!tap_counts(on_map, window.masked)) {
+            off(tap_index(window.columns, h, w), u * kRun + i);
+          }
+        }
+      }
+    }
+  }
+}
+
+// The rows of a sub-map that lie in [begin, end) pixels: sub-map rows [first, last).
+struct SubMapRows {
+  int32_t first, last, on_map;
+
+  SubMapRows(const WindowAxis& axis, int32_t height, int32_t phase, int64_t begin, int64_t end)
+      : first(index(axis, phase, begin)),
+        last(index(axis, phase, end)),
+        on_map(axis.phase_length(height, phase)) {}
+
+  static int32_t index(const WindowAxis& axis, int32_t phase, int64_t y) {
+    return y <= phase ? 0 : static_cast<int32_t>((y - phase + axis.dilation - 1) / axis.dilation);
+  }
+};
+
+}  // namespace sdwa::cpu::SDWA_ISA

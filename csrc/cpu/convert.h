@@ -1,0 +1,155 @@
+// Reading and writing rows of any dtype as vectors of the accumulation type.
+#pragma once
+
+#include "simd.h"
+
+namespace sdwa::cpu::SDWA_ISA {
+
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Half {
+  uint16_t bits;
+};
+
+template <typename T>
+struct Accumulation {
+  using type = float;
+};
+template <>
+struct Accumulation<double> {
+  using type = double;
+};
+template <typename T>
+using Acc = typename Accumulation<T>::type;
+
+using Vecf = Vec<float>;
+typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
+typedef uint16_t Shorts __attribute__((vector_size(kVectorBytes / 2)));
+
+// kLanes elements from p.
+SDWA_INLINE Vec<float> load_as(const float* p) { return load<float>(p); }
+SDWA_INLINE Vec<double> load_as(const double* p) { return load<double>(p); }
+
+SDWA_INLINE Vecf load_as(const BFloat16* p) {
+  Shorts bits;
+  std::memcpy(&bits, p, sizeof bits);
+  return (Vecf)(__builtin_convertvector(bits, Words) << 16);
+}
+
+SDWA_INLINE Vecf load_as(const Half* p) {
+#if defined(__AVX512F__)
+  // The unmasked intrinsics draw a false warning from GCC 12; these are the same instructions.
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return (Vecf)_mm512_maskz_cvtph_ps(0xffff, bits);
+#elif defined(__F16C__)
+  return (Vecf)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#else
+  Shorts bits;
+  std::memcpy(&bits, p, sizeof bits);
+  const Words wide = __builtin_convertvector(bits, Words);
+  const Words magnitude = wide & 0x7fffu;
+  // Shifted into place the exponent is too small by 112; the product restores it, subnormals
+  // included.
+  const Vecf scaled = (Vecf)(magnitude << 13) * 0x1p112f;
+  const Words special = (magnitude << 13) | 0x7f800000u;  // infinity and NaN
+  const Words finite = (Words)(magnitude < 0x7c00u);
+  const Words value = ((Words)scaled & finite) | (special & ~finite);
+  return (Vecf)(value | ((wide & 0x8000u) << 16));
+#endif
+}
+
+// kLanes elements of the dtype of the first argument, which only names it.
+SDWA_INLINE Vecf narrow(const float*, Vecf v) { return v; }
+SDWA_INLINE Vec<double> narrow(const double*, Vec<double> v) { return v; }
+
+SDWA_INLINE auto narrow(const BFloat16*, Vecf v) {
+#if defined(__AVX512BF16__)
+  return (__m256i)_mm512_cvtneps_pbh((__m512)v);
+#else
+  const Words bits = (Words)v;
+  const Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;  // to nearest, ties to even
+  const Words number = (Words)(v == v);
+  return __builtin_convertvector((rounded & number) | (0x7fc0u & ~number), Shorts);
+#endif
+}
+
+SDWA_INLINE auto narrow(const Half*, Vecf v) {
+#if defined(__AVX512F__)
+  return _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__F16C__)
+  return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#else
+  const Words bits = (Words)v;
+  const Words sign = (bits >> 16) & 0x8000u;
+  const Words magnitude = bits & 0x7fffffffu;
+  // Normal results: rebias the exponent by -112 and round the mantissa to nearest, ties to even.
+  const Words normal = (magnitude - (112u << 23) + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
+  // Subnormal results: adding 0.5 leaves the rounded half-precision bits at the bottom.
+  const Words subnormal = (Words)((Vecf)magnitude + 0.5f) - 0x3f000000u;
+  const Words is_subnormal = (Words)(magnitude < 0x38800000u);
+  const Words overflows = (Words)(magnitude >= 0x477ff000u);
+  const Words is_nan = (Words)(magnitude > 0x7f800000u);
+  Words half = (subnormal & is_subnormal) | (normal & ~is_subnormal);
+  half = (half & ~overflows) | (0x7c00u & overflows);
+  half = (half & ~is_nan) | (0x7e00u & is_nan);
+  return __builtin_convertvector(half | sign, Shorts);
+#endif
+}
+
+template <typename T>
+SDWA_INLINE void store_as(T* p, Vec<Acc<T>> v) {
+  const auto bits = narrow(p, v);
+  std::memcpy(p, &bits, sizeof bits);
+}
+
+// A token is one head of one pixel: head_dim elements in memory, and in scratch the same number
+// rounded up to whole vectors, zeros at the end. A tail is read as a full vector that overlaps the
+// one before it, so no byte outside the token is touched and no traffic is padded.
+template <typename T>
+SDWA_INLINE void read_token(const T* source, int head_dim, Acc<T>* token) {
+  using A = Acc<T>;
+  constexpr int kWidth = kLanes<A>;
+  int d = 0;
+  for (; d + kWidth <= head_dim; d += kWidth) store<A>(token + d, load_as(source + d));
+  if (d == head_dim) return;
+  store<A>(token + d, Vec<A>{});
+  if (head_dim >= kWidth) {
+    store<A>(token + head_dim - kWidth, load_as(source + head_dim - kWidth));
+  } else {
+    T padded[kWidth] = {};
+    std::memcpy(padded, source, sizeof(T) * head_dim);
+    store<A>(token, load_as(padded));
+  }
+}
+
+// Whether tokens can be streamed: they and their vectors start at aligned addresses.
+template <typename T>
+SDWA_INLINE bool can_stream(const void* tensor, int64_t head_dim) {
+  constexpr int kBytes = kLanes<Acc<T>> * static_cast<int>(sizeof(T));
+  return reinterpret_cast<uintptr_t>(tensor) % 64 == 0 && head_dim * sizeof(T) % 64 == 0 &&
+         64 % kBytes == 0;
+}
+
+// With `streaming`, past the caches; see can_stream.
+template <typename T>
+SDWA_INLINE void write_token(const Acc<T>* token, int head_dim, bool streaming, T* target) {
+  using A = Acc<T>;
+  constexpr int kWidth = kLanes<A>;
+  int d = 0;
+  if (streaming) {
+    for (; d < head_dim; d += kWidth) stream(target + d, narrow(target, load<A>(token + d)));
+    return;
+  }
+  for (; d + kWidth <= head_dim; d += kWidth) store_as(target + d, load<A>(token + d));
+  if (d == head_dim) return;
+  if (head_dim >= kWidth) {
+    store_as(target + head_dim - kWidth, load<A>(token + head_dim - kWidth));
+  } else {
+    T padded[kWidth];
+    store_as(padded, load<A>(token));
+    std::memcpy(target, padded, sizeof(T) * head_dim);
+  }
+}
+
+}  // namespace sdwa::cpu::SDWA_ISA

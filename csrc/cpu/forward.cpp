@@ -1,0 +1,191 @@
+// Forward kernel. Compiled once for each instruction set.
+//
+// An item is one head of one band of one image. Its rows are walked sub-map by sub-map; the last
+// kernel_h rows of key and value stay in scratch, converted to the accumulation type, so each of
+// their bytes is read from the tensors once (but for the band's halo).
+#include "block.h"
+#include "kernels.h"
+#include "prefetch.h"
+
+namespace sdwa::cpu::SDWA_ISA {
+namespace {
+
+template <typename T>
+class ForwardItem {
+  using A = Acc<T>;
+  static constexpr int kWidth = kLanes<A>;
+  static constexpr int kRuns = kRunsPerBlock<A>;
+
+ public:
+  ForwardItem(const ForwardArgs& args, int64_t batch, int64_t head, bool streaming,
+              Scratch& scratch)
+      : args_(args),
+        p_(args.problem),
+        batch_(batch),
+        head_(head),
+        streaming_(streaming && can_stream<T>(args.out, p_.head_dim)),
+        stride_(token_stride<A>(p_.head_dim)),
+        window_(p_, head),
+        products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
+        layout_(window_.columns, window_.width, scratch),
+        step_(rows_per_step(layout_)),
+        query_(step_, int64_t(layout_.slots) * stride_, scratch),
+        key_(window_.rows.size - 1 + step_, int64_t(layout_.slots) * stride_, scratch),
+        value_(window_.rows.size - 1 + step_, int64_t(layout_.slots) * stride_, scratch),
+        partial_(scratch.take<Vec<A>>(window_.taps() * kRuns)),
+        scores_(scratch.take<Vec<A>>(window_.taps())),
+        result_(scratch.take<A>(int64_t(kRun) * stride_)),
+        token_rows_(scratch.take<const A*>(window_.rows.size)),
+        weight_rows_(scratch.take<const A*>(window_.rows.size)) {}
+
+  template <typename Prefetch>
+  void run(int64_t band_begin, int64_t band_end, Prefetch& prefetch) {
+    const Plane<T> query(args_.query, batch_, head_);
+    const Plane<T> key(args_.key, batch_, head_);
+    const Plane<T> value(args_.value, batch_, head_);
+    const int32_t reach = window_.rows.reach();
+    for (int32_t phase = 0; phase < window_.rows.phases(window_.height); ++phase) {
+      const SubMapRows rows(window_.rows, window_.height, phase, band_begin, band_end);
+      int32_t read = rows.first > reach ? rows.first - reach : 0;
+      for (int32_t row = rows.first; row < rows.last; row += step_) {
+        const int32_t end = row + step_ < rows.last ? row + step_ : rows.last;
+        for (; read < end + reach && read < rows.on_map; ++read) {
+          const int64_t y = phase + int64_t(read) * window_.rows.dilation;
+          read_row(key.row(y), key.width_stride, layout_, p_.head_dim, stride_, key_.row(read));
+          read_row(value.row(y), value.width_stride, layout_, p_.head_dim, stride_,
+                   value_.row(read));
+        }
+        Block block;
+        for (int32_t r = row; r < end; ++r) {
+          const int32_t y = phase + r * window_.rows.dilation;
+          read_row(query.row(y), query.width_stride, layout_, p_.head_dim, stride_, query_.row(r));
+          for (int32_t i = 0; i < layout_.run_count; ++i) {
+            block.runs[block.count++] = {r, y, layout_.runs[i]};
+            if (block.count == kRuns) finish(block, rows.on_map, prefetch);
+          }
+        }
+        if (block.count > 0) finish(block, rows.on_map, prefetch);
+      }
+    }
+  }
+
+ private:
+  // Enough rows at a time to fill a block.
+  static int32_t rows_per_step(const RowLayout& layout) {
+    return layout.run_count >= kRuns ? 1 : kRuns / layout.run_count;
+  }
+
+  template <typename Prefetch>
+  void finish(Block& block, int32_t rows_on_map, Prefetch& prefetch) {
+    score_block(block, query_, key_, rows_on_map, window_, stride_, products_, token_rows_,
+                partial_, scores_);
+    const Vec<A> lse = softmax(block);
+    for (int32_t u = 0; u < block.count; ++u) {
+      prefetch.advance(block.runs[u].run.count);
+      write(block.runs[u], u, rows_on_map, lse);
+    }
+    block.count = 0;
+  }
+
+  // Turns scores into probabilities, and returns lse.
+  Vec<A> softmax(const Block& block) {
+    const int32_t taps = window_.taps();
+    const A scale = static_cast<A>(p_.scale);
+    const A* bias = args_.bias ? static_cast<const A*>(args_.bias) + head_ * taps : nullptr;
+    for (int32_t t = 0; t < taps; ++t) {
+      scores_[t] = bias ? scores_[t] * scale + bias[t] : scores_[t] * scale;
+    }
+    if (window_.masked) {
+      for_each_uncounted<A>(block, window_, [&](int32_t tap, int32_t lane) {
+        scores_[tap][lane] = -__builtin_inf();
+      });
+    }
+    Vec<A> largest = scores_[0];
+    for (int32_t t = 1; t < taps; ++t) largest = maximum<A>(scores_[t], largest);
+    Vec<A> sum = {};
+    for (int32_t t = 0; t < taps; ++t) sum += scores_[t] = exp<A>(scores_[t] - largest);
+    const Vec<A> inverse = A(1) / sum;
+    for (int32_t t = 0; t < taps; ++t) scores_[t] *= inverse;
+    return largest + log<A>(sum);
+  }
+
+  void write(const BlockRun& at, int32_t u, int32_t rows_on_map, Vec<A> lse) {
+    for (int32_t h = 0; h < window_.rows.size; ++h) {
+      weight_rows_[h] = reinterpret_cast<const A*>(scores_ + h * window_.columns.size) + u * kRun;
+    }
+    products_.sum(run_window(at, value_, 0, rows_on_map, window_, stride_, token_rows_),
+                  RunWeights<A>{weight_rows_, kWidth}, result_);
+    int64_t pixel = (batch_ * p_.height + at.y) * p_.width + at.run.x;
+    for (int32_t i = 0; i < at.run.count; ++i, pixel += window_.columns.dilation) {
+      const int64_t token = pixel * p_.heads + head_;
+      write_token(result_ + i * stride_, p_.head_dim, streaming_,
+                  static_cast<T*>(args_.out) + token * p_.head_dim);
+      static_cast<A*>(args_.lse)[token] = lse[u * kRun + i];
+    }
+  }
+
+  const ForwardArgs& args_;
+  const Problem& p_;
+  const int64_t batch_, head_;
+  const bool streaming_;
+  const int stride_;
+  const HeadWindow window_;
+  const Products<A> products_;
+  const RowLayout layout_;
+  const int32_t step_;  // rows walked at a time
+  const RowRing<A> query_, key_, value_;
+  Vec<A>* const partial_;
+  Vec<A>* const scores_;
+  A* const result_;
+  const A** const token_rows_;
+  const A** const weight_rows_;
+};
+
+template <typename T>
+void run_items(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t end,
+               char* buffer) {
+  const Problem& p = args.problem;
+  const InputView views[] = {args.query, args.key, args.value, contiguous_view(p, args.out)};
+  Prefetcher<3, 4> prefetch(p, plan, views, begin, end);
+  prefetch.skip_rows(static_cast<int>(p.kernel_h / 2) + kPrefetchRows);
+  for (int64_t item = begin; item < end; ++item) {
+    const ItemBounds bounds(p, plan, item);
+    Scratch scratch(buffer);
+    ForwardItem<T>(args, bounds.batch, bounds.head, plan.streaming, scratch)
+        .run(bounds.row_begin, bounds.row_end, prefetch);
+  }
+  finish_streaming();
+}
+
+}  // namespace
+
+int64_t forward_scratch(const Problem& problem) {
+  ForwardArgs args{};
+  args.problem = problem;
+  int64_t most = 0;
+  for (int64_t head = 0; head < problem.heads; ++head) {
+    Scratch scratch(nullptr);
+    if (problem.dtype == Dtype::kFloat64) {
+      ForwardItem<double>(args, 0, head, false, scratch);
+    } else {
+      ForwardItem<float>(args, 0, head, false, scratch);
+    }
+    most = scratch.used() > most ? scratch.used() : most;
+  }
+  return most;
+}
+
+void forward(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t end, char* scratch) {
+  switch (args.problem.dtype) {
+    case Dtype::kFloat32:
+      return run_items<float>(args, plan, begin, end, scratch);
+    case Dtype::kFloat64:
+      return run_items<double>(args, plan, begin, end, scratch);
+    case Dtype::kBFloat16:
+      return run_items<BFloat16>(args, plan, begin, end, scratch);
+    case Dtype::kFloat16:
+      return run_items<Half>(args, plan, begin, end, scratch);
+  }
+}
+
+}  // namespace sdwa::cpu::SDWA_ISA

@@ -1,0 +1,115 @@
+// Asks for tensors' bytes shortly before they are needed.
+//
+// A head of a token is a short stretch of memory and the next one lies a whole token further, on
+// another page for wide tokens or dilations, which processors' own prefetchers do not follow.
+#pragma once
+
+#include "../problem.h"
+#include "../window_geometry.h"
+#include "kernels.h"
+#include "simd.h"
+
+namespace sdwa::cpu::SDWA_ISA {
+
+// Batch entry, head and rows of an item.
+struct ItemBounds {
+  int64_t batch, head, row_begin, row_end;
+
+  ItemBounds(const Problem& p, const Plan& plan, int64_t item)
+      : batch(item / p.heads / plan.bands), head(item % p.heads) {
+    row_begin = item / p.heads % plan.bands * plan.band_rows;
+    row_end = row_begin + plan.band_rows;
+    if (row_end > p.height) row_end = p.height;
+  }
+};
+
+// Rows of a map between what is being computed and what is asked for, beyond the window's reach.
+inline constexpr int kPrefetchRows = 2;
+
+// A contiguous (batch, height, width, heads, head_dim) tensor.
+inline InputView contiguous_view(const Problem& p, const void* data) {
+  const int64_t row = p.width * p.heads * p.head_dim;
+  return {data, p.height * row, row, p.heads * p.head_dim, p.head_dim};
+}
+
+// Walks over the tokens of items in the order in which the kernels read them. The first kRead views
+// are read, the others written.
+template <int kRead, int kViews>
+class Prefetcher {
+ public:
+  Prefetcher(const Problem& p, const Plan& plan, const InputView (&views)[kViews], int64_t begin,
+             int64_t end)
+      : p_(p),
+        plan_(plan),
+        views_(views),
+        element_(element_size(p.dtype)),
+        token_bytes_(static_cast<int>(p.head_dim) * element_),
+        item_(begin),
+        end_(end) {
+    enter_item();
+  }
+
+  void skip_rows(int count) {
+    for (int i = 0; i < count && item_ < end_; ++i) next_row();
+  }
+
+  SDWA_INLINE void advance(int tokens) {
+    for (int i = 0; i < tokens && item_ < end_; ++i) {
+      unroll<kViews>([&](auto v) __attribute__((always_inline)) {
+        if (v >= kRead && plan_.streaming) return;
+        const char* token = rows_[v];
+        rows_[v] += views_[v].width_stride * element_;
+        for (int byte = 0; byte < token_bytes_; byte += 64) {
+          __builtin_prefetch(token + byte, v < kRead ? 0 : 1, 2);
+        }
+      });
+      if (++x_ == p_.width) next_row();
+    }
+  }
+
+ private:
+  void enter_item() {
+    if (item_ >= end_) return;
+    const ItemBounds bounds(p_, plan_, item_);
+    y_ = bounds.row_begin;
+    phase_ = 0;
+    enter_row();
+  }
+
+  void next_row() {
+    const ItemBounds bounds(p_, plan_, item_);
+    y_ += p_.dilation[2 * bounds.head];
+    if (y_ >= bounds.row_end) {
+      ++phase_;
+      y_ = bounds.row_begin + phase_;
+      if (y_ >= bounds.row_end || phase_ >= p_.dilation[2 * bounds.head]) {
+        ++item_;
+        return enter_item();
+      }
+    }
+    enter_row();
+  }
+
+  void enter_row() {
+    const ItemBounds bounds(p_, plan_, item_);
+    x_ = 0;
+    for (int v = 0; v < kViews; ++v) {
+      const InputView& view = views_[v];
+      rows_[v] = static_cast<const char*>(view.data) +
+                 (bounds.batch * view.batch_stride + y_ * view.height_stride +
+                  bounds.head * view.head_stride) *
+                     element_;
+    }
+  }
+
+  const Problem& p_;
+  const Plan& plan_;
+  const InputView (&views_)[kViews];
+  const int element_;
+  const int token_bytes_;
+  int64_t item_, end_;
+  int64_t phase_ = 0, y_ = 0, x_ = 0;
+  const char* rows_[kViews] = {};
+};
+
+}  // namespace sdwa::cpu::SDWA_ISA

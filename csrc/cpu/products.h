@@ -1,0 +1,46 @@
+// The two products of attention over a run of queries: queries with keys, and weights with values.
+//
+// A run is kRun neighbouring pixels of one sub-map row (see layout.h).
+#pragma once
+
+#include "simd.h"
+
+namespace sdwa::cpu::SDWA_ISA {
+
+// Runs whose folded scores fill one vector, one lane a query.
+template <typename A>
+inline constexpr int kRunsPerBlock = kLanes<A> / kRun;
+
+// The window of a run: for each of its rows the token of the first query's first tap, or null where
+// the row is off the map. Tap t of query i in a row is i + t tokens further.
+template <typename A>
+struct RunWindow {
+  const A* const* rows;
+  int kernel_h;
+  int kernel_w;
+  int stride;  // elements from token to token, whole vectors
+};
+
+// Weights of a run's taps: row h, tap t, query i has weight rows[h][t * step + i]. Where the
+// weights belong to the tokens instead of the queries, `step` counts the one token that a tap moves
+// as well.
+template <typename A>
+struct RunWeights {
+  const A* const* rows;
+  int64_t step;
+};
+
+template <typename A>
+struct Products {
+  // partial[tap * kRunsPerBlock] = <query, token>, still spread over kRunsPerBlock neighbouring
+  // lanes for each of the kRun queries; `query` points at the first one's token.
+  void (*score)(const A* query, const RunWindow<A>& window, Vec<A>* partial);
+  // result[i] = sum over taps of weight * token, as tokens.
+  void (*sum)(const RunWindow<A>& window, const RunWeights<A>& weights, A* result);
+};
+
+// The products specialised for a window's width and the vectors of a token.
+template <typename A>
+Products<A> choose_products(int kernel_w, int vectors);
+
+}  // namespace sdwa::cpu::SDWA_ISA

@@ -1,0 +1,227 @@
+// Vectors of the instruction set being compiled for.
+//
+// Everything the kernels need beyond the compilers' own vector types: loads, a broadcast, the
+// shuffle-and-add tree of the dot products, exp and log. The width follows the flags of the build.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+#include <utility>
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+#ifndef SDWA_ISA
+#define SDWA_ISA baseline
+#endif
+
+#define SDWA_INLINE inline __attribute__((always_inline))
+
+namespace sdwa::cpu::SDWA_ISA {
+
+#if defined(__AVX512F__)
+inline constexpr int kVectorBytes = 64;
+// Queries that one pass over a row's keys serves: as many as the registers hold accumulators for.
+inline constexpr int kRun = 4;
+#elif defined(__AVX2__)
+inline constexpr int kVectorBytes = 32;
+inline constexpr int kRun = 2;
+#else
+inline constexpr int kVectorBytes = 16;
+inline constexpr int kRun = 2;
+#endif
+
+template <typename A>
+struct Types;
+template <>
+struct Types<float> {
+  using Int = int32_t;
+  typedef float Vector __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t IntVector __attribute__((vector_size(kVectorBytes)));
+};
+template <>
+struct Types<double> {
+  using Int = int64_t;
+  typedef double Vector __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t IntVector __attribute__((vector_size(kVectorBytes)));
+};
+template <typename A>
+using Vec = typename Types<A>::Vector;
+template <typename A>
+using IntVec = typename Types<A>::IntVector;
+
+template <typename A>
+inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
+
+template <typename A>
+SDWA_INLINE Vec<A> load(const A* p) {
+  Vec<A> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+
+template <typename A>
+SDWA_INLINE void store(A* p, Vec<A> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+// Past the caches, to an address aligned like E, for results that nobody reads soon. The thread
+// must call finish_streaming before others may read.
+template <typename E>
+SDWA_INLINE void stream(void* p, E v) {
+#if defined(__AVX512F__)
+  if constexpr (sizeof v == 64) {
+    return _mm512_stream_si512(static_cast<__m512i*>(p), (__m512i)v);
+  }
+#endif
+#if defined(__AVX2__)
+  if constexpr (sizeof v == 32) {
+    return _mm256_stream_si256(static_cast<__m256i*>(p), (__m256i)v);
+  }
+#endif
+#if defined(__SSE2__)
+  if constexpr (sizeof v == 16) return _mm_stream_si128(static_cast<__m128i*>(p), (__m128i)v);
+#endif
+  std::memcpy(p, &v, sizeof v);
+}
+
+SDWA_INLINE void finish_streaming() {
+#if defined(__SSE2__)
+  _mm_sfence();
+#endif
+}
+
+template <typename A>
+SDWA_INLINE Vec<A> broadcast(A x) {
+  return x - Vec<A>{};  // not 0 + x, which loses the sign of -0
+}
+
+// v, in a register: GCC would rather load a vector again for each of its uses, and loads are what
+// the products have the least of.
+template <typename A>
+SDWA_INLINE Vec<A> in_register(Vec<A> v) {
+#if defined(__x86_64__)
+  asm("" : "+v"(v));
+#elif defined(__aarch64__)
+  asm("" : "+w"(v));
+#endif
+  return v;
+}
+
+template <typename A>
+SDWA_INLINE Vec<A> maximum(Vec<A> a, Vec<A> b) {
+  return a > b ? a : b;
+}
+
+// f(integral_constant 0), ..., f(integral_constant N - 1), unrolled at compile time, so that arrays
+// indexed by the constant live in registers.
+template <int N, typename F>
+SDWA_INLINE void unroll(F&& f) {
+  [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    (f(std::integral_constant<int, i>{}), ...);
+  }(std::make_integer_sequence<int, N>{});
+}
+
+// One level of the transpose-and-add tree. a and b hold groups of kGroup lanes whose sums are
+// wanted; the result holds the groups of a, then those of b, each folded to kGroup / 2 lanes. The
+// pairing within a group does not depend on the group's place, so neither does the rounding.
+template <typename A, int kGroup>
+SDWA_INLINE Vec<A> fold(Vec<A> a, Vec<A> b) {
+  constexpr int kHalf = kGroup / 2;
+  return [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    return __builtin_shufflevector(a, b, (i / kHalf * kGroup + i % kHalf)...) +
+           __builtin_shufflevector(a, b, (i / kHalf * kGroup + i % kHalf + kHalf)...);
+  }(std::make_integer_sequence<int, kLanes<A>>{});
+}
+
+// Folds v[0..kCount), a power of two, into one vector: lane group i holds kGroup / kCount partial
+// sums of v[i].
+template <typename A, int kGroup, int kCount>
+SDWA_INLINE Vec<A> fold_all(const Vec<A>* v) {
+  if constexpr (kCount == 1) {
+    return v[0];
+  } else {
+    Vec<A> half[kCount / 2];
+    unroll<kCount / 2>([&](auto i) __attribute__((always_inline)) {
+      half[i] = fold<A, kGroup>(v[2 * i], v[2 * i + 1]);
+    });
+    return fold_all<A, kGroup / 2, kCount / 2>(half);
+  }
+}
+
+template <typename A>
+SDWA_INLINE A sum_lanes(Vec<A> v) {
+  A sum = 0;
+  for (int i = 0; i < kLanes<A>; ++i) sum += v[i];
+  return sum;
+}
+
+template <typename A>
+struct ExpLog;
+template <>
+struct ExpLog<float> {
+  static constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  static constexpr float kSmallest = -87.3f, kLargest = 88.7f;
+  static constexpr int kMantissaBits = 23, kBias = 127;
+  static constexpr int kExpTerms = 7, kLogTerms = 5;
+};
+template <>
+struct ExpLog<double> {
+  static constexpr double kRoundMagic = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLn2High = 6.93145751953125e-1, kLn2Low = 1.42860682030941723212e-6;
+  static constexpr double kSmallest = -708.3, kLargest = 709.7;
+  static constexpr int kMantissaBits = 52, kBias = 1023;
+  static constexpr int kExpTerms = 13, kLogTerms = 11;
+};
+
+constexpr double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
+
+// exp(x). Exactly 0 below the normal numbers (so for minus infinity), NaN for NaN; the relative
+// error is about one unit in the last place.
+template <typename A>
+SDWA_INLINE Vec<A> exp(Vec<A> x) {
+  using C = ExpLog<A>;
+  const Vec<A> clamped = x > C::kLargest ? broadcast<A>(C::kLargest) : x;
+  const Vec<A> bounded = clamped < C::kSmallest ? broadcast<A>(C::kSmallest) : clamped;
+  const Vec<A> shifted = bounded * A(1.44269504088896340736) + C::kRoundMagic;
+  const Vec<A> n = shifted - C::kRoundMagic;
+  const Vec<A> r = (bounded - n * C::kLn2High) - n * C::kLn2Low;
+  // The Taylor series; |r| <= log(2) / 2.
+  Vec<A> sum = broadcast<A>(A(1 / factorial(C::kExpTerms)));
+  unroll<C::kExpTerms>([&](auto i) __attribute__((always_inline)) {
+    sum = sum * r + A(1 / factorial(C::kExpTerms - 1 - i));
+  });
+  // The magic number's low bits hold n.
+  const IntVec<A> exponent = ((IntVec<A>)shifted + C::kBias) << C::kMantissaBits;
+  const Vec<A> power = sum * (Vec<A>)exponent;
+  return x < C::kSmallest ? Vec<A>{} : power;
+}
+
+// log(x) for normal positive x, NaN for NaN; the absolute error is below the spacing of numbers
+// near 1.
+template <typename A>
+SDWA_INLINE Vec<A> log(Vec<A> x) {
+  using C = ExpLog<A>;
+  using Int = typename Types<A>::Int;
+  constexpr Int kOne = Int(C::kBias) << C::kMantissaBits;
+  constexpr Int kMantissa = (Int(1) << C::kMantissaBits) - 1;
+  const IntVec<A> bits = (IntVec<A>)x;
+  Vec<A> m = (Vec<A>)((bits & kMantissa) | kOne);
+  Vec<A> e = __builtin_convertvector((bits >> C::kMantissaBits) - C::kBias, Vec<A>);
+  const auto high = m > A(1.41421356237309504880);
+  m = high ? m * A(0.5) : m;
+  e = high ? e + A(1) : e;
+  // log(m) = 2 artanh(s), |s| <= 0.172
+  const Vec<A> s = (m - A(1)) / (m + A(1));
+  const Vec<A> s2 = s * s;
+  Vec<A> sum = Vec<A>{};
+  unroll<C::kLogTerms>([&](auto i) __attribute__((always_inline)) {
+    sum = sum * s2 + A(2.0 / (2 * (C::kLogTerms - i) - 1));
+  });
+  const Vec<A> result = e * C::kLn2High + (e * C::kLn2Low + s * sum);
+  return x == x ? result : x;
+}
+
+}  // namespace sdwa::cpu::SDWA_ISA
