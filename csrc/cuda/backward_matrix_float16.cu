@@ -1,0 +1,9 @@
+#include "backward_matrix.cuh"
+
+namespace sdwa::cuda {
+
+void launch_backward_matrix_float16(const BackwardArgs& args, float* bias_parts, Stream stream) {
+  launch_type<Float16>(args, bias_parts, stream);
+}
+
+}  // namespace sdwa::cuda

@@ -1,0 +1,241 @@
+// Backward on groups of lanes: float32 always, other types where the matrix unit does not fit.
+//
+// A group gathers for its pixel all three gradients in one walk over the window, since a neighbour
+// at tap t is both the key that the pixel reads by t and the query that reads the pixel by t
+// mirrored.
+#include "bias_parts.cuh"
+#include "launch.h"
+#include "vector_group.cuh"
+
+namespace sdwa::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr double kLog2E = 1.4426950408889634;
+
+template <typename T>
+struct BackwardParams {
+  using A = Accumulation<T>;
+  Work work;
+  Groups groups;
+  View<T> query, key, value, grad_out;
+  const A* bias;
+  const T* out;
+  const A* lse;
+  const A* grad_lse;
+  A* delta;  // (batch, height, width, heads): sum(grad_out * out) - grad_lse
+  T* grad_query;
+  T* grad_key;
+  T* grad_value;
+  BiasParts<A> bias_parts;
+  A scale, scale_log2;
+};
+
+template <typename T, bool kWide>
+__global__ void __launch_bounds__(kWarps * 32)
+    row_delta(const __grid_constant__ BackwardParams<T> p) {
+  using Row = LaneRow<T, kWide>;
+  const Tile tile = find_tile(p.work);
+  if (!tile.inside) return;
+  const auto place = GroupPlace::of<1>(p.groups, tile);
+  const int lanes = p.groups.lanes, head_dim = p.work.head_dim;
+  const bool ok = place.y < p.work.height && place.x < p.work.width;
+  const int64_t token = token_index(p.work, tile, place.y, place.x);
+  const Row out = Row::load(p.out + token * head_dim, ok, place.lane, lanes, head_dim);
+  const Row grad_out = Row::load(p.grad_out.data + p.grad_out.offset(tile, place.y, place.x), ok,
+                                 place.lane, lanes, head_dim);
+  const auto sum = sum_over_group(out.dot(grad_out), lanes);
+  if (!ok || place.lane != 0) return;
+  p.delta[token] = p.grad_lse == nullptr ? sum : sum - p.grad_lse[token];
+}
+
+// kKernel 0: any window.
+template <typename T, int kKernel, bool kWide>
+__global__ void __launch_bounds__(kWarps * 32, 2)
+    backward_vector(const __grid_constant__ BackwardParams<T> p) {
+  using A = Accumulation<T>;
+  using Row = LaneRow<T, kWide>;
+  const int kernel_h = kKernel > 0 ? kKernel : p.work.kernel_h;
+  const int kernel_w = kKernel > 0 ? kKernel : p.work.kernel_w;
+  const int warp_lane = threadIdx.x % 32;
+  const Tile tile = find_tile(p.work);
+  if (!tile.inside) {
+    if (p.bias_parts.data != nullptr && tile.numbered) {
+      A* const sums = p.bias_parts.row(p.work, tile);
+      for (int t = warp_lane; t < p.bias_parts.taps; t += 32) sums[t] = 0;
+    }
+    return;
+  }
+  const auto place = GroupPlace::of<1>(p.groups, tile);
+  const int lanes = p.groups.lanes, head_dim = p.work.head_dim;
+  const WindowAxis window_h{kernel_h, tile.dilation_h}, window_w{kernel_w, tile.dilation_w};
+  const bool pixel_ok = place.y < p.work.height && place.x < p.work.width;
+  const A* const bias = p.bias == nullptr ? nullptr : p.bias + tile.head * (kernel_h * kernel_w);
+
+  const auto load = [&](const View<T>& view, int32_t y, int32_t x, bool ok) {
+    return Row::load(view.data + view.offset(tile, y, x), ok, place.lane, lanes, head_dim);
+  };
+  const Row query = load(p.query, place.y, place.x, pixel_ok);
+  const Row key = load(p.key, place.y, place.x, pixel_ok);
+  const Row value = load(p.value, place.y, place.x, pixel_ok);
+  const Row grad_out = load(p.grad_out, place.y, place.x, pixel_ok);
+  const int64_t token = token_index(p.work, tile, place.y, place.x);
+  // An infinite lse makes every probability of a pixel off the map zero.
+  const A lse_log2 = pixel_ok ? p.lse[token] * A(kLog2E) : A(INFINITY);
+  const A delta = pixel_ok ? p.delta[token] : A(0);
+
+  // Walk the window by adding steps: an address from scratch for each tap costs more than its
+  // products.
+  Walk<T> near[4] = {{p.query, tile, place, window_h, window_w},
+                     {p.key, tile, place, window_h, window_w},
+                     {p.value, tile, place, window_h, window_w},
+                     {p.grad_out, tile, place, window_h, window_w}};
+  int64_t near_token =
+      token_index(p.work, tile, window_h.source(place.y, 0), window_w.source(place.x, 0));
+  const int64_t token_step_w = int64_t{tile.dilation_w} * p.work.heads;
+  const int64_t token_step_h =
+      int64_t{tile.dilation_h} * p.work.width * p.work.heads - kernel_w * token_step_w;
+
+  Row grad_query = {}, grad_key = {}, grad_value = {};
+#pragma unroll 1
+  for (int tap_h = 0; tap_h < kernel_h; ++tap_h) {
+    const int32_t y = window_h.source(place.y, tap_h);
+#pragma unroll(kKernel == 3 ? 3 : 1)
+    for (int tap_w = 0; tap_w < kernel_w; ++tap_w) {
+      const int32_t x = window_w.source(place.x, tap_w);
+      const bool on_map = on_axis(y, p.work.height) && on_axis(x, p.work.width);
+      const int tap = tap_h * kernel_w + tap_w;
+      const int back = window_h.mirrored(tap_h) * kernel_w + window_w.mirrored(tap_w);
+
+      Row rows[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        rows[i] = Row::load(near[i].at, on_map, place.lane, lanes, head_dim);
+        near[i].at += near[i].step_w;
+      }
+      const Row &near_query = rows[0], &near_key = rows[1];
+      const Row &near_value = rows[2], &near_grad_out = rows[3];
+      A score = query.dot(near_key), grad_p = grad_out.dot(near_value);
+      A near_score = near_query.dot(key), near_grad_p = near_grad_out.dot(value);
+      for (int step = lanes / 2; step > 0; step /= 2) {
+        score += __shfl_xor_sync(kFullWarp, score, step);
+        grad_p += __shfl_xor_sync(kFullWarp, grad_p, step);
+        near_score += __shfl_xor_sync(kFullWarp, near_score, step);
+        near_grad_p += __shfl_xor_sync(kFullWarp, near_grad_p, step);
+      }
+      score *= p.scale_log2;
+      near_score *= p.scale_log2;
+      if (bias != nullptr) {
+        score += A(kLog2E) * bias[tap];
+        near_score += A(kLog2E) * bias[back];
+      }
+
+      A probability = power2(score - lse_log2);
+      if (!tap_counts(on_map, p.work.masked)) probability = 0;
+      const A grad_score = probability * (grad_p - delta);
+      grad_query.add(grad_score, near_key);
+
+      const A near_lse_log2 = on_map ? p.lse[near_token] * A(kLog2E) : A(INFINITY);
+      const A near_delta = on_map ? p.delta[near_token] : A(0);
+      const A near_probability = power2(near_score - near_lse_log2);
+      grad_key.add(near_probability * (near_grad_p - near_delta), near_query);
+      grad_value.add(near_probability, near_grad_out);
+
+      if (p.bias_parts.data != nullptr) {
+        A sum = grad_score;
+        for (int step = lanes; step < 32; step *= 2) sum += __shfl_xor_sync(kFullWarp, sum, step);
+        if (warp_lane == 0) p.bias_parts.row(p.work, tile)[tap] = sum;
+      }
+      near_token += token_step_w;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i) near[i].at += near[i].step_h;
+    near_token += token_step_h;
+  }
+  if (!pixel_ok) return;
+  grad_query.store(p.grad_query + token * head_dim, p.scale, place.lane, lanes, head_dim);
+  grad_key.store(p.grad_key + token * head_dim, p.scale, place.lane, lanes, head_dim);
+  grad_value.store(p.grad_value + token * head_dim, A(1), place.lane, lanes, head_dim);
+}
+
+template <typename T, bool kWide>
+auto backward_kernel(const Problem& problem) {
+  if constexpr (sizeof(T) == 4 && kWide) {
+    if (has_special_window(problem)) {
+      switch (problem.kernel_h) {
+        case 3:
+          return backward_vector<T, 3, kWide>;
+        case 5:
+          return backward_vector<T, 5, kWide>;
+        default:
+          return backward_vector<T, 7, kWide>;
+      }
+    }
+  }
+  return backward_vector<T, 0, kWide>;
+}
+
+template <typename T, bool kWide>
+void launch_one(const BackwardArgs& args, void* delta, void* bias_parts, Stream stream) {
+  using A = Accumulation<T>;
+  const Problem& problem = args.problem;
+  const GroupShape shape = group_shape(problem.head_dim, 1);
+  BackwardParams<T> params{
+      {},
+      shape.groups,
+      View<T>::of(args.query),
+      View<T>::of(args.key),
+      View<T>::of(args.value),
+      View<T>::of(args.grad_out),
+      static_cast<const A*>(args.bias),
+      static_cast<const T*>(args.out),
+      static_cast<const A*>(args.lse),
+      static_cast<const A*>(args.grad_lse),
+      static_cast<A*>(delta),
+      static_cast<T*>(args.grad_query),
+      static_cast<T*>(args.grad_key),
+      static_cast<T*>(args.grad_value),
+      {static_cast<A*>(bias_parts), bias_part_rows(problem, shape.tile_h, shape.tile_w),
+       static_cast<int32_t>(problem.kernel_h * problem.kernel_w)},
+      static_cast<A>(problem.scale),
+      static_cast<A>(problem.scale * kLog2E)};
+  const auto launch_all = [&](const char* name, auto kernel) {
+    for_each_launch(problem, shape.tile_h, shape.tile_w, kWarps,
+                    [&](const Work& work, int64_t blocks) {
+                      params.work = work;
+                      launch(name, kernel, blocks, kWarps * 32, 0, stream, params);
+                    });
+  };
+  launch_all("row_delta", row_delta<T, kWide>);
+  launch_all("backward_vector", backward_kernel<T, kWide>(problem));
+  if (bias_parts != nullptr) {
+    launch_sum_bias_parts(args, bias_parts, shape.tile_h, shape.tile_w, stream);
+  }
+}
+
+template <typename T>
+void launch_type(const BackwardArgs& args, void* delta, void* bias_parts, Stream stream) {
+  if (row_alignment(args) == 16) {
+    launch_one<T, true>(args, delta, bias_parts, stream);
+  } else {
+    launch_one<T, false>(args, delta, bias_parts, stream);
+  }
+}
+
+}  // namespace
+
+void launch_backward_vector(const BackwardArgs& args, void* delta, void* bias_parts,
+                            Stream stream) {
+  switch (args.problem.dtype) {
+    case Dtype::kFloat32:
+      return launch_type<float>(args, delta, bias_parts, stream);
+    case Dtype::kFloat64:
+      return launch_type<double>(args, delta, bias_parts, stream);
+    case Dtype::kBFloat16:
+      return launch_type<BFloat16>(args, delta, bias_parts, stream);
+    case Dtype::kFloat16:
+      return launch_type<Float16>(args, delta, bias_parts, stream);
+  }
+}
+
+}  // namespace sdwa::cuda

@@ -1,0 +1,156 @@
+// Everything the kernels take from the machine: element types, conversions, the matrix instruction,
+// and the launch. Under test the same kernels are compiled for the host, and these few functions
+// come from the emulation instead.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+
+namespace sdwa::cuda {
+
+// Storage only; all arithmetic is in float.
+struct BFloat16 {
+  uint16_t bits;
+};
+struct Float16 {
+  uint16_t bits;
+};
+
+template <typename T>
+struct AccumulationOf {
+  using type = float;
+};
+template <>
+struct AccumulationOf<double> {
+  using type = double;
+};
+template <typename T>
+using Accumulation = typename AccumulationOf<T>::type;
+
+constexpr unsigned kFullWarp = 0xffffffffu;
+
+}  // namespace sdwa::cuda
+
+#ifdef SDWA_CUDA_ON_HOST
+#include "cuda_on_host.h"
+#else
+
+#include <cuda_runtime.h>
+
+#include <stdexcept>
+#include <string>
+
+namespace sdwa::cuda {
+
+using Stream = cudaStream_t;
+
+__device__ __forceinline__ float to_float(float x) { return x; }
+__device__ __forceinline__ float to_float(BFloat16 x) {
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+}
+__device__ __forceinline__ float to_float(Float16 x) {
+  float result;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(result) : "h"(x.bits));
+  return result;
+}
+
+// Two values rounded to T, `low` in the lower half.
+template <typename T>
+__device__ __forceinline__ uint32_t pack(float low, float high);
+template <>
+__device__ __forceinline__ uint32_t pack<BFloat16>(float low, float high) {
+  uint32_t result;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+template <>
+__device__ __forceinline__ uint32_t pack<Float16>(float low, float high) {
+  uint32_t result;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(result) : "f"(high), "f"(low));
+  return result;
+}
+
+// Bytes of `low` (0-3) and `high` (4-7) chosen by the nibbles of `selector`.
+__device__ __forceinline__ uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  return __byte_perm(low, high, selector);
+}
+
+// The same address (zero is 0), which the compiler cannot take apart again: what is added to it
+// costs one instruction, instead of starting anew from the tensor's first element.
+template <typename T>
+__device__ __forceinline__ const T* rooted(const T* address, uint32_t zero) {
+  return reinterpret_cast<const T*>(reinterpret_cast<uintptr_t>(address) ^ zero);
+}
+
+// What lies at an address in global memory, or zeros if not ok.
+__device__ __forceinline__ uint4 load16(const void* address, bool ok) {
+  uint4 v = make_uint4(0, 0, 0, 0);
+  asm("{\n.reg .pred ok;\nsetp.ne.u32 ok, %5, 0;\n@ok ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
+      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
+      : "l"(__cvta_generic_to_global(address)), "r"(static_cast<uint32_t>(ok)));
+  return v;
+}
+__device__ __forceinline__ uint2 load8(const void* address, bool ok) {
+  uint2 v = make_uint2(0, 0);
+  asm("{\n.reg .pred ok;\nsetp.ne.u32 ok, %3, 0;\n@ok ld.global.v2.u32 {%0, %1}, [%2];\n}"
+      : "+r"(v.x), "+r"(v.y)
+      : "l"(__cvta_generic_to_global(address)), "r"(static_cast<uint32_t>(ok)));
+  return v;
+}
+
+// 2^x. The instruction is within 2 units in the last place, like exp2f; what it flushes is below
+// any probability that matters.
+__device__ __forceinline__ float power2(float x) {
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));
+  return result;
+}
+__device__ __forceinline__ double power2(double x) { return exp2(x); }
+
+// c (16, 8) += a (16, 16) b (16, 8), spread over the 32 lanes as the PTX manual lays m16n8k16 out:
+// with g = lane / 4 and j = lane % 4, c holds rows g and g + 8 at columns 2j and 2j + 1.
+template <typename T>
+__device__ __forceinline__ void multiply_accumulate(float (&c)[4], const uint32_t (&a)[4],
+                                                    uint32_t b0, uint32_t b1);
+template <>
+__device__ __forceinline__ void multiply_accumulate<BFloat16>(float (&c)[4], const uint32_t (&a)[4],
+                                                              uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+template <>
+__device__ __forceinline__ void multiply_accumulate<Float16>(float (&c)[4], const uint32_t (&a)[4],
+                                                             uint32_t b0, uint32_t b1) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+template <typename T>
+__device__ __forceinline__ T* dynamic_shared() {
+  extern __shared__ __align__(16) unsigned char bytes[];
+  return reinterpret_cast<T*>(bytes);
+}
+
+// Starts `kernel`; a refused launch is an exception that names it. Nothing waits.
+template <typename Params>
+void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads,
+            size_t shared_bytes, Stream stream, const Params& params) {
+  void* arguments[] = {const_cast<Params*>(&params)};
+  const cudaError_t error =
+      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
+                       dim3(static_cast<unsigned>(threads)), arguments, shared_bytes, stream);
+  if (error == cudaSuccess) return;
+  (void)cudaGetLastError();  // reported here, so not again by the next caller
+  throw std::runtime_error(std::string("sdwa: kernel ") + name + " (" + std::to_string(blocks) +
+                           " blocks of " + std::to_string(threads) +
+                           " threads) failed to launch: " + cudaGetErrorString(error));
+}
+
+}  // namespace sdwa::cuda
+
+#endif

@@ -1,0 +1,330 @@
+// Tiles on the matrix unit, for bfloat16 and float16.
+//
+// A warp holds 16 pixels of a sub-map, `kTileH` x `kTileW`. The pixels around them that any of
+// their windows reaches, the band, are `kRows` rows of up to 8 columns. So 16 x 8 products of
+// m16n8k16 give the scores of the tile with one row of the band, and the window picks the useful
+// ones: for 3 x 3 that is 9 of 48 products, and still a small part of what the unit can do in the
+// time the bytes take.
+//
+// Fragments come straight from global memory with 16-byte loads, without shared memory: the order
+// of the summed index of a product is free as long as both factors agree, so each lane takes 8
+// neighbouring features where the layout in the manual has pairs. With g = lane / 4 and j = lane %
+// 4:
+//   rows   lane holds features 8j .. 8j+7 of each 32 of pixel g (a factor summed over features)
+//   pairs  lane holds features g n .. g n + n-1 of each 8n of band columns 2j, 2j+1 (summed over
+//   pixels)
+// and a 16 x 8 result holds pixels g and g + 8 of the tile at band columns 2j and 2j + 1.
+#pragma once
+
+#include "work.cuh"
+
+namespace sdwa::cuda {
+
+template <int kKernel>
+struct Band {
+  static_assert(kKernel == 3 || kKernel == 5 || kKernel == 7);
+  static constexpr int kTileW = kKernel == 7 ? 2 : 4;
+  static constexpr int kTileH = 16 / kTileW;
+  static constexpr int kRows = kTileH + kKernel - 1;
+  static constexpr int kColumns = kTileW + kKernel - 1;
+  static_assert(kColumns <= 8 && kRows % 2 == 0);
+
+  // Whether any pixel of the upper (0) or lower (1) half of the tile reaches a row of the band.
+  SDWA_HD static constexpr bool reaches(int half, int row) {
+    return half == 0 ? row < kTileH / 2 + kKernel - 1 : row >= kTileH / 2;
+  }
+  // Whether all of them do.
+  SDWA_HD static constexpr bool always_reaches(int half, int row) {
+    const int first = half * kTileH / 2, last = first + kTileH / 2 - 1;
+    return row >= last && row < first + kKernel;
+  }
+};
+
+// What the calling lane holds of the tile and of its band. Places are steps of the dilation from
+// the first pixel of the tile.
+template <int kKernel>
+struct LanePlace {
+  using B = Band<kKernel>;
+  static constexpr WindowAxis kSteps{kKernel, 1};
+
+  Tile tile;
+  int32_t height, width;
+  int g, j;
+  int tile_dx;                          // of pixels g and g + 8 of the tile
+  bool tile_ok[2], row_ok, pair_ok[2];  // on the map, and for the band within reach of the tile
+  int64_t token;                        // of the first pixel of the tile (see token_index)
+  int32_t token_step_h, token_step_w;
+
+  __device__ __forceinline__ LanePlace(const Work& work, const Tile& tile)
+      : tile(tile), height(work.height), width(work.width) {
+    const int lane = threadIdx.x % 32;
+    g = lane / 4;
+    j = lane % 4;
+    tile_dx = g % B::kTileW;
+    const bool column_ok = tile.x + tile_dx * tile.dilation_w < width;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      tile_ok[half] = column_ok && tile.y + tile_dy(half) * tile.dilation_h < height;
+    }
+    row_ok = band_column_ok(g);
+#pragma unroll
+    for (int e = 0; e < 2; ++e) pair_ok[e] = band_column_ok(2 * j + e);
+    token = token_index(work, tile, tile.y, tile.x);
+    token_step_h = tile.dilation_h * work.width * work.heads;
+    token_step_w = tile.dilation_w * work.heads;
+  }
+
+  __device__ __forceinline__ int tile_dy(int half) const {
+    return g / B::kTileW + half * B::kTileH / 2;
+  }
+  __device__ __forceinline__ int64_t tile_token(int half) const {
+    return token + (tile_dy(half) * token_step_h + tile_dx * token_step_w);
+  }
+  __device__ __forceinline__ bool row_on_map(int t) const {
+    return on_axis(WindowAxis{kKernel, tile.dilation_h}.source(tile.y, t), height);
+  }
+  __device__ __forceinline__ bool band_column_ok(int column) const {
+    return column < B::kColumns &&
+           on_axis(WindowAxis{kKernel, tile.dilation_w}.source(tile.x, column), width);
+  }
+
+  // Tap by which pixel g + 8 half of the tile sees the band pixel (row t, column 2j + e). Outside
+  // of 0 .. kKernel - 1 that pixel is not in its window.
+  __device__ __forceinline__ int tap_y(int half, int t) const { return t - tile_dy(half); }
+  __device__ __forceinline__ int tap_x(int e) const { return 2 * j + e - tile_dx; }
+  __device__ __forceinline__ bool in_window(int half, int t, int e) const {
+    return (B::always_reaches(half, t) || static_cast<unsigned>(tap_y(half, t)) < kKernel) &&
+           static_cast<unsigned>(tap_x(e)) < kKernel;
+  }
+};
+
+// A tensor seen from the first pixel of the tile: 64 bits up to there, 32 within the tile.
+template <typename T>
+struct Anchor {
+  const T* origin;
+  int32_t step_h, step_w;
+
+  __device__ __forceinline__ Anchor(const View<T>& view, const Tile& tile, const Work& work)
+      : origin(rooted(view.data + view.offset(tile, tile.y, tile.x), work.zero)),
+        step_h(static_cast<int32_t>(view.height_stride) * tile.dilation_h),
+        step_w(static_cast<int32_t>(view.width_stride) * tile.dilation_w) {}
+
+  __device__ __forceinline__ int32_t offset(int dy, int dx) const {
+    return dy * step_h + dx * step_w;
+  }
+};
+
+// `kCount` (4 or 8) elements at `source`, of which the row holds the first `left`; the rest are
+// zero. Alignment of `source` is kAccess bytes, and rows are a multiple of that long.
+template <int kCount, int kAccess, typename T>
+__device__ __forceinline__ void load_elements(uint32_t (&to)[kCount / 2], const T* source,
+                                              int left) {
+  static_assert(kAccess == 16 || kAccess == 8);
+  if constexpr (kAccess == 16 && kCount == 8) {
+    const uint4 v = load16(source, left > 0);
+    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount / 4; ++i) {
+      const uint2 v = load8(source + 4 * i, left > 4 * i);
+      to[2 * i] = v.x, to[2 * i + 1] = v.y;
+    }
+  }
+}
+
+template <int kCount, int kAccess, typename T>
+__device__ __forceinline__ void store_elements(T* target, const uint32_t (&from)[kCount / 2],
+                                               int left) {
+  if constexpr (kAccess == 16 && kCount == 8) {
+    if (left > 0)
+      *reinterpret_cast<uint4*>(target) = make_uint4(from[0], from[1], from[2], from[3]);
+  } else {
+#pragma unroll
+    for (int i = 0; i < kCount / 4; ++i) {
+      if (left > 4 * i) {
+        *reinterpret_cast<uint2*>(target + 4 * i) = make_uint2(from[2 * i], from[2 * i + 1]);
+      }
+    }
+  }
+}
+
+// Features are worked on kChunk (32 or 64) at a time; kSingle: one chunk holds them all.
+template <int kChunk_, bool kSingle_, int kAccess_>
+struct Features {
+  static constexpr int kChunk = kChunk_, kAccess = kAccess_;
+  static constexpr bool kSingle = kSingle_;
+
+  // Calls work(chunk) with the first feature of each chunk.
+  template <typename Work>
+  static __device__ __forceinline__ void for_each_chunk(int head_dim, Work&& work) {
+    if constexpr (kSingle) {
+      work(0);
+    } else {
+      for (int chunk = 0; chunk < head_dim; chunk += kChunk) work(chunk);
+    }
+  }
+};
+
+// Calls run(Features) with those that suit. Windows of 3 have more of them, for rows aligned to 8
+// bytes; kSingle64: a kernel of its own for 33 to 64 features in one chunk.
+template <int kKernel, bool kSingle64, typename Run>
+void with_features(int64_t head_dim, int access, Run&& run) {
+  if constexpr (kKernel == 3) {
+    if (access == 8) return run(Features<64, false, 8>{});
+  }
+  if (head_dim <= 32) {
+    run(Features<32, true, 16>{});
+  } else if (head_dim <= 64) {
+    run(Features<64, kSingle64, 16>{});
+  } else {
+    run(Features<64, false, 16>{});
+  }
+}
+
+template <typename T, int kKernel, typename Features>
+struct Fragments {
+  using B = Band<kKernel>;
+  static constexpr int kChunk = Features::kChunk, kAccess = Features::kAccess;
+  using Place = LanePlace<kKernel>;
+  static constexpr int kBlocks = kChunk / 32;  // 16-byte loads of a row
+  static constexpr int kSlices = kChunk / 8;  // results of 8 features; also features of a pair load
+
+  struct Rows {  // 8 pixels, as second factor
+    uint32_t block[kBlocks][4];
+  };
+  struct TileRows {  // 16 pixels, as first factor
+    uint32_t step[2 * kBlocks][4];
+  };
+  struct Weights {  // 16 pixels of the tile by two rows of the band, as first factor
+    uint32_t pair[4];
+  };
+
+  // Pixels g + 8 half of the tile.
+  static __device__ __forceinline__ Rows half_tile(const Anchor<T>& tensor, const Place& place,
+                                                   int half, int chunk, int head_dim) {
+    return load_row(tensor.origin, tensor.offset(place.tile_dy(half), place.tile_dx),
+                    place.tile_ok[half], place.j, chunk, head_dim);
+  }
+  // The instruction wants its first factor in four neighbouring registers, which mix two pixels.
+  // XOR with a zero that the compiler does not know makes copies that stay there; plain ones it
+  // makes again for each product.
+  static __device__ __forceinline__ TileRows join(const Rows& upper, const Rows& lower,
+                                                  uint32_t zero) {
+    TileRows rows;
+#pragma unroll
+    for (int s = 0; s < 2 * kBlocks; ++s) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        rows.step[s][2 * i] = upper.block[s / 2][2 * (s % 2) + i] ^ zero;
+        rows.step[s][2 * i + 1] = lower.block[s / 2][2 * (s % 2) + i] ^ zero;
+      }
+    }
+    return rows;
+  }
+  static __device__ __forceinline__ TileRows tile_rows(const Anchor<T>& tensor, const Place& place,
+                                                       int chunk, const Work& work) {
+    return join(half_tile(tensor, place, 0, chunk, work.head_dim),
+                half_tile(tensor, place, 1, chunk, work.head_dim), work.zero);
+  }
+
+  // Column g of row t of the band.
+  static __device__ __forceinline__ Rows band_row(const Anchor<T>& tensor, const Place& place,
+                                                  int t, int chunk, int head_dim) {
+    const WindowAxis steps = Place::kSteps;
+    return load_row(tensor.origin, tensor.offset(steps.offset(t), steps.offset(place.g)),
+                    place.row_ok && place.row_on_map(t), place.j, chunk, head_dim);
+  }
+
+  static __device__ __forceinline__ Rows load_row(const T* origin, int32_t offset, bool ok, int j,
+                                                  int chunk, int head_dim) {
+    Rows rows;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      const int feature = chunk + 32 * b + 8 * j;
+      load_elements<8, kAccess>(rows.block[b], origin + (offset + feature),
+                                ok ? head_dim - feature : 0);
+    }
+    return rows;
+  }
+
+  // c += products of 16 pixels with 8 others
+  static __device__ __forceinline__ void multiply(float (&c)[4], const TileRows& rows,
+                                                  const Rows& other) {
+#pragma unroll
+    for (int s = 0; s < 2 * kBlocks; ++s) {
+      multiply_accumulate<T>(c, rows.step[s], other.block[s / 2][2 * (s % 2)],
+                             other.block[s / 2][2 * (s % 2) + 1]);
+    }
+  }
+
+  // result (16 pixels, kChunk features) += sum over the band of weights times its pixels
+  static __device__ __forceinline__ void gather(float (&result)[kSlices][4],
+                                                const Weights (&weights)[B::kRows / 2],
+                                                const Anchor<T>& tensor, const Place& place,
+                                                int chunk, int head_dim) {
+    const int feature = chunk + place.g * kSlices;
+    const WindowAxis steps = Place::kSteps;
+#pragma unroll
+    for (int u = 0; u < B::kRows / 2; ++u) {
+      uint32_t pixel[2][2][kSlices / 2];
+#pragma unroll
+      for (int row = 0; row < 2; ++row) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int t = 2 * u + row;
+          const bool ok = place.pair_ok[e] && place.row_on_map(t);
+          const int32_t offset =
+              tensor.offset(steps.offset(t), steps.offset(2 * place.j + e)) + feature;
+          load_elements<kSlices, kAccess>(pixel[row][e], tensor.origin + offset,
+                                          ok ? head_dim - feature : 0);
+        }
+      }
+#pragma unroll
+      for (int i = 0; i < kSlices; ++i) {
+        const uint32_t selector = i % 2 ? 0x7632 : 0x5410;
+        multiply_accumulate<T>(result[i], weights[u].pair,
+                               permute_bytes(pixel[0][0][i / 2], pixel[0][1][i / 2], selector),
+                               permute_bytes(pixel[1][0][i / 2], pixel[1][1][i / 2], selector));
+      }
+    }
+  }
+
+  // Writes a result of `gather` times a factor. A lane's slices lie side by side.
+  static __device__ __forceinline__ void store(T* target, const float (&result)[kSlices][4],
+                                               float factor, const Work& work, const Place& place,
+                                               int chunk) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (!place.tile_ok[half]) continue;
+      T* const row = target + place.tile_token(half) * work.head_dim;
+      uint32_t packed[kSlices];
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+#pragma unroll
+        for (int i = 0; i < kSlices; i += 2) {
+          packed[(e * kSlices + i) / 2] =
+              pack<T>(result[i][2 * half + e] * factor, result[i + 1][2 * half + e] * factor);
+        }
+      }
+#pragma unroll
+      for (int part = 0; part < kSlices / 4; ++part) {
+        const int feature = chunk + 2 * place.j * kSlices + 8 * part;
+        const uint32_t eight[4] = {packed[4 * part], packed[4 * part + 1], packed[4 * part + 2],
+                                   packed[4 * part + 3]};
+        store_elements<8, kAccess>(row + feature, eight, work.head_dim - feature);
+      }
+    }
+  }
+};
+
+// Over the four lanes that share a pixel of the tile.
+__device__ __forceinline__ float sum_over_columns(float x) {
+  x += __shfl_xor_sync(kFullWarp, x, 1);
+  return x + __shfl_xor_sync(kFullWarp, x, 2);
+}
+__device__ __forceinline__ float max_over_columns(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
+}
+
+}  // namespace sdwa::cuda

@@ -1,0 +1,69 @@
+// The operators on CUDA tensors: from tensors to a launch on the current stream.
+//
+// Host code alone; nvcc's passes for the device skip it.
+#if !defined(__CUDA_ARCH__)
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+
+#include <string>
+
+#include "build_facts.h"
+#include "checks.h"
+#include "launch.h"
+
+extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
+                                                             void** ret_stream);
+
+namespace sdwa::cuda {
+namespace {
+
+using OptionalTensor = std::optional<Tensor>;
+using Integers = std::vector<int64_t>;
+
+Stream current_stream(const Tensor& tensor) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
+  return static_cast<Stream>(stream);
+}
+
+std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value,
+                                             OptionalTensor bias, Integers kernel_size,
+                                             Integers dilation, double scale, bool masked) {
+  const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
+  ForwardCall call = prepare_forward(query, key, value, bias, kernel_size, dilation, scale, masked);
+  launch_forward(call.args, current_stream(query));
+  return {call.out, call.lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
+    Tensor grad_out, OptionalTensor grad_lse, Tensor query, Tensor key, Tensor value,
+    OptionalTensor bias, Tensor out, Tensor lse, Integers kernel_size, Integers dilation,
+    double scale, bool masked) {
+  const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
+  BackwardCall call = prepare_backward(grad_out, grad_lse, query, key, value, bias, out, lse,
+                                       kernel_size, dilation, scale, masked);
+  const auto bytes = static_cast<int64_t>(backward_workspace_bytes(call.args));
+  // From PyTorch's allocator, so that graph capture and streams are its concern.
+  const Tensor workspace = torch::stable::new_empty(query, {bytes}, ScalarType::Byte);
+  launch_backward(call.args, workspace.mutable_data_ptr(), current_stream(query));
+  return {call.grad_query, call.grad_key, call.grad_value, call.grad_bias};
+}
+
+// As TORCH_CUDA_ARCH_LIST has them.
+std::string cuda_architectures() { return SDWA_ARCHITECTURES; }
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY_IMPL(sdwa, CUDA, m) {
+  m.impl("attention_forward", TORCH_BOX(&attention_forward));
+  m.impl("attention_backward", TORCH_BOX(&attention_backward));
+}
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sdwa, m) { m.def("cuda_architectures() -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(sdwa, CompositeExplicitAutograd, m) {
+  m.impl("cuda_architectures", TORCH_BOX(&cuda_architectures));
+}
+
+}  // namespace sdwa::cuda
+#endif
