@@ -1,0 +1,128 @@
+"""Runs a case forward and backward, and compares it with float64.
+
+The tolerance is relative to what PyTorch itself loses in that dtype: at most twice (forward) or
+three times (gradients) the error of the same computation, step by step in that dtype, plus a tiny
+floor. Border and interior are compared apart, so that a large interior hides no border.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import unfold
+
+import sdwa
+from sdwa.problem import as_dilation, as_kernel_size
+from tests.cases import Case, draw
+
+Results = dict[str, Tensor]
+FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-3, torch.float16: 3e-4}
+
+
+def run(
+    case: Case, tensors: dict[str, Tensor], attention: Callable | None = None, **options
+) -> Results:
+    """Outputs and gradients of a case: out, lse, grad_query, grad_key, grad_value, grad_bias."""
+    attention = attention or sdwa.sliding_dilated_window_attention
+    inputs = {
+        name: tensors[name].detach().requires_grad_()
+        for name in ("query", "key", "value", "bias")
+        if name in tensors
+    }
+    out, lse = attention(
+        inputs["query"],
+        inputs["key"],
+        inputs["value"],
+        case.kernel_size,
+        case.dilation,
+        bias=inputs.get("bias"),
+        scale=case.scale,
+        padding_mode=case.padding_mode,
+        return_lse=True,
+        **options,
+    )
+    grads = torch.autograd.grad(
+        (out, lse), list(inputs.values()), (tensors["grad_out"], tensors["grad_lse"].to(lse.dtype))
+    )
+    return {"out": out.detach(), "lse": lse.detach()} | {
+        f"grad_{name}": grad for name, grad in zip(inputs, grads, strict=True)
+    }
+
+
+def stepwise(query, key, value, kernel_size, dilation, *, bias, scale, padding_mode, return_lse):
+    """The operator, every step rounded to the dtype of query, as plain PyTorch code does it."""
+    batch, height, width, heads, head_dim = query.shape
+    kernel = as_kernel_size(kernel_size)
+    scale = head_dim**-0.5 if scale is None else scale
+    outs, lses = [], []
+    for head, step in enumerate(as_dilation(dilation, heads)):
+
+        def windows(x: Tensor, step=step) -> Tensor:  # (batch, pixels, taps, channels)
+            padding = [d * (k // 2) for d, k in zip(step, kernel, strict=True)]
+            columns = unfold(x.permute(0, 3, 1, 2), kernel, dilation=step, padding=padding)
+            return columns.view(batch, x.shape[3], -1, height * width).permute(0, 3, 2, 1)
+
+        q = query[:, :, :, head].reshape(batch, height * width, 1, head_dim)
+        scores = (q * windows(key[:, :, :, head])).sum(-1) * scale
+        if bias is not None:
+            scores = scores + bias[head].flatten()
+        if padding_mode == "masked":
+            on_map = windows(torch.ones_like(key[:, :, :, head, :1]))[..., 0]
+            scores = scores.masked_fill(on_map == 0, float("-inf"))
+        out = (scores.softmax(-1).unsqueeze(-1) * windows(value[:, :, :, head])).sum(-2)
+        outs.append(out.view(batch, height, width, head_dim))
+        lses.append(scores.logsumexp(-1).view(batch, height, width))
+    return torch.stack(outs, 3), torch.stack(lses, 3)
+
+
+def error(result: Tensor, exact: Tensor) -> float:
+    """Norm of the difference over the norm of the exact tensor; infinite where it is NaN."""
+    if exact.numel() == 0:
+        return 0.0
+    difference = (result.double() - exact).norm().item()
+    return (
+        difference / max(exact.norm().item(), 1e-30) if difference == difference else float("inf")
+    )
+
+
+def parts(tensor: Tensor, case: Case) -> dict[str, Tensor]:
+    """Border and interior of a map; a bias gradient is whole."""
+    if tensor.dim() < 4:
+        return {"whole": tensor}
+    kernel = as_kernel_size(case.kernel_size)
+    reach = [max(d[axis] for d in as_dilation(case.dilation, case.shape[3])) for axis in (0, 1)]
+    reach = [r * (k // 2) for r, k in zip(reach, kernel, strict=True)]
+    inside = torch.zeros(case.shape[1:3], dtype=torch.bool, device=tensor.device)
+    inside[reach[0] : case.shape[1] - reach[0], reach[1] : case.shape[2] - reach[1]] = True
+    return {"interior": tensor[:, inside], "border": tensor[:, ~inside]}
+
+
+def assert_matches_float64(case: Case, dtype: torch.dtype, seed: int = 0, **options) -> None:
+    """Every output and gradient of a case, in a dtype, against the float64 reference."""
+    device = options.pop("device", "cpu")
+    tensors = draw(case, dtype, device, seed)
+    assert_results_match(case, dtype, tensors, run(case, tensors, **options))
+
+
+def assert_results_match(
+    case: Case, dtype: torch.dtype, tensors: dict[str, Tensor], results: Results
+) -> None:
+    """The same for results at hand, of the tensors given."""
+    doubles = {name: tensor.double() for name, tensor in tensors.items()}
+    exact = run(case, doubles, backend="reference")
+    if dtype != torch.float64 and case.shape[0]:
+        lost = run(case, tensors, stepwise)
+    else:
+        lost = {name: tensor.to(dtype) for name, tensor in exact.items()}
+    assert results["out"].dtype == dtype
+    assert results["lse"].dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    for name, result in results.items():
+        assert result.shape == exact[name].shape, name
+        allowed_times = 3 if name.startswith("grad") else 2
+        for part in parts(result, case):
+            target = parts(exact[name], case)[part]
+            got = error(parts(result, case)[part], target)
+            allowed = allowed_times * error(parts(lost[name], case)[part], target) + FLOOR[dtype]
+            assert got <= allowed, f"{name}, {part}: error {got:.2e}, allowed {allowed:.2e}"

@@ -1,0 +1,117 @@
+"""Named problems of the operator, with awkward sizes, and their tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem. `layout` is how query, key and value lie in memory."""
+
+    name: str
+    shape: tuple[int, int, int, int, int]  # batch, height, width, heads, head_dim
+    kernel_size: int | tuple[int, int] = 3
+    dilation: int | tuple = 1
+    bias: bool = False
+    scale: float | None = None
+    padding_mode: str = "zeros"
+    layout: str = "contiguous"
+
+    def __str__(self) -> str:
+        return self.name
+
+
+CASES = (
+    Case("paper", (2, 7, 7, 8, 64), dilation=(1, 1, 2, 2, 2, 3, 3, 3)),
+    Case(
+        "paper_masked", (2, 7, 7, 8, 32), dilation=(1, 1, 2, 2, 2, 3, 3, 3), padding_mode="masked"
+    ),
+    Case("one_pixel", (2, 1, 1, 3, 8), dilation=(1, 2, 5)),
+    Case("one_pixel_masked", (1, 1, 1, 2, 4), padding_mode="masked"),
+    Case("one_row", (1, 1, 13, 2, 16), dilation=(1, 4)),
+    Case("one_column", (1, 17, 1, 2, 16), dilation=(2, 3)),
+    Case("tall", (1, 19, 5, 3, 24), dilation=(3, 1, 2)),
+    Case("wide_packed", (2, 5, 23, 4, 16), dilation=(1, 2, 3, 4), layout="packed"),
+    Case("strided_map", (1, 9, 7, 2, 20), dilation=2, layout="strided"),
+    Case("expanded_key", (3, 6, 5, 2, 8), dilation=(1, 2), layout="expanded"),
+    Case("heads_first", (2, 8, 6, 3, 12), dilation=(1, 2, 3), layout="heads_first"),
+    Case("bias", (2, 7, 9, 4, 16), dilation=(1, 1, 2, 3), bias=True),
+    Case("bias_masked", (2, 7, 9, 4, 16), dilation=(1, 1, 2, 3), bias=True, padding_mode="masked"),
+    Case("bias_5x5", (1, 11, 8, 3, 10), kernel_size=5, dilation=(1, 2, 3), bias=True),
+    Case("dilation_beyond_map", (1, 4, 3, 3, 6), dilation=(2, 5, 7)),
+    Case("dilation_by_axis", (1, 9, 10, 2, 8), dilation=((1, 3), (2, 1)), bias=True),
+    Case("window_1x1", (1, 5, 6, 2, 8), kernel_size=1),
+    Case("window_3x5", (1, 8, 9, 2, 8), kernel_size=(3, 5), dilation=(1, 2), bias=True),
+    Case("window_5", (1, 13, 11, 2, 32), kernel_size=5, dilation=(1, 2)),
+    Case(
+        "window_7_masked", (1, 11, 13, 2, 10), kernel_size=7, dilation=(1, 2), padding_mode="masked"
+    ),
+    Case("window_9", (1, 10, 7, 1, 12), kernel_size=9),
+    Case("window_13_beyond_map", (1, 6, 5, 2, 4), kernel_size=13, dilation=(1, 2)),
+    Case("head_dim_1", (1, 5, 7, 3, 1), dilation=(1, 2, 3)),
+    Case("head_dim_3", (2, 5, 4, 2, 3), dilation=(1, 2)),
+    Case("head_dim_60", (1, 6, 7, 2, 60), dilation=(1, 2)),
+    Case("head_dim_96", (1, 5, 6, 2, 96), dilation=(1, 2)),
+    Case("head_dim_100", (1, 5, 6, 1, 100)),
+    Case("head_dim_128", (1, 6, 5, 2, 128), dilation=(1, 3)),
+    Case("head_dim_256", (1, 4, 5, 1, 256)),
+    Case("many_heads", (1, 4, 4, 37, 4), dilation=tuple(1 + n % 4 for n in range(37))),
+    Case("scale_zero", (1, 5, 5, 2, 8), scale=0.0, bias=True),
+    Case("scale_large", (1, 6, 6, 2, 16), scale=30.0),
+    Case("scale_negative", (1, 6, 6, 2, 16), scale=-0.7, padding_mode="masked"),
+    Case("batch_0", (0, 5, 6, 2, 8), dilation=(1, 2), bias=True),
+    Case("larger_map", (1, 31, 29, 4, 32), dilation=(1, 2, 3, 4)),
+)
+
+
+def draw(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
+    """Tensors of a case: query, key, value, grad_out, grad_lse and, where it has one, bias."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    batch, height, width, heads, head_dim = case.shape
+    if case.layout == "packed":
+        query = normal(*case.shape)
+        packed = normal(batch, height, width, 2, heads, head_dim).to(device, dtype)
+        key, value = packed.unbind(3)
+    else:
+        query, key, value = normal(3, *case.shape).unbind(0)
+    query, key, value = (t.to(device, dtype) for t in (query, key, value))
+    if case.layout == "strided":
+        query, key, value = (
+            torch.zeros(batch, 2 * height, width + 3, heads + 1, head_dim + 5, dtype=dtype)
+            .to(device)[:, ::2, :width, 1:, :head_dim]
+            .copy_(t)
+            for t in (query, key, value)
+        )
+    elif case.layout == "expanded":
+        key, value = (t[:1, :, :1].expand(case.shape) for t in (key, value))
+    elif case.layout == "heads_first":
+        query, key, value = (
+            t.permute(0, 3, 1, 2, 4).contiguous().permute(0, 2, 3, 1, 4)
+            for t in (query, key, value)
+        )
+    tensors = {
+        "query": query,
+        "key": key,
+        "value": value,
+        "grad_out": normal(*case.shape).to(device, dtype),
+        "grad_lse": normal(*case.shape[:4]).to(
+            device, torch.float64 if dtype == torch.float64 else torch.float32
+        ),
+    }
+    if case.bias:
+        kernel = (
+            case.kernel_size if isinstance(case.kernel_size, tuple) else (case.kernel_size,) * 2
+        )
+        tensors["bias"] = normal(heads, *kernel).to(device, dtype)
+    return tensors

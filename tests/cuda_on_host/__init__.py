@@ -1,0 +1,165 @@
+"""Builds the CUDA kernels for the host, under sanitizers, and runs problems on them.
+
+The sources of csrc/cuda are compiled unchanged; `cuda_on_host.h` stands in for CUDA.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import struct
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sdwa.problem import as_dilation, as_kernel_size
+from tests.cases import Case
+
+HERE = Path(__file__).parent
+CSRC = HERE.parents[1] / "csrc"
+KERNELS = (
+    "forward_matrix",
+    "forward_vector",
+    "backward_matrix_bfloat16",
+    "backward_matrix_float16",
+    "backward_vector",
+    "backward",
+)
+FLAGS = (
+    "-O1 -g1 -std=c++20 -fsanitize=address,undefined -fno-sanitize-recover=all "
+    "-Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-clobbered -DSDWA_CUDA_ON_HOST"
+)
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as csrc/problem.h counts
+
+
+class BuildError(RuntimeError):
+    """The kernels do not compile for the host."""
+
+
+def missing_tools() -> str | None:
+    """Why the emulation cannot be built here, or None."""
+    if sys.platform != "linux":
+        return "the emulation needs Linux"
+    if shutil.which(os.environ.get("CXX", "c++")) is None:
+        return "no C++ compiler"
+    if not (CSRC / "cuda").is_dir():
+        return "no kernel sources beside the tests"
+    return None
+
+
+def build(folder: Path) -> Path:
+    """Compiles what has changed and returns the program."""
+    import ninja
+
+    folder.mkdir(parents=True, exist_ok=True)
+    compiler = os.environ.get("CXX", "c++")
+    include = f"-I{CSRC} -I{CSRC / 'cuda'} -I{HERE}"
+    sources = [CSRC / "cuda" / f"{name}.cu" for name in KERNELS]
+    sources += [HERE / "fibers.cpp", HERE / "main.cpp"]
+    lines = [
+        "rule compile",
+        f"  command = {compiler} {FLAGS} {include} -MMD -MF $out.d -x c++ -c $in -o $out",
+        "  depfile = $out.d",
+        "  deps = gcc",
+        "rule link",
+        f"  command = {compiler} -fsanitize=address,undefined $in -o $out",
+        *(f"build {source.stem}.o: compile {source}" for source in sources),
+        f"build emulate: link {' '.join(f'{source.stem}.o' for source in sources)}",
+    ]
+    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    done = subprocess.run(
+        [Path(ninja.BIN_DIR) / "ninja"], cwd=folder, capture_output=True, text=True
+    )
+    if done.returncode:
+        raise BuildError(done.stdout + done.stderr)
+    return folder / "emulate"
+
+
+def run(
+    program: Path, folder: Path, problems: Iterable[tuple[Case, dict[str, Tensor]]], schedule: int
+) -> list[dict[str, Tensor]]:
+    """Forward and backward of each problem: out, lse, grad_query, grad_key, grad_value, grad_bias.
+
+    `schedule` is the order in which threads run between two barriers: 0 ascending, 1 descending.
+    """
+    problems = list(problems)
+    cases, results = folder / f"cases{schedule}", folder / f"results{schedule}"
+    with cases.open("wb") as file:
+        for case, tensors in problems:
+            file.writelines(_encode(case, tensors))
+    done = subprocess.run([program, cases, results, str(schedule)], capture_output=True, text=True)
+    if done.returncode:
+        raise AssertionError(f"the emulated kernels failed:\n{done.stderr[-6000:]}")
+    data, at, decoded = results.read_bytes(), 0, []
+    for case, tensors in problems:
+        outputs: dict[str, Tensor] = {}
+        for name, shape, dtype in _outputs(case, tensors):
+            size = shape.numel() * dtype.itemsize
+            flat = torch.frombuffer(bytearray(data[at : at + size]), dtype=dtype) if size else None
+            outputs[name] = torch.empty(shape, dtype=dtype) if flat is None else flat.view(shape)
+            at += size
+        decoded.append(outputs)
+    assert at == len(data), "the emulation wrote more or less than its outputs"
+    return decoded
+
+
+def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _outputs(case: Case, tensors: dict[str, Tensor]) -> list[tuple[str, torch.Size, torch.dtype]]:
+    dtype = tensors["query"].dtype
+    shape = torch.Size(case.shape)
+    outputs = [("out", shape, dtype), ("lse", shape[:4], _sum_dtype(dtype))]
+    outputs += [(f"grad_{name}", shape, dtype) for name in ("query", "key", "value")]
+    if "bias" in tensors:
+        outputs.append(("grad_bias", tensors["bias"].shape, _sum_dtype(dtype)))
+    return outputs
+
+
+def _encode(case: Case, tensors: dict[str, Tensor]) -> Iterable[bytes]:
+    *_, heads, head_dim = case.shape
+    kernel = as_kernel_size(case.kernel_size)
+    dtype = tensors["query"].dtype
+    yield struct.pack(
+        "=11qd",
+        DTYPES.index(dtype),
+        *case.shape,
+        *kernel,
+        case.padding_mode == "masked",
+        "bias" in tensors,
+        "grad_lse" in tensors,
+        head_dim**-0.5 if case.scale is None else case.scale,
+    )
+    steps = [step for pair in as_dilation(case.dilation, heads) for step in pair]
+    yield struct.pack(f"={len(steps)}q", *steps)
+    for name in ("query", "key", "value", "grad_out"):
+        yield from _encode_strided(tensors[name])
+    for name in ("bias", "grad_lse"):
+        if name in tensors:
+            yield _bytes(tensors[name].to(_sum_dtype(dtype)).contiguous())
+
+
+def _encode_strided(tensor: Tensor) -> Iterable[bytes]:
+    """The tensor in its own layout, NaN between its elements, and nothing before or behind them."""
+    spans = [
+        (size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True)
+    ]
+    elements = 1 + sum(spans) if tensor.numel() else 0
+    storage = torch.full((elements,), float("nan"), dtype=tensor.dtype)
+    distinct = tensor  # one copy of what expand() repeats
+    for dim, stride in enumerate(tensor.stride()):
+        if stride == 0:
+            distinct = distinct.narrow(dim, 0, min(1, distinct.shape[dim]))
+    if elements:
+        storage.as_strided(distinct.shape, distinct.stride()).copy_(distinct)
+    yield struct.pack("=6q", elements, 0, *tensor.stride()[:4])
+    yield _bytes(storage)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b""

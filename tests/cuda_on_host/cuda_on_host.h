@@ -1,0 +1,178 @@
+// CUDA as the kernels of csrc/cuda see it, on the host: blocks of fibers, one a thread.
+//
+// Lanes meet at every warp collective (shuffle, matrix product, __syncwarp) and threads at every
+// __syncthreads. What a device leaves undefined is an error here: lanes of one warp that meet
+// different collectives, or threads that end while others wait for them. The order in which threads
+// run between two meetings is chosen by `schedule()`, so a missing barrier shows as a difference
+// between two orders.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <string>
+
+#define __global__
+#define __device__
+#define __host__
+#define __forceinline__ inline
+#define __launch_bounds__(...)
+#define __grid_constant__
+
+struct Dim3 {
+  unsigned x = 1, y = 1, z = 1;
+};
+inline Dim3 threadIdx, blockIdx, blockDim, gridDim;
+
+struct alignas(8) uint2 {
+  uint32_t x, y;
+};
+struct alignas(16) uint4 {
+  uint32_t x, y, z, w;
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) double2 {
+  double x, y;
+};
+inline uint2 make_uint2(uint32_t x, uint32_t y) { return {x, y}; }
+inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline double2 make_double2(double x, double y) { return {x, y}; }
+
+namespace sdwa::cuda {
+
+using Stream = int;
+
+namespace emulation {
+
+enum class Meeting { kShuffle, kMatrix, kWarp, kBlock };
+
+// What each lane brought to the collective that its warp has just met at.
+struct Offer {
+  alignas(16) unsigned char bytes[48];
+};
+
+// Hands `offer` in, waits for the other lanes, and returns what all 32 brought.
+const Offer* meet(Meeting meeting, unsigned mask, const void* offer, size_t bytes);
+void meet_block();
+
+// c += this lane's part of the product of what the lanes brought: four words of the first factor
+// and two of the second, each as two floats.
+void matrix_product(float (&c)[4], const Offer* lanes, int lane);
+
+// Order in which threads run between meetings: 0 ascending, 1 descending.
+int& schedule();
+
+void run_grid(const char* name, int64_t blocks, int threads, size_t shared_bytes,
+              const std::function<void()>& thread);
+unsigned char* shared_memory();
+
+template <typename T>
+T offered(const Offer& offer) {
+  T value;
+  std::memcpy(&value, offer.bytes, sizeof(T));
+  return value;
+}
+
+}  // namespace emulation
+
+inline float from_bits(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, 4);
+  return value;
+}
+inline float to_float(float x) { return x; }
+inline float to_float(BFloat16 x) { return from_bits(static_cast<uint32_t>(x.bits) << 16); }
+inline float to_float(Float16 x) {
+  _Float16 value;
+  std::memcpy(&value, &x.bits, 2);
+  return static_cast<float>(value);
+}
+
+// Round to nearest, ties to even.
+template <typename T>
+uint16_t narrow_bits(float value) {
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    if (std::isnan(value)) return 0x7fff;
+    uint32_t bits;
+    std::memcpy(&bits, &value, 4);
+    return static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+  } else {
+    const _Float16 half = static_cast<_Float16>(value);
+    uint16_t bits;
+    std::memcpy(&bits, &half, 2);
+    return bits;
+  }
+}
+
+template <typename T>
+uint32_t pack(float low, float high) {
+  return narrow_bits<T>(low) | static_cast<uint32_t>(narrow_bits<T>(high)) << 16;
+}
+
+inline uint32_t permute_bytes(uint32_t low, uint32_t high, uint32_t selector) {
+  const uint64_t bytes = static_cast<uint64_t>(high) << 32 | low;
+  uint32_t result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const uint32_t from = (selector >> (4 * i)) & 7;
+    result |= static_cast<uint32_t>((bytes >> (8 * from)) & 0xff) << (8 * i);
+  }
+  return result;
+}
+
+template <typename T>
+const T* rooted(const T* address, uint32_t) {
+  return address;
+}
+inline uint4 load16(const void* address, bool ok) {
+  return ok ? *static_cast<const uint4*>(address) : uint4{};
+}
+inline uint2 load8(const void* address, bool ok) {
+  return ok ? *static_cast<const uint2*>(address) : uint2{};
+}
+
+inline float power2(float x) { return std::exp2(x); }
+inline double power2(double x) { return std::exp2(x); }
+
+template <typename T>
+void multiply_accumulate(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
+  const uint32_t words[6] = {a[0], a[1], a[2], a[3], b0, b1};
+  float mine[12];
+  for (int i = 0; i < 12; ++i) {
+    mine[i] = to_float(T{static_cast<uint16_t>(i % 2 ? words[i / 2] >> 16 : words[i / 2])});
+  }
+  emulation::matrix_product(
+      c, emulation::meet(emulation::Meeting::kMatrix, kFullWarp, mine, sizeof(mine)),
+      threadIdx.x % 32);
+}
+
+template <typename T>
+T* dynamic_shared() {
+  return reinterpret_cast<T*>(emulation::shared_memory());
+}
+
+template <typename Params>
+void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads,
+            size_t shared_bytes, Stream, const Params& params) {
+  static_assert(sizeof(Params) <= 4096, "kernel parameters must stay within 4 KiB");
+  emulation::run_grid(name, blocks, threads, shared_bytes, [&] { kernel(params); });
+}
+
+}  // namespace sdwa::cuda
+
+template <typename T>
+T __shfl_sync(unsigned mask, T value, int from) {
+  using namespace sdwa::cuda::emulation;
+  return offered<T>(meet(Meeting::kShuffle, mask, &value, sizeof(T))[from & 31]);
+}
+template <typename T>
+T __shfl_xor_sync(unsigned mask, T value, int with) {
+  return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % 32) ^ with);
+}
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+  sdwa::cuda::emulation::meet(sdwa::cuda::emulation::Meeting::kWarp, mask, nullptr, 0);
+}
+inline void __syncthreads() { sdwa::cuda::emulation::meet_block(); }

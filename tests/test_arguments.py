@@ -1,0 +1,134 @@
+"""What is refused, and that the message names the argument, what came and what is legal."""
+
+import re
+
+import pytest
+import torch
+
+import sdwa
+from sdwa.backends.native import runs_on
+from sdwa.problem import as_dilation, as_kernel_size
+
+SHAPE = (2, 5, 6, 4, 8)
+
+
+def tensors():
+    return {name: torch.randn(SHAPE) for name in ("query", "key", "value")}
+
+
+REFUSED = {
+    "even kernel": ({"kernel_size": 4}, ValueError, "kernel_size must be odd.*got 4"),
+    "zero kernel": ({"kernel_size": 0}, ValueError, "kernel_size must be odd.*got 0"),
+    "float kernel": ({"kernel_size": 3.0}, TypeError, "kernel_size must be an odd int.*got 3.0"),
+    "kernel of three": ({"kernel_size": (3, 3, 3)}, TypeError, "kernel_size.*pair"),
+    "even in pair": ({"kernel_size": (3, 2)}, ValueError, r"kernel_size must be odd.*\(3, 2\)"),
+    "dilation 0": ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
+    "short dilation": ({"dilation": (1, 2)}, ValueError, "dilation.*got 2 entries.*4 heads"),
+    "long dilation": ({"dilation": (1,) * 5}, ValueError, "dilation.*got 5 entries.*4 heads"),
+    "negative entry": ({"dilation": (1, 2, -1, 1)}, ValueError, "dilation.*got -1"),
+    "float entry": ({"dilation": (1, 2, 1.5, 1)}, TypeError, "dilation entries.*got 1.5"),
+    "text dilation": ({"dilation": "1234"}, TypeError, "dilation must be an int.*got str"),
+    "padding": ({"padding_mode": "reflect"}, ValueError, "padding_mode.*\"masked\", got 'reflect'"),
+    "scale": ({"scale": "1"}, TypeError, "scale must be a number or None, got str"),
+    "backend": ({"backend": "numpy"}, ValueError, "backend must be None or one of.*got 'numpy'"),
+    "bias shape": (
+        {"bias": torch.zeros(4, 3, 5)},
+        ValueError,
+        r"bias.*\(4, 3, 3\), got.*\(4, 3, 5\)",
+    ),
+    "bias dtype": (
+        {"bias": torch.zeros(4, 3, 3).half()},
+        TypeError,
+        "bias must be float32.*float16",
+    ),
+    "bias device": (
+        {"bias": torch.zeros(4, 3, 3, device="meta")},
+        ValueError,
+        "bias.*device.*meta",
+    ),
+    "no tensor": ({"key": [1.0]}, TypeError, "key must be a tensor, got list"),
+    "4-D": (
+        {"query": torch.randn(2, 5, 6, 32)},
+        ValueError,
+        r"query must be \(batch.*\(2, 5, 6, 32\)",
+    ),
+    "integers": (
+        {"query": torch.ones(SHAPE, dtype=torch.int64)},
+        TypeError,
+        "query must be float32",
+    ),
+    "mixed dtypes": ({"key": torch.randn(SHAPE).bfloat16()}, TypeError, "key.*bfloat16.*float32"),
+    "mixed devices": ({"value": torch.empty(SHAPE, device="meta")}, ValueError, "value.*meta.*cpu"),
+    "mixed shapes": (
+        {"value": torch.randn(2, 5, 6, 4, 7)},
+        ValueError,
+        "value must have the shape",
+    ),
+    "last stride": (
+        {"query": torch.randn(2, 5, 6, 8, 4).transpose(3, 4)},
+        ValueError,
+        "query must have stride 1 in head_dim",
+    ),
+    "empty map": (
+        dict.fromkeys(("query", "key", "value"), torch.randn(2, 0, 6, 4, 8)),
+        ValueError,
+        "height, width and heads of at least 1",
+    ),
+    "head_dim 257": (
+        dict.fromkeys(("query", "key", "value"), torch.randn(1, 2, 2, 4, 257)),
+        ValueError,
+        "head_dim from 1 to 256",
+    ),
+}
+
+
+@pytest.mark.parametrize(("change", "kind", "message"), REFUSED.values(), ids=REFUSED)
+def test_refused(change, kind, message):
+    with pytest.raises(kind, match=message):
+        sdwa.sliding_dilated_window_attention(**(tensors() | change))
+
+
+def test_explicit_backend_never_falls_back():
+    if torch.cuda.is_available():
+        pytest.skip("needs a machine where the cuda backend is off")
+    with pytest.raises(sdwa.BackendError, match='"cuda".*not on cpu.*no CUDA device'):
+        sdwa.sliding_dilated_window_attention(**tensors(), backend="cuda")
+
+
+def test_error_lists_the_reasons_of_every_backend(monkeypatch):
+    from sdwa import dispatch
+
+    monkeypatch.setattr(dispatch, "BACKENDS", [b for b in dispatch.BACKENDS if b.name in ("cuda",)])
+    with pytest.raises(sdwa.BackendError, match=re.compile("no backend.*cuda: .*", re.DOTALL)):
+        sdwa.sliding_dilated_window_attention(**tensors())
+
+
+def test_available_backends():
+    found = sdwa.available_backends()
+    assert found["reference"] == ()
+    assert all(isinstance(reasons, tuple) for reasons in found.values())
+    assert any("cuda" in reason for reason in sdwa.available_backends("cuda")["cpu"])
+
+
+def test_sizes_are_normalised():
+    assert as_kernel_size(5) == (5, 5)
+    assert as_kernel_size([3, 7]) == (3, 7)
+    assert as_dilation(2, 3) == ((2, 2),) * 3
+    assert as_dilation([1, (2, 3)], 2) == ((1, 1), (2, 3))
+    assert as_dilation((2, 3), 2) == ((2, 2), (3, 3))
+
+
+@pytest.mark.parametrize(
+    ("architectures", "gpu", "runs"),
+    [
+        ("8.0;8.6", (8, 6), True),
+        ("8.0", (8, 9), True),  # machine code of the same major version
+        ("8.6", (8, 0), False),
+        ("8.0;8.6", (9, 0), False),
+        ("8.0+PTX", (9, 0), True),
+        ("9.0", (10, 0), False),
+        ("12.0+PTX", (10, 0), False),
+    ],
+)
+def test_cuda_machine_code_runs_on_its_own_architectures(architectures, gpu, runs):
+    assert runs_on(architectures, *gpu) == runs

@@ -1,0 +1,148 @@
+"""torch.compile and CUDA graphs."""
+
+import pytest
+import torch
+from functorch.compile import make_boxed_func
+from torch import func
+from torch._dynamo.backends.common import aot_autograd
+from torch._dynamo.testing import CompileCounterWithBackend
+
+import sdwa
+
+# PyTorch's own, on first use of forward mode and of Inductor.
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
+
+
+@pytest.fixture(autouse=True)
+def _fresh():
+    torch._dynamo.reset()
+    yield
+    torch._dynamo.reset()
+
+
+def call(backend):
+    def function(query, key, value, bias):
+        return sdwa.sliding_dilated_window_attention(
+            query, key, value, (3, 5), (1, 2), bias=bias, return_lse=True, backend=backend.name
+        )
+
+    return function
+
+
+def draw(device, batch):
+    generator = torch.Generator().manual_seed(batch)
+    shapes = [(batch, 6, 7, 2, 8)] * 3 + [(2, 3, 5)]
+    return [torch.randn(shape, generator=generator).to(device).requires_grad_() for shape in shapes]
+
+
+def results(function, inputs):
+    out, lse = function(*inputs)
+    grads = torch.autograd.grad(out.sin().sum() + lse.cos().sum(), inputs)
+    return out, lse, *grads
+
+
+# None: static at first, dynamic when another batch size comes
+@pytest.mark.parametrize(("dynamic", "recompiled"), ((True, 0), (None, 1), (False, 3)))
+def test_compiles_without_graph_breaks(backend, dynamic, recompiled):
+    """`torch.compile(fullgraph=True)`, static and dynamic, one compilation for all batch sizes"""
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(call(backend), backend=counter, fullgraph=True, dynamic=dynamic)
+    frames = []
+    for batch in (10, 11, 13, 4):
+        inputs = draw(backend.device_type, batch)
+        torch.testing.assert_close(results(compiled, inputs), results(call(backend), inputs))
+        frames.append(counter.frame_count)
+    assert frames[-1] - frames[0] == recompiled
+
+
+def test_compiled_gradient_is_the_fused_operator(backend):
+    """forward and backward stay one operator each in the compiled graph"""
+    if backend.name == "reference":
+        pytest.skip("reference is plain PyTorch")
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append([str(n.target) for n in graph.graph.nodes if n.op == "call_function"])
+        return make_boxed_func(graph)
+
+    compiled = torch.compile(
+        call(backend), backend=aot_autograd(fw_compiler=keep, bw_compiler=keep), fullgraph=True
+    )
+    results(compiled, draw(backend.device_type, 2))
+    name = "sdwa.triton_attention" if backend.name == "triton" else "sdwa.attention"
+    forward, backward = graphs
+    assert forward.count(f"{name}_forward.default") == 1
+    assert backward.count(f"{name}_backward.default") == 1
+    allowed = {"_operator.getitem", "<built-in function getitem>", "aten.detach.default"}
+    assert set(forward) <= {f"{name}_forward.default", *allowed}
+
+
+@pytest.mark.parametrize("transform", ("vmap", "grad", "jvp"))
+def test_compiled_transforms(backend, transform):
+    """`torch.compile` of `torch.func` transforms"""
+    query, key, value, _ = (t.detach() for t in draw(backend.device_type, 4))
+
+    def scalar(query, key, value):
+        return call(backend)(query, key, value, None)[0].square().sum()
+
+    def function(query, key, value):
+        if transform == "vmap":
+            return func.vmap(scalar)(*(t.unflatten(0, (2, 2)) for t in (query, key, value)))
+        if transform == "grad":
+            return func.grad(scalar)(query, key, value)
+        return func.jvp(scalar, (query, key, value), (key, value, query))
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(compiled(query, key, value), function(query, key, value))
+
+
+def test_compiled_layer_under_autocast(backend):
+    layer = sdwa.SlidingDilatedWindowAttention(
+        16, 2, dilation=(1, 2), q_proj=False, relative_bias=True, backend=backend.name
+    ).to(backend.device_type)
+    x = torch.randn(2, 5, 6, 16, device=backend.device_type)
+    compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
+    with torch.autocast(backend.device_type, torch.bfloat16):
+        out = compiled(x)
+        torch.testing.assert_close(out, layer(x))
+    assert out.dtype == torch.bfloat16
+
+
+def test_inductor(backend):
+    """`torch.compile` with Inductor, a training step of the layer"""
+    if backend.name == "reference":
+        pytest.skip("reference is plain PyTorch")
+    layer = sdwa.SlidingDilatedWindowAttention(
+        16, 2, dilation=(1, 2), relative_bias=True, backend=backend.name
+    ).to(backend.device_type)
+    x = torch.randn(3, 5, 6, 16, device=backend.device_type, requires_grad=True)
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True)
+    parameters = [x, *layer.parameters()]
+    out, expected = compiled(x), layer(x)
+    torch.testing.assert_close(out, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(out.square().sum(), parameters),
+        torch.autograd.grad(expected.square().sum(), parameters),
+    )
+
+
+def test_cuda_graph(backend):
+    """CUDA graph capture, forward and backward"""
+    if backend.device_type != "cuda":
+        pytest.skip("needs a GPU")
+    inputs = draw("cuda", 2)
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            results(call(backend), inputs)
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = results(call(backend), inputs)
+    others = draw("cuda", 2)
+    with torch.no_grad():
+        for tensor, other in zip(inputs, others, strict=True):
+            tensor.copy_(other + 1)
+    graph.replay()
+    torch.testing.assert_close(captured, results(call(backend), inputs))

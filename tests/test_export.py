@@ -1,0 +1,79 @@
+"""torch.export and AOTInductor."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import sdwa
+
+ROOT = Path(__file__).parents[1]
+
+# PyTorch's own, when it is first asked for an export.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.torch.jit.script"),
+    pytest.mark.filterwarnings("ignore:The given buffer is not writable"),
+]
+
+
+def layer(backend):
+    torch.manual_seed(0)
+    return sdwa.SlidingDilatedWindowAttention(
+        16, 2, dilation=(1, 2), relative_bias=True, backend=backend
+    ).eval()
+
+
+def export(module, device="cpu"):
+    x = torch.randn(3, 5, 6, 16, device=device)
+    batch = torch.export.Dim("batch", min=1, max=512)
+    return torch.export.export(module, (x,), dynamic_shapes={"x": {0: batch}})
+
+
+def test_export(backend, tmp_path):
+    """`torch.export`, dynamic batch, saved and loaded"""
+    module = layer(backend.name).to(backend.device_type)
+    program = export(module, backend.device_type)
+    torch.export.save(program, tmp_path / "layer.pt2")
+    loaded = torch.export.load(tmp_path / "layer.pt2").module()
+    for batch in (1, 3, 8):
+        x = torch.randn(batch, 5, 6, 16, device=backend.device_type)
+        torch.testing.assert_close(loaded(x), module(x))
+
+
+def test_export_decomposes_into_standard_operators():
+    """decompositions for exporters, `torch._decomp`"""
+    if sdwa.available_backends("cpu")["cpu"]:
+        pytest.skip("the CPU kernels are not compiled")
+    program = export(layer("cpu"))
+    assert any("sdwa" in str(node.target) for node in program.graph.nodes)
+    operators = [
+        getattr(torch.ops.sdwa, f"attention_{way}").default for way in ("forward", "backward")
+    ]
+    decomposed = program.run_decompositions(torch._decomp.get_decompositions(operators))
+    assert not any("sdwa" in str(node.target) for node in decomposed.graph.nodes)
+    x = torch.randn(2, 5, 6, 16)
+    torch.testing.assert_close(decomposed.module()(x), program.module()(x))
+
+
+def test_aot_inductor(tmp_path):
+    """AOTInductor: packaged, loaded and run by another process"""
+    if sdwa.available_backends("cpu")["cpu"]:
+        pytest.skip("the CPU kernels are not compiled")
+    module = layer("cpu")
+    package = torch._inductor.aoti_compile_and_package(
+        export(module), package_path=str(tmp_path / "layer.pt2")
+    )
+    x = torch.randn(7, 5, 6, 16)
+    with torch.no_grad():
+        torch.save({"x": x, "y": module(x)}, tmp_path / "tensors.pt")
+    code = f"""
+import torch
+import sdwa  # brings the operators
+run = torch._inductor.aoti_load_package({package!r})
+tensors = torch.load({str(tmp_path / "tensors.pt")!r})
+torch.testing.assert_close(run(tensors["x"]), tensors["y"])
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)

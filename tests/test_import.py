@@ -1,0 +1,55 @@
+"""Importing: torch alone, and the libraries found from the repository's root and elsewhere."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import sdwa
+from sdwa.extension import build_info
+
+ROOT = Path(__file__).parents[1]
+
+
+def python(code: str, folder: Path | str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+def test_import_brings_torch_and_nothing_more():
+    code = """
+import sys, torch, torch.utils.flop_counter
+before = {name.split(".")[0] for name in sys.modules}
+import sdwa
+print(sorted({name.split(".")[0] for name in sys.modules} - before))
+"""
+    assert python(code, ROOT) == "['sdwa']"
+
+
+def installed() -> bool:
+    """sdwa can be imported from outside the repository."""
+    return python("import importlib.util; print(importlib.util.find_spec('sdwa'))", "/") != "None"
+
+
+@pytest.mark.parametrize("folder", ["root", "elsewhere"])
+def test_compiled_library_is_found(folder, tmp_path):
+    if folder == "elsewhere" and not installed():
+        pytest.skip("sdwa is not installed: run `pip install .`")
+    code = "import sdwa; print(sdwa.available_backends()['cpu'], sdwa.__file__)"
+    printed = python(code, ROOT if folder == "root" else tmp_path)
+    assert printed.startswith("() ")
+    if folder == "root":  # the source folder shadows the installed package
+        assert str(ROOT / "sdwa") in printed
+
+
+def test_info_tells_versions_and_backends():
+    printed = subprocess.run(
+        [sys.executable, "-m", "sdwa.info"], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout
+    assert sdwa.__version__ in printed
+    for backend in sdwa.available_backends():
+        assert backend in printed
+    assert build_info().instruction_sets in printed

@@ -1,0 +1,159 @@
+"""The layer, the allocation of heads, and DilateFormer's checkpoints."""
+
+import numpy as np
+import pytest
+import torch
+
+import sdwa
+from sdwa.modules import deal_dilation
+from tests.cases import GOLDEN
+
+
+def steps(pairs):
+    assert all(h == w for h, w in pairs)
+    return tuple(h for h, _ in pairs)
+
+
+@pytest.mark.parametrize(
+    ("heads", "ratio", "dilations", "expected"),
+    [
+        (8, 1 / 4, (2, 3), (1, 1, 2, 2, 2, 3, 3, 3)),  # the paper's best, Table 4
+        (8, 1.0, (2, 3), (1,) * 8),
+        (8, 0.0, (2, 3), (2, 2, 2, 2, 3, 3, 3, 3)),
+        (8, 1 / 2, (2, 3), (1, 1, 1, 1, 2, 2, 3, 3)),
+        (6, 1 / 3, (2, 4), (1, 1, 2, 2, 4, 4)),
+    ],
+)
+def test_head_dilations(heads, ratio, dilations, expected):
+    assert sdwa.head_dilations(heads, ratio, dilations) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((0, 0.5, (2,)), "num_heads must be at least 1"),
+        ((8, 1.5, (2,)), "standard_ratio must be from 0 to 1, got 1.5"),
+        ((8, 0.3, (2,)), "whole number of heads"),
+        ((8, 0.25, (2, 3, 4, 5)), "share 6 heads equally, got 4"),
+        ((8, 0.25, ()), "share 6 heads equally, got 0"),
+        ((8, 0.25, (2, 0)), "dilations must be at least 1"),
+    ],
+)
+def test_head_dilations_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sdwa.head_dilations(*arguments)
+
+
+def test_dilation_is_dealt_to_groups_of_heads():
+    assert steps(deal_dilation((1, 2, 3), 8)) == (1, 1, 2, 2, 2, 3, 3, 3)
+    assert steps(deal_dilation((1, 2, 3), 9)) == (1, 1, 1, 2, 2, 2, 3, 3, 3)
+    assert steps(deal_dilation((1, 2, 3), 7)) == (1, 1, 2, 2, 3, 3, 3)
+    assert steps(deal_dilation(2, 3)) == (2, 2, 2)
+    assert steps(deal_dilation((4, 5), 2)) == (4, 5)
+    assert deal_dilation(((1, 2), 3), 3) == ((1, 2), (3, 3), (3, 3))
+
+
+def test_self_attention_is_the_operator_between_projections(backend):
+    torch.manual_seed(0)
+    layer = sdwa.SlidingDilatedWindowAttention(
+        24, 4, 5, (1, 2), relative_bias=True, backend=backend.name
+    )
+    layer.to(backend.device_type)
+    torch.nn.init.normal_(layer.relative_bias)
+    x = torch.randn(2, 6, 7, 24, device=backend.device_type, requires_grad=True)
+    packed = layer.kv(x).view(2, 6, 7, 2, 4, 6)
+    expected = sdwa.sliding_dilated_window_attention(
+        layer.q(x).view(2, 6, 7, 4, 6),
+        packed[:, :, :, 0],
+        packed[:, :, :, 1],
+        5,
+        (1, 1, 2, 2),
+        bias=layer.relative_bias,
+        backend="reference",
+    )
+    out = layer(x)
+    torch.testing.assert_close(out, layer.proj(expected.flatten(3)))
+    out.square().sum().backward()
+    assert all(parameter.grad is not None for parameter in layer.parameters())
+
+
+def test_cross_attention_takes_key_and_value_from_context():
+    layer = sdwa.SlidingDilatedWindowAttention(16, 4, dilation=(1, 2), context_dim=10, q_proj=False)
+    x, context = torch.randn(2, 5, 6, 16), torch.randn(2, 5, 6, 10)
+    assert layer(x, context).shape == x.shape
+    assert not torch.equal(layer(x, context), layer(x, context.flip(1)))
+    assert isinstance(layer.q, torch.nn.Identity)
+    with pytest.raises(ValueError, match=r"x must be \(batch, height, width, 10\)"):
+        layer(x)  # without a context, x would have to have its channels
+    with pytest.raises(ValueError, match="context must have the batch, height and width of x"):
+        layer(x, context[:, :4])
+
+
+def test_attention_dropout_drops_weights_in_training_only():
+    torch.manual_seed(0)
+    layer = sdwa.SlidingDilatedWindowAttention(16, 2, dilation=(1, 2), attn_drop=0.5)
+    x = torch.randn(1, 6, 6, 16)
+    assert not torch.equal(layer(x), layer(x))
+    layer.eval()
+    assert torch.equal(layer(x), layer(x))
+    with pytest.raises(ValueError, match="attn_drop=0.5 needs backend=None"):
+        sdwa.SlidingDilatedWindowAttention(16, 2, attn_drop=0.5, backend="cpu")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 10, "num_heads": 4}, "dim must be a multiple of num_heads, got 10 and 4"),
+        ({"dim": 8, "num_heads": 0}, "dim must be a multiple of num_heads"),
+        ({"dim": 8, "num_heads": 2, "kernel_size": 2}, "kernel_size must be odd"),
+        ({"dim": 8, "num_heads": 2, "dilation": (1, 2, 3)}, "got 3 entries.*2 heads"),
+    ],
+)
+def test_layer_refuses(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        sdwa.SlidingDilatedWindowAttention(**arguments)
+
+
+def dilateformer():
+    arrays = dict(np.load(GOLDEN / "module_dilateformer_72d_3h.npz"))
+    state = {
+        name.removeprefix("state/"): torch.from_numpy(array)
+        for name, array in arrays.items()
+        if name.startswith("state/")
+    }
+    options = {
+        "num_heads": int(arrays["num_heads"]),
+        "dilation": tuple(arrays["dilation"].tolist()),
+    }
+    return state, options, torch.from_numpy(arrays["x"]), torch.from_numpy(arrays["y"])
+
+
+def test_dilateformer_checkpoint_gives_the_same_output(backend):
+    state, options, x, y = dilateformer()
+    layer = sdwa.SlidingDilatedWindowAttention.from_dilateformer(
+        state, **options, backend=backend.name
+    ).to(backend.device_type)
+    before = x.clone()
+    torch.testing.assert_close(layer(x.to(backend.device_type)).cpu(), y, rtol=1e-5, atol=1e-5)
+    assert torch.equal(x, before)
+
+
+def test_dilateformer_checkpoint_within_a_larger_one():
+    state, options, x, y = dilateformer()
+    larger = {f"blocks.0.attn.{name}": tensor for name, tensor in state.items()}
+    larger["head.weight"] = torch.zeros(1)
+    layer = sdwa.SlidingDilatedWindowAttention.from_dilateformer(
+        larger, **options, prefix="blocks.0.attn."
+    )
+    torch.testing.assert_close(layer(x), y, rtol=1e-5, atol=1e-5)
+
+
+def test_dilateformer_checkpoint_refused():
+    state, options, _, _ = dilateformer()
+    load = sdwa.SlidingDilatedWindowAttention.from_dilateformer
+    with pytest.raises(ValueError, match=r"missing \['proj.weight'\]"):
+        load({k: v for k, v in state.items() if k != "proj.weight"}, **options)
+    with pytest.raises(ValueError, match=r"unexpected \['norm.weight'\]"):
+        load(state | {"norm.weight": torch.ones(1)}, **options)
+    with pytest.raises(ValueError, match="num_heads must be a multiple.*got 4 heads"):
+        load(state, num_heads=4, dilation=(1, 2, 3))

@@ -1,0 +1,147 @@
+"""Window arithmetic of the Triton kernels against tables written by hand."""
+
+import pytest
+
+pytest.importorskip("triton")
+
+from sdwa.backends.triton.blocks import Shape, choose_blocks, chunk_width, fit_blocks, table_key
+from sdwa.backends.triton.geometry import head_table, tiles
+from sdwa.backends.triton.launch import (
+    MAX_EXTENT,
+    alignment,
+    attention_plan,
+    delta_plan,
+    needs_index_64,
+)
+
+
+def owned_pixels(dilation, height, width, strip, block_h, block_w):
+    """What `strip_origins` and `window_row` do, one strip at a time, in plain Python.
+
+    Returns:
+        For the one head of `dilation` the queries of each strip, (y, x) pairs on the map.
+    """
+    table = head_table(dilation, height, width, strip)
+    ((dilation_h, dilation_w, rows, long_phases, strips),) = table
+    down, across = tiles(table, height, block_h, block_w)
+    found = []
+    for row in range(down * block_h):
+        in_long = row < long_phases * (rows + 1)
+        length, start = rows + in_long, 0 if in_long else long_phases
+        phase = (row - start) // length
+        y = (row - start - phase * length) * dilation_h + phase
+        for column in range(across * block_w):
+            phase = column // strips
+            x = (column - phase * strips) * strip * dilation_w + phase
+            pixels = [(y, x + i * dilation_w) for i in range(strip)]
+            if row < height and phase < dilation_w:
+                found.append([(y, x) for y, x in pixels if x < width])
+    return found
+
+
+def test_head_table():
+    # (dilation_h, dilation_w, rows of a short phase, phases with one more, strips of a phase)
+    assert head_table((1, 1), 7, 7, 1) == ((1, 1, 7, 0, 7),)
+    assert head_table((1, 1), 7, 7, 4) == ((1, 1, 7, 0, 2),)
+    assert head_table((2, 3), 7, 7, 2) == ((2, 3, 3, 1, 2),)
+    assert head_table((3, 2), 7, 9, 2) == ((3, 2, 2, 1, 3),)
+    assert head_table((9, 100), 4, 5, 2) == ((4, 5, 1, 0, 1),)
+    assert head_table((1, 1, 2, 2), 2, 3, 1) == ((1, 1, 2, 0, 3), (2, 2, 1, 0, 2))
+
+
+def test_tiles():
+    table = head_table((1, 1, 3, 3), 7, 7, 2)  # 4 strips in a row, and 3 phases of 2
+    assert tiles(table, 7, 4, 4) == (2, 2)
+    assert tiles(table, 7, 8, 8) == (1, 1)
+
+
+def test_strips_of_a_small_map():
+    # 3 rows, 5 columns, dilation (2, 2), strips of 2: rows in the order 0, 2, 1; columns 0, 2 and 4
+    # of phase 0, then 1 and 3 of phase 1 with a strip that has nothing left.
+    assert owned_pixels((2, 2), 3, 5, 2, 1, 1) == [
+        [(0, 0), (0, 2)],
+        [(0, 4)],
+        [(0, 1), (0, 3)],
+        [],
+        [(2, 0), (2, 2)],
+        [(2, 4)],
+        [(2, 1), (2, 3)],
+        [],
+        [(1, 0), (1, 2)],
+        [(1, 4)],
+        [(1, 1), (1, 3)],
+        [],
+    ]
+
+
+@pytest.mark.parametrize("height,width", [(1, 1), (7, 7), (5, 13), (16, 3), (1, 29)])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 3), (3, 2), (4, 40)])
+@pytest.mark.parametrize("strip", [1, 2, 3, 4])
+def test_every_pixel_has_one_owner(height, width, dilation, strip):
+    pixels = [p for strip_ in owned_pixels(dilation, height, width, strip, 4, 2) for p in strip_]
+    assert sorted(pixels) == [(y, x) for y in range(height) for x in range(width)]
+
+
+def test_chunk_width():
+    head_dims = (1, 2, 3, 5, 8, 16, 20, 24, 48, 60, 64, 96, 100, 256)
+    assert [chunk_width(d, 1) for d in head_dims] == [
+        *(1, 2, 4, 8, 8, 16, 32, 32, 64, 64, 64, 128, 128, 256)
+    ]
+    assert [chunk_width(d, 3) for d in head_dims] == [
+        *(1, 2, 4, 8, 8, 8, 8, 8, 16, 32, 32, 32, 64, 128)
+    ]
+
+
+@pytest.mark.parametrize("which", ["forward", "backward"])
+@pytest.mark.parametrize("element_size", [2, 4])
+@pytest.mark.parametrize(
+    "kernel_size", [(1, 1), (3, 3), (1, 9), (5, 5), (7, 3), (13, 13), (15, 15)]
+)
+def test_every_problem_has_blocks(which, element_size, kernel_size):
+    for head_dim in range(1, 257):
+        for height, width in ((1, 1), (7, 7), (56, 56), (1, 300)):
+            blocks = choose_blocks(which, element_size, head_dim, kernel_size, height, width)
+            assert all(n & (n - 1) == 0 for n in blocks._replace(strip=1)), blocks
+            assert -(-head_dim // blocks.block_d) <= 4
+            lanes = max(1, blocks.block_d * element_size // 16)
+            assert blocks.block_h * blocks.block_w * lanes <= max(32 * blocks.warps, lanes)
+
+
+def test_table_classes():
+    assert table_key("forward", 2, 1, (1, 9)) == ("forward", 2, 16, 3)
+    assert table_key("backward", 4, 65, (5, 3)) == ("backward", 4, 128, 5)
+    assert table_key("forward", 2, 256, (15, 15)) == ("forward", 2, 256, 13)
+
+
+def test_alignment():
+    assert alignment([(448, 64, 16, 0)]) == 16
+    assert alignment([(480, 60, 20, 4), (0, 0, 0, 0)]) == 4
+    assert alignment([(21, 7, 3, 1)]) == 1
+    assert alignment([(0, 0, 0, 0)]) == 16
+
+
+def test_wide_maps_take_64_bit_offsets():
+    contiguous = ((2**28 * 16, 2**14 * 16, 16, 16),)
+    assert not needs_index_64((1, 2**12, 2**14, 1, 16), contiguous)
+    assert needs_index_64((1, 2**14, 2**14, 1, 16), contiguous)
+    arguments, grid = delta_plan((1, 2, 2**27, 1, 16), (2**32, 2**31, 16, 0), 2)
+    assert arguments["INDEX_64"]
+    assert grid == (2 * arguments["blocks"],)
+
+
+def test_small_maps_take_small_tiles():
+    blocks = fit_blocks(Shape(4, 1, 2, 8), 2, 64, 1, 1)
+    assert blocks == (1, 1, 1, 64, 1)  # block_h, block_w, strip, block_d, warps
+
+
+def test_maps_beyond_32_bit_coordinates_are_refused():
+    with pytest.raises(ValueError, match="height and width up to"):
+        attention_plan(
+            "forward",
+            (1, 1, MAX_EXTENT + 1, 1, 1),
+            ((0, 0, 1, 0),) * 3,
+            2,
+            (3, 3),
+            (1, 1),
+            False,
+        )

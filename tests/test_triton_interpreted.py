@@ -1,0 +1,201 @@
+"""The Triton kernels on the CPU, in Triton's interpreter.
+
+Triton decides when it is imported whether it interprets, so this file runs itself in a process of
+its own: the one test that pytest sees here starts the others.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+import sdwa
+from sdwa.backends.triton import reasons_unavailable
+from tests.assertions import assert_matches_float64, error, run
+from tests.cases import CASES, GOLDEN, Case, draw
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+GOLDEN_PATHS = sorted(p for p in GOLDEN.glob("*.npz") if not p.name.startswith("module_"))
+
+if INTERPRETED:
+    # Lanes beyond the map divide by an empty sum; what they get is never stored.
+    pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
+else:
+
+    def test_interpreted_kernels():
+        if missing := [r for r in reasons_unavailable("cuda") if "triton" in r]:
+            pytest.skip(missing[0])
+        root = Path(__file__).parent.parent
+        done = subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", __file__],
+            env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)},
+            cwd=root,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+        print(done.stdout.strip().splitlines()[-1])
+
+
+def interpreted(test):
+    """Leaves a test out of the process that does not interpret."""
+    test.__test__ = INTERPRETED
+    return test
+
+
+@interpreted
+@pytest.mark.parametrize("path", GOLDEN_PATHS, ids=lambda path: path.stem)
+def test_golden_vectors(path):
+    arrays = {name: torch.from_numpy(np.asarray(a)) for name, a in np.load(path).items()}
+    inputs = [arrays[name].float().requires_grad_() for name in ("query", "key", "value")]
+    out = sdwa.sliding_dilated_window_attention(
+        *inputs, int(arrays["kernel_size"]), tuple(arrays["dilation"].tolist()), backend="triton"
+    )
+    grads = torch.autograd.grad(out, inputs, arrays["grad_out"].to(out))
+    results = dict(zip(("out", "grad_query", "grad_key", "grad_value"), (out, *grads), strict=True))
+    for name, result in results.items():
+        assert error(result.detach(), arrays[name]) <= 1e-5, name
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "case,dtype",
+    # Every case in one of the types, neighbouring cases in different ones: a program is slow here.
+    [
+        pytest.param(case, DTYPES[i % 3], id=f"{case}-{str(DTYPES[i % 3])[6:]}")
+        for i, case in enumerate(CASES)
+    ],
+)
+def test_cases(case, dtype):
+    assert_matches_float64(case, dtype, backend="triton")
+
+
+TILED = (
+    # Block shapes as on a GPU, tiles smaller than the map: (case, forced blocks)
+    ("strips", Case("strips", (1, 7, 11, 2, 24), dilation=(1, 3), bias=True), (4, 2, 3, 8, 1)),
+    (
+        "masked_strips",
+        Case("masked_strips", (2, 5, 9, 1, 16), dilation=2, bias=True, padding_mode="masked"),
+        (2, 1, 4, 16, 1),
+    ),
+    ("ragged_chunks", Case("ragged_chunks", (1, 6, 5, 2, 60), dilation=(1, 2)), (2, 2, 2, 32, 1)),
+    (
+        "online_strips",
+        Case("online_strips", (1, 7, 6, 1, 12), kernel_size=(5, 3), dilation=((2, 1),), bias=True),
+        (2, 2, 2, 8, 1),
+    ),
+    (
+        "packed_strips",
+        Case("packed_strips", (1, 9, 4, 2, 8), dilation=(2, 3), layout="packed"),
+        (8, 1, 2, 8, 1),
+    ),
+)
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "case,blocks,dtype",
+    [
+        pytest.param(case, blocks, DTYPES[i % 3], id=f"{name}-{str(DTYPES[i % 3])[6:]}")
+        for i, (name, case, blocks) in enumerate(TILED)
+    ],
+)
+def test_tiles_and_strips(monkeypatch, case, blocks, dtype):
+    from sdwa.backends.triton import launch
+
+    launch.attention_plan.cache_clear()
+    monkeypatch.setattr(launch, "choose_blocks", lambda *_: launch.Blocks(*blocks))
+    assert_matches_float64(case, dtype, backend="triton")
+    launch.attention_plan.cache_clear()
+
+
+@st.composite
+def drawn_cases(draw_from):
+    heads = draw_from(st.integers(1, 3))
+    step = st.integers(1, 5)
+    return Case(
+        "drawn",
+        (
+            draw_from(st.integers(1, 2)),
+            draw_from(st.integers(1, 9)),
+            draw_from(st.integers(1, 9)),
+            heads,
+            draw_from(st.integers(1, 70)),
+        ),
+        (draw_from(st.sampled_from((1, 3, 5))), draw_from(st.sampled_from((1, 3, 5)))),
+        tuple((draw_from(step), draw_from(step)) for _ in range(heads)),
+        bias=draw_from(st.booleans()),
+        padding_mode=draw_from(st.sampled_from(("zeros", "masked"))),
+        layout=draw_from(st.sampled_from(("contiguous", "packed", "strided", "heads_first"))),
+    )
+
+
+@interpreted
+# No shrinking: an example takes a second or two here.
+@settings(max_examples=10, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+@given(drawn_cases(), st.sampled_from(DTYPES), st.integers(0, 1000))
+def test_fuzz(case, dtype, seed):
+    assert_matches_float64(case, dtype, seed, backend="triton")
+
+
+@interpreted
+def test_gradients_are_identical_bit_for_bit():
+    case = Case("repeat", (2, 6, 5, 2, 8), dilation=(1, 2), bias=True)
+    tensors = draw(case, torch.float32)
+    first, again = (run(case, tensors, backend="triton") for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+
+
+@interpreted
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_opcheck():
+    case = Case("opcheck", (1, 3, 4, 2, 4), dilation=(1, 2), bias=True)
+    tensors = draw(case, torch.float32)
+    inputs = [tensors[name].requires_grad_() for name in ("query", "key", "value", "bias")]
+    sdwa.sliding_dilated_window_attention(*inputs[:3], 3, (1, 2), backend="triton")
+    window = ([3, 3], [1, 1, 2, 2], 0.5, False)
+    forward = torch.ops.sdwa.triton_attention_forward.default
+    torch.library.opcheck(forward, (*inputs, *window))
+    out, lse = (t.detach() for t in forward(*inputs, *window))
+    backward = torch.ops.sdwa.triton_attention_backward.default
+    detached = [t.detach() for t in inputs]
+    arguments = (tensors["grad_out"], tensors["grad_lse"], *detached, out, lse, *window)
+    torch.library.opcheck(backward, arguments)
+
+
+@interpreted
+# Of torch.compile itself, where it traces an autograd.Function.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_compiles_whole():
+    case = Case("compiled", (1, 4, 3, 2, 4), dilation=(1, 2))
+    tensors = draw(case, torch.float32)
+
+    @torch.compile(fullgraph=True, backend="aot_eager")
+    def compiled(*args, **options):
+        return sdwa.sliding_dilated_window_attention(*args, **options)
+
+    expected = run(case, tensors, backend="triton")
+    results = run(case, tensors, compiled, backend="triton")
+    assert all(torch.equal(results[name], expected[name]) for name in expected)
+
+
+@interpreted
+def test_cpu_tensors_are_taken():
+    assert sdwa.available_backends("cpu")["triton"] == ()
+    assert "TRITON_INTERPRET" in sdwa.available_backends("cuda")["triton"][0] or (
+        not torch.cuda.is_available()
+    )
+
+
+@interpreted
+def test_float64_is_refused_by_name():
+    query = torch.randn(1, 3, 3, 1, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match="triton.*float64"):
+        sdwa.sliding_dilated_window_attention(query, query, query, backend="triton")

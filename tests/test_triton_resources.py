@@ -1,0 +1,35 @@
+"""The Triton kernels compiled to machine code, which needs no GPU: nothing spills."""
+
+import os
+
+import pytest
+
+pytest.importorskip("triton")
+if os.environ.get("TRITON_INTERPRET") == "1":
+    pytest.skip("nothing is compiled under TRITON_INTERPRET=1", allow_module_level=True)
+
+from benchmarks.triton_resources import Kernel, compile_kernel
+
+KERNELS = (
+    # (pass, dtype, head_dim, window, bias, masked)
+    ("forward", "bf16", 64, 3, False, False),
+    ("forward", "fp32", 64, 3, False, False),
+    ("forward", "bf16", 96, 3, True, True),
+    ("forward", "fp16", 60, 5, False, False),
+    ("backward", "bf16", 64, 3, True, False),
+    ("backward", "fp32", 64, 3, False, False),
+    ("backward", "fp16", 24, 5, True, True),
+    ("backward", "bf16", 128, 7, False, False),
+)
+
+
+@pytest.mark.parametrize("arch", [86, 90], ids=lambda arch: f"sm_{arch}")
+@pytest.mark.parametrize(
+    "which,dtype,head_dim,window,bias,masked",
+    KERNELS,
+    ids=[f"{which}-{dtype}-{dim}-{window}" for which, dtype, dim, window, *_ in KERNELS],
+)
+def test_nothing_spills(arch, which, dtype, head_dim, window, bias, masked):
+    resources = compile_kernel(Kernel(which, arch, dtype, head_dim, window, bias, masked))
+    assert resources.spills == 0
+    assert resources.shared <= 1024  # only what the sums of dbias and the store of lse need
