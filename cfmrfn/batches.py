@@ -1,0 +1,240 @@
+"""Data as training sees it: splits, a reproducible order, and loaders.
+
+Order and augmentation are functions of (seed, epoch, position) alone, so a run resumes in the
+middle of an epoch, with any number of workers or processes, on exactly the images it would have
+seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader
+
+from cfmrfn.config import ImageConfig
+from cfmrfn.data import (
+    ExpressionDataset,
+    Sample,
+    derived_seed,
+    eval_transform,
+    open_set,
+    train_transform,
+    why_unreadable,
+)
+from cfmrfn.data.synthetic import write_faces
+from cfmrfn.distributed import World
+from cfmrfn.errors import ConfigError
+
+Key = tuple[int, int]  # (index of the image, its position in the epoch)
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The images of a run. ``chosen`` is set aside to choose the best epoch, and may be empty."""
+
+    name: str
+    class_names: tuple[str, ...]
+    train: list[Sample]
+    chosen: list[Sample]
+    held_out: list[Sample]
+
+    def fingerprint(self) -> str:
+        """Changes with any file name or label, so that a run is resumed on its own data only."""
+        digest = hashlib.sha256("\n".join(self.class_names).encode())
+        for samples in (self.train, self.chosen, self.held_out):
+            for sample in samples:
+                digest.update(f"{Path(sample.path).name} {sample.label}\n".encode())
+        return digest.hexdigest()[:16]
+
+
+def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
+    """Open the data set, drawing the faces first where no ``data`` is given."""
+    root = images.data
+    if root is None:
+        if images.kind not in ("auto", "drawn"):
+            raise ConfigError(f"--data must be given: the root folder of the {images.kind} data")
+        root = world.on_main(lambda: _drawn_faces(images))
+    opened = open_set(root, images.kind, images.classes)
+    train = opened.splits["train"]
+    if opened.held_out == "test" and "val" in opened.splits:
+        chosen = opened.splits["val"]
+    else:
+        train, chosen = set_aside(train, images.validation, seed)
+    held_out = opened.splits[opened.held_out]
+    if images.on_broken == "skip":
+        # training takes another image in their place; evaluation must count each image once
+        chosen, held_out = readable(chosen), readable(held_out)
+    return Splits(opened.name, opened.class_names, train, chosen, held_out)
+
+
+def _drawn_faces(images: ImageConfig) -> Path:
+    classes = images.classes or 7
+    root = Path("data") / f"drawn-faces-{classes}-{images.drawn_train}-{images.drawn_test}"
+    return write_faces(root, classes=classes, train=images.drawn_train, test=images.drawn_test)
+
+
+def readable(samples: Sequence[Sample]) -> list[Sample]:
+    """Those of ``samples`` that can be decoded; the others are named on stderr."""
+    kept = []
+    for sample in samples:
+        reason = why_unreadable(sample)
+        if reason is None:
+            kept.append(sample)
+        else:
+            print(f"left out of evaluation: {reason}", file=sys.stderr)
+    return kept
+
+
+def set_aside(
+    samples: Sequence[Sample], fraction: float, seed: int
+) -> tuple[list[Sample], list[Sample]]:
+    """Split ``samples`` in two, the second having ``fraction`` of every class."""
+    order = np.random.default_rng(seed).permutation(len(samples))
+    by_class: dict[int, list[int]] = {}
+    for index in order.tolist():
+        by_class.setdefault(samples[index].label, []).append(index)
+    aside = {i for members in by_class.values() for i in members[: round(fraction * len(members))]}
+    return (
+        [sample for index, sample in enumerate(samples) if index not in aside],
+        [sample for index, sample in enumerate(samples) if index in aside],
+    )
+
+
+class EpochBatches:
+    """Batch sampler: this process's share of each batch of an epoch, from any step on.
+
+    Args:
+        labels: class of each image.
+        batch_size: images of a batch over all processes; an incomplete last batch is dropped.
+        seed: seed of the order.
+        balanced: draw every class equally often, with repetition; else every image once.
+        world: the processes; each takes an equal, consecutive share of a batch.
+    """
+
+    def __init__(
+        self, labels: Sequence[int], batch_size: int, seed: int, balanced: bool, world: World
+    ) -> None:
+        if batch_size > len(labels):
+            raise ConfigError(
+                f"batch-size must be at most the number of training images, {len(labels)}; "
+                f"got {batch_size}"
+            )
+        self.labels = torch.as_tensor(labels)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.balanced = balanced
+        self.world = world
+        self.steps = len(labels) // batch_size
+        self.start(0)
+
+    def start(self, epoch: int, step: int = 0) -> None:
+        """Choose what the next iteration yields: ``epoch``, from ``step`` on."""
+        self.first_step = step
+        generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
+        if self.balanced:
+            weights = 1 / torch.bincount(self.labels)[self.labels]
+            chosen = torch.multinomial(
+                weights, len(self.labels), replacement=True, generator=generator
+            )
+        else:
+            chosen = torch.randperm(len(self.labels), generator=generator)
+        self.order = chosen.tolist()
+
+    def batch(self, step: int) -> list[Key]:
+        """The whole batch of ``step``, over all processes."""
+        first = step * self.batch_size
+        return [(self.order[i], i) for i in range(first, first + self.batch_size)]
+
+    def __len__(self) -> int:
+        return self.steps - self.first_step
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        share = self.batch_size // self.world.size
+        for step in range(self.first_step, self.steps):
+            yield self.batch(step)[self.world.rank * share :][:share]
+
+
+def training_dataset(splits: Splits, images: ImageConfig, seed: int) -> ExpressionDataset:
+    """The training images, augmented; their augmentation follows from the seed."""
+    transform = train_transform(
+        images.image_size,
+        flip=images.flip,
+        erasing=images.erasing,
+        erasing_scale=images.erasing_scale,
+        crop=images.crop,
+        jitter=images.jitter,
+    )
+    return ExpressionDataset(
+        splits.train,
+        splits.class_names,
+        transform,
+        color=images.color,
+        on_broken=images.on_broken,
+        soft_labels=images.soft_labels,
+        at_least=images.image_size,
+        seed=seed,
+    )
+
+
+def training_loader(
+    dataset: ExpressionDataset, batches: EpochBatches, workers: int | None
+) -> DataLoader[Any]:
+    """Loader of (images, targets) in the order of ``batches``."""
+    workers = default_workers() if workers is None else workers
+    return DataLoader(
+        dataset,
+        batch_sampler=batches,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        worker_init_fn=_leave_signals_to_main,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # else it draws from the global random state
+    )
+
+
+def evaluation_loader(
+    samples: Sequence[Sample],
+    class_names: Sequence[str],
+    *,
+    image_size: int,
+    color: str,
+    batch_size: int,
+    world: World,
+    workers: int | None,
+) -> DataLoader[Any]:
+    """Loader of this process's part of ``samples``; over all processes each comes once."""
+    dataset = ExpressionDataset(
+        samples[world.rank :: world.size],
+        class_names,
+        eval_transform(image_size),
+        color=color,
+        at_least=image_size,
+    )
+    return DataLoader(
+        dataset,
+        batch_size=batch_size,
+        num_workers=default_workers() if workers is None else workers,
+        worker_init_fn=_leave_signals_to_main,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),
+    )
+
+
+def default_workers() -> int:
+    """A worker for each core that computing leaves spare, at most 8."""
+    return min(8, len(os.sched_getaffinity(0)) - 1)
+
+
+def _leave_signals_to_main(_: int) -> None:
+    # Ctrl-C reaches the whole process group; the main process finishes its step and saves
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,0 +1,385 @@
+"""Configuration: dataclasses, recipes in YAML, and the command line made from both.
+
+One flat namespace: the field ``batch_size`` is ``batch_size: 200`` in a recipe and
+``--batch-size 200`` on the command line. A recipe is read by the same parser as the command line,
+so both check names and types alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import tyro
+import yaml
+
+from cfmrfn.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Images: where they are, and how they are seen."""
+
+    data: Path | None = None
+    """Root folder of the data set. None: faces are drawn once and kept under data/."""
+    kind: str = "auto"
+    """Layout: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8, folder, drawn; auto
+    recognises it."""
+    classes: int | None = None
+    """Number of expressions, 7 or 8 (8 adds contempt). None: as found in the data."""
+    drawn_train: int = 2000
+    """Drawn faces for training (only without --data)."""
+    drawn_test: int = 500
+    """Drawn faces held out (only without --data)."""
+    validation: float = 0.0
+    """Part of the training images set aside to choose the best epoch honestly. 0: the best epoch
+    is chosen on the held-out set itself, as the field does, and reported as such."""
+    image_size: int = 224
+    """Side of the square network input, in pixels."""
+    color: Literal["RGB", "BGR"] = "RGB"
+    """Channel order the network sees; must be what a pretrained backbone was trained with."""
+    flip: float = 0.5
+    """Probability of a horizontal flip."""
+    erasing: float = 0.5
+    """Probability that a random rectangle is erased."""
+    erasing_scale: tuple[float, float] = (0.02, 0.1)
+    """Smallest and largest erased part of the image area."""
+    crop: bool = False
+    """Train on random crops of 80 to 100 % of the area (named in the paper's abstract)."""
+    jitter: bool = False
+    """Train with random brightness, contrast, saturation and hue (abstract)."""
+    balanced: bool = False
+    """Draw training images so that every class is equally likely, with repetition."""
+    soft_labels: bool = False
+    """Train on the annotators' votes instead of the winning label (FERPlus)."""
+    on_broken: Literal["error", "skip"] = "error"
+    """What an unreadable image does: stop with its name, or be counted, named and skipped."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Network: a preset, and what departs from it (None: as in the preset)."""
+
+    model: str = "cfmrfn_tiny"
+    """Preset: cfmrfn_base (the paper's tables), cfmrfn_equations, cfmrfn_tiny."""
+    depth: int | None = None
+    """Number of cross-fusion layers (Table 3)."""
+    attention: Literal["dilated", "window", "global"] | None = None
+    """Kind of attention (Table 5)."""
+    head_dilations: tuple[int, ...] | None = None
+    """Dilation of each head, such as 1 1 2 2 2 3 3 3 (Table 4)."""
+    cross_fusion: bool | None = None
+    """False: two separate encoders whose outputs are summed (Table 6)."""
+    streams: Literal["both", "expression", "landmark"] | None = None
+    """Streams in use (Table 6)."""
+    tokens: Literal["spatial", "poster_view"] | None = None
+    """How the backbone's map becomes tokens; poster_view reshapes without moving pixels."""
+    q_proj: bool | None = None
+    """Project the query (equation 1 does, the paper's counts do not)."""
+    token_mixing: bool | None = None
+    """Mix the tokens of both streams by a 1 x 1 convolution (the counts have it)."""
+    padding_mode: Literal["zeros", "masked"] | None = None
+    """What a window sees beyond the border: zeros, or nothing."""
+    pre_norm: bool | None = None
+    """Normalise before the attention."""
+    drop_path_rate: float | None = None
+    """Largest rate of stochastic depth."""
+    ir50: Path | None = None
+    """Pretrained weights of the expression backbone. None: random weights."""
+    landmarks: Path | None = None
+    """Pretrained weights of the landmark backbone. None: random weights."""
+
+    def overrides(self) -> dict[str, Any]:
+        """Keyword arguments for ``timm.create_model`` that depart from the preset."""
+        fixed = ("model", "ir50", "landmarks")
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {k: v for k, v in values.items() if v is not None and k not in fixed}
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Optimisation: everything else that decides the weights."""
+
+    epochs: int = 300
+    """Passes over the training images."""
+    batch_size: int = 200
+    """Images of one optimizer step, over all processes and micro-batches together."""
+    accumulate: int = 1
+    """Micro-batches a step is cut into on each process, to save memory."""
+    optimizer: Literal["adam", "adamw"] = "adam"
+    """Base optimizer (the abstract names AdamW, section 3.2 Adam)."""
+    lr: float = 4e-5
+    """Learning rate after warm-up."""
+    weight_decay: float = 0.0
+    """Weight decay; biases and norms are left out."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer of the expression backbone to the one below."""
+    schedule: Literal["exponential", "cosine", "constant"] = "exponential"
+    """Course of the learning rate after warm-up."""
+    decay: float = 0.98
+    """Factor an epoch of the exponential schedule."""
+    warmup_epochs: float = 0.0
+    """Epochs of linear warm-up."""
+    rho: float = 0.05
+    """Radius of sharpness-aware minimisation. 0: a plain step with one pass."""
+    sam_freeze_statistics: bool = True
+    """Leave running batch statistics alone in SAM's second pass (POSTER moves them twice)."""
+    sam_local: bool = False
+    """Each process climbs along its own gradient, which saves one all-reduce a step; N processes
+    then no longer equal one."""
+    sync_batchnorm: bool = True
+    """Batch statistics over all processes, as one process would see them."""
+    ce_weight: float = 1.0
+    """Weight of the cross-entropy."""
+    smooth_weight: float = 2.0
+    """Weight of the label-smoothing cross-entropy that is added."""
+    label_smoothing: float = 0.2
+    """Smoothing of the latter."""
+    clip: float | None = None
+    """Largest norm of the gradient (of the second pass under SAM). None: no clipping."""
+    ema: float = 0.0
+    """Decay of the moving average of the weights, which is then evaluated. 0: none."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Autocast type; fp16 comes with a loss scaler."""
+    seed: int = 0
+    """Seed of weights, data order, augmentation and stochastic depth."""
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Run: how and where it is executed; a resumed run may change these."""
+
+    recipe: str = "drawn"
+    """Named recipe (affectnet7, affectnet8, drawn, ferplus, rafdb), or a YAML file."""
+    resume: Path | None = None
+    """Run folder to continue."""
+    output: Path | None = None
+    """Run folder, which must not exist. None: runs/RECIPE-DATE-TIME."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one."""
+    workers: int | None = None
+    """Processes that decode images. None: one a spare core, at most 8."""
+    checkpoint_every: int | None = None
+    """Steps between checkpoints inside an epoch. None: at the end of each epoch only."""
+    compile: bool = False
+    """Compile the network with torch.compile."""
+    tensorboard: bool = True
+    """Write TensorBoard events into the run folder."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Train CFMRFN. Without options: drawn faces and a small network, minutes on two cores."""
+
+    images: ImageConfig = field(default_factory=ImageConfig)
+    network: NetworkConfig = field(default_factory=NetworkConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def sections(self) -> dict[str, dict[str, Any]]:
+        """Section name -> {field: value} of plain values that YAML can hold."""
+        return {
+            section.name: {
+                f.name: _plain(getattr(getattr(self, section.name), f.name))
+                for f in dataclasses.fields(getattr(self, section.name))
+            }
+            for section in dataclasses.fields(self)
+        }
+
+    def flat(self) -> dict[str, Any]:
+        """All fields in the one namespace of recipes and flags."""
+        return {k: v for section in self.sections().values() for k, v in section.items()}
+
+    def to_yaml(self) -> str:
+        """The resolved configuration; :func:`from_yaml` reads it back."""
+        return "\n".join(
+            f"# {name}\n{yaml.safe_dump(values, sort_keys=False)}"
+            for name, values in self.sections().items()
+        )
+
+    def differences(self, other: Config) -> list[str]:
+        """What decides the weights and is not the same in both, as ``"lr: 0.1, not 0.2"``."""
+        mine, theirs = self.sections(), other.sections()
+        return [
+            f"{key}: {value}, not {theirs[section][key]}"
+            for section in ("images", "network", "optim")
+            for key, value in mine[section].items()
+            if value != theirs[section][key]
+        ]
+
+    def check(self) -> Config:
+        """Raise :class:`ConfigError` for a value out of range; return the configuration."""
+        images, optim, run = self.images, self.optim, self.run
+        at_least = {
+            "batch_size": (optim.batch_size, 1),
+            "epochs": (optim.epochs, 1),
+            "accumulate": (optim.accumulate, 1),
+            "image_size": (images.image_size, 32),
+            "drawn_train": (images.drawn_train, 1),
+            "drawn_test": (images.drawn_test, 1),
+            "workers": (run.workers, 0),
+            "checkpoint_every": (run.checkpoint_every, 1),
+            "rho": (optim.rho, 0),
+            "weight_decay": (optim.weight_decay, 0),
+            "warmup_epochs": (optim.warmup_epochs, 0),
+            "ce_weight": (optim.ce_weight, 0),
+            "smooth_weight": (optim.smooth_weight, 0),
+            "seed": (optim.seed, 0),
+            "depth": (self.network.depth, 1),
+        }
+        for name, (value, lowest) in at_least.items():
+            _require(value is None or value >= lowest, name, value, f"{lowest} or more")
+        fractions = {
+            "flip": images.flip,
+            "erasing": images.erasing,
+            "validation": images.validation,
+            "label_smoothing": optim.label_smoothing,
+            "ema": optim.ema,
+            "drop_path_rate": self.network.drop_path_rate,
+        }
+        for name, value in fractions.items():
+            legal = "0 or more and below 1" if name in ("validation", "ema") else "0 to 1"
+            inside = value is None or 0 <= value < 1 or (value == 1 and legal == "0 to 1")
+            _require(inside, name, value, legal)
+        for name, factor in {"decay": optim.decay, "layer_decay": optim.layer_decay}.items():
+            _require(0 < factor <= 1, name, factor, "above 0 and at most 1")
+        for name, positive in {"lr": optim.lr, "clip": optim.clip}.items():
+            _require(positive is None or positive > 0, name, positive, "above 0")
+        low, high = images.erasing_scale
+        _require(0 < low <= high < 1, "erasing_scale", (low, high), "0 < smallest <= largest < 1")
+        _require(images.classes in (None, 7, 8), "classes", images.classes, "7 or 8")
+        return self
+
+
+C = TypeVar("C")
+
+
+def parse(
+    tool: type[C], args: Sequence[str], default: C | None = None, prog: str | None = None
+) -> C:
+    """Parse ``args`` into the dataclass ``tool``; raise :class:`ConfigError` in one line."""
+    # tyro draws its messages as a box on stderr; the first paragraph says what is wrong
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(
+                tool,
+                args=list(args),
+                default=tyro.MISSING_NONPROP if default is None else default,
+                prog=prog,
+                config=(tyro.conf.OmitArgPrefixes,),
+            )
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:-1]]
+    rules = [index for index, line in enumerate(lines) if line and not line.strip("─")]
+    problem = " ".join(lines[: rules[0] if rules else None]).rstrip(".")
+    if "Perhaps you meant:" in lines:
+        problem += f"; perhaps {lines[lines.index('Perhaps you meant:') + 1]}"
+    raise ConfigError(f"{problem} (--help lists all options)")
+
+
+def parse_config(args: Sequence[str], prog: str | None = None) -> Config:
+    """The configuration of a command line: recipe (or resumed run) first, then its flags.
+
+    Raises :class:`ConfigError` for unknown names, bad values, or a resumed run whose flags differ
+    from its saved configuration in what decides the weights.
+    """
+    resume = _peek(args, "--resume")
+    if resume is None:
+        return parse(Config, args, default=recipe_of(args), prog=prog).check()
+    saved = from_yaml(Path(resume) / "config.yaml")
+    config = parse(Config, args, default=saved, prog=prog).check()
+    refuse_differences(config, Path(resume))
+    return config
+
+
+def recipe_of(args: Sequence[str]) -> Config:
+    """The recipe that a command line starts from."""
+    return read_recipe(_peek(args, "--recipe") or RunConfig.recipe)
+
+
+def refuse_differences(config: Config, folder: Path) -> None:
+    """Raise :class:`ConfigError` unless the run in ``folder`` has this configuration."""
+    if changed := config.differences(from_yaml(folder / "config.yaml")):
+        raise ConfigError(
+            f"{folder} was started with another configuration: {'; '.join(changed)}. "
+            "Leave these options out, or start a new run"
+        )
+
+
+def _peek(args: Sequence[str], flag: str) -> str | None:
+    """The value of ``flag``, before all of ``args`` can be parsed."""
+    peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    peek.add_argument(flag, dest="value", nargs="?")
+    value: str | None = peek.parse_known_args(list(args))[0].value
+    return value
+
+
+def recipes() -> list[str]:
+    """Names of the recipes in the package."""
+    folder = resources.files("cfmrfn") / "configs"
+    return sorted(Path(entry.name).stem for entry in folder.iterdir())
+
+
+def read_recipe(name: str) -> Config:
+    """The configuration of a named recipe, or of a YAML file."""
+    if name in recipes():
+        text = (resources.files("cfmrfn") / "configs" / f"{name}.yaml").read_text("utf-8")
+        config = from_mapping(yaml.safe_load(text), f"recipe {name}")
+    elif name.endswith((".yaml", ".yml")):
+        config = from_yaml(Path(name))
+    else:
+        raise ConfigError(
+            f"recipe must be one of {', '.join(recipes())}, or a file.yaml; got {name!r}"
+        )
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, recipe=name))
+
+
+def from_yaml(path: Path) -> Config:
+    """Read a YAML file of flat ``field: value`` lines."""
+    try:
+        return from_mapping(yaml.safe_load(path.read_text("utf-8")), str(path))
+    except (OSError, yaml.YAMLError) as error:
+        raise ConfigError(f"cannot read configuration {path}: {error}") from error
+
+
+def from_mapping(values: Any, source: str) -> Config:
+    """The configuration of flat ``field: value`` pairs; ``source`` is named in errors."""
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{source}: expected lines of 'field: value', got {values!r}")
+    defaults = Config().flat()
+    unknown = [key for key in values if key not in defaults]
+    if unknown:
+        raise ConfigError(f"{source}: unknown keys {', '.join(map(str, unknown))}")
+    args = []
+    for key, value in values.items():
+        flag = str(key).replace("_", "-")
+        if isinstance(value, bool) and defaults[key] is not None:
+            args.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            items = value if isinstance(value, list) else [value]
+            args += [f"--{flag}", *map(str, items)]
+    try:
+        return parse(Config, args)
+    except ConfigError as error:
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return list(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def _require(condition: bool, name: str, value: object, legal: str) -> None:
+    if not condition:
+        raise ConfigError(f"{name.replace('_', '-')} must be {legal}, got {value}")

@@ -1,0 +1,33 @@
+"""Data sets of facial expressions: one structure, one loader a set, one dataset class.
+
+``open_set(root)`` recognises RAF-DB, AffectNet, FERPlus, class folders and drawn faces;
+``ExpressionDataset`` feeds a split of any of them to a ``DataLoader``. Classes are matched by name
+everywhere, never by number.
+"""
+
+from cfmrfn.data.catalog import SET_KINDS, open_set
+from cfmrfn.data.dataset import ExpressionDataset, derived_seed, read_image, why_unreadable
+from cfmrfn.data.samples import (
+    EXPRESSIONS,
+    DataError,
+    ExpressionSet,
+    Sample,
+    canonical_name,
+)
+from cfmrfn.data.transforms import eval_transform, train_transform
+
+__all__ = [
+    "EXPRESSIONS",
+    "SET_KINDS",
+    "DataError",
+    "ExpressionDataset",
+    "ExpressionSet",
+    "Sample",
+    "canonical_name",
+    "derived_seed",
+    "eval_transform",
+    "open_set",
+    "read_image",
+    "train_transform",
+    "why_unreadable",
+]

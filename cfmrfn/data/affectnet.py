@@ -1,0 +1,155 @@
+"""AffectNet (Mollahosseini et al., IEEE TAC 2017), manually annotated, in both public layouts.
+
+The full release lists its images in two CSV files, of which only the first has a header::
+
+    Manually_Annotated_file_lists/training.csv, validation.csv
+    Manually_Annotated_Images/689/737db2483489148d783ef278f43f486c0a97e140fc4b6b61b84363ca.jpg
+
+The reduced release has an array file an image::
+
+    train_set/images/0.jpg   train_set/annotations/0_exp.npy   (and val_set)
+
+Labels are 0..7; the CSV files also hold 8 to 10 (none, uncertain, no face), which are left out.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+from tqdm import tqdm
+
+from cfmrfn.data.samples import DataError, ExpressionSet, Sample
+
+CLASS_NAMES = (
+    "neutral",
+    "happiness",
+    "sadness",
+    "surprise",
+    "fear",
+    "disgust",
+    "anger",
+    "contempt",
+)
+
+_LISTS = {
+    "train": os.path.join("Manually_Annotated_file_lists", "training.csv"),
+    "val": os.path.join("Manually_Annotated_file_lists", "validation.csv"),
+}
+_IMAGE_FOLDERS = (
+    "Manually_Annotated_Images",
+    os.path.join("Manually_Annotated", "Manually_Annotated_Images"),
+    "Manually_Annotated",
+)
+_COLUMNS = (
+    "subDirectory_filePath",
+    "face_x",
+    "face_y",
+    "face_width",
+    "face_height",
+    "facial_landmarks",
+    "expression",
+    "valence",
+    "arousal",
+)
+_LEFT_OUT = {8: "label 8 (none)", 9: "label 9 (uncertain)", 10: "label 10 (no face)"}
+_FOLDERS = {"train": "train_set", "val": "val_set"}
+
+_PUBLISHED = {
+    "train": (74874, 134415, 25459, 14090, 6378, 3803, 24882, 3750),
+    "val": (500, 500, 500, 500, 500, 500, 500, 499),
+}
+
+
+def recognise(root: str) -> bool:
+    """Whether ``root`` holds the lists, or the training folder of the array files."""
+    listed = os.path.isfile(os.path.join(root, _LISTS["train"]))
+    return listed or os.path.isdir(os.path.join(root, _FOLDERS["train"], "annotations"))
+
+
+def load(root: str, classes: int | None = None) -> ExpressionSet:
+    """Read either layout; ``classes=7`` leaves contempt out, as AffectNet-7 does."""
+    listed = os.path.isfile(os.path.join(root, _LISTS["train"]))
+    loaded = _load_lists(root) if listed else _load_arrays(root)
+    published = {
+        split: dict(zip(CLASS_NAMES, counts, strict=True)) for split, counts in _PUBLISHED.items()
+    }
+    loaded = replace(loaded, published=published)
+    return loaded.mapped_to(CLASS_NAMES[:7]) if classes == 7 else loaded
+
+
+def _load_lists(root: str) -> ExpressionSet:
+    candidates = [os.path.join(root, folder) for folder in _IMAGE_FOLDERS]
+    folder = next((path for path in candidates if os.path.isdir(path)), None)
+    if folder is None:
+        raise DataError(f"{candidates[0]} is missing: AffectNet's images belong there")
+    dropped: Counter[str] = Counter()
+    splits = {
+        split: _read_list(os.path.join(root, path), folder, dropped)
+        for split, path in _LISTS.items()
+    }
+    return ExpressionSet("AffectNet", CLASS_NAMES, splits, dropped=dict(dropped))
+
+
+def _read_list(path: str, folder: str, dropped: Counter[str]) -> list[Sample]:
+    if not os.path.isfile(path):
+        raise DataError(f"{path} is missing")
+    samples = []
+    with open(path, encoding="utf-8", errors="replace", newline="") as file:
+        for number, row in enumerate(csv.reader(file), start=1):
+            if not row or (number == 1 and row[0] == _COLUMNS[0]):
+                continue
+            where = f"{path}, line {number}: {','.join(row)[:120]!r}"
+            if len(row) != len(_COLUMNS):
+                raise DataError(f"{where}: {len(row)} columns, expected {', '.join(_COLUMNS)}")
+            if not row[6].isdecimal() or not 0 <= (label := int(row[6])) <= 10:
+                raise DataError(f"{where}: expression {row[6]!r}, but legal labels are 0 to 10")
+            if label in _LEFT_OUT:
+                dropped[_LEFT_OUT[label]] += 1
+                continue
+            try:
+                left, top, width, height = (int(float(field)) for field in row[1:5])
+            except ValueError:
+                raise DataError(f"{where}: the face box is not four numbers") from None
+            if width <= 0 or height <= 0:
+                raise DataError(f"{where}: the face box is empty ({width} x {height})")
+            box = (max(left, 0), max(top, 0), left + width, top + height)
+            image = os.path.join(folder, *row[0].split("/"))
+            samples.append(Sample(image, label, box=box))
+    return samples
+
+
+def _load_arrays(root: str) -> ExpressionSet:
+    splits = {}
+    for split, name in _FOLDERS.items():
+        images = os.path.join(root, name, "images")
+        annotations = os.path.join(root, name, "annotations")
+        for folder in (images, annotations):
+            if not os.path.isdir(folder):
+                raise DataError(f"{folder} is missing: AffectNet has {name}/images and annotations")
+        suffix = "_exp.npy"
+        stems = [name.removesuffix(suffix) for name in os.listdir(annotations) if suffix in name]
+        # 10 after 9: the order of the release, whatever the file system's
+        stems.sort(key=lambda stem: (len(stem), stem))
+        reading = tqdm(stems, desc=f"reading {split} labels", unit="file", delay=2, leave=False)
+        splits[split] = [
+            Sample(
+                os.path.join(images, f"{stem}.jpg"),
+                _read_array(os.path.join(annotations, stem + suffix)),
+            )
+            for stem in reading
+        ]
+    return ExpressionSet("AffectNet (array files)", CLASS_NAMES, splits)
+
+
+def _read_array(path: str) -> int:
+    try:
+        label = int(np.load(path, allow_pickle=False))  # a string in the release, "3"
+    except (OSError, ValueError, TypeError) as error:
+        raise DataError(f"{path} holds no label: {error}") from error
+    if not 0 <= label < len(CLASS_NAMES):
+        raise DataError(f"{path}: label {label}, but legal labels are 0 to 7")
+    return label

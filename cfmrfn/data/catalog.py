@@ -1,0 +1,82 @@
+"""The tuple of known data sets, and :func:`open_set`, the one way to open any of them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from cfmrfn.data import affectnet, ferplus, folder, rafdb
+from cfmrfn.data.samples import DataError, ExpressionSet, SetKind
+from cfmrfn.data.synthetic import writer as drawn
+
+# In the order in which kind="auto" asks them; the first that recognises the folder reads it.
+SET_KINDS = (
+    SetKind("drawn", "faces drawn by cfmrfn, in RAF-DB's layout", drawn.recognise, drawn.load),
+    SetKind("rafdb", "RAF-DB: EmoLabel, Image/aligned", rafdb.recognise, rafdb.load),
+    SetKind(
+        "affectnet",
+        "AffectNet: Manually_Annotated_file_lists, or train_set/annotations",
+        affectnet.recognise,
+        affectnet.load,
+    ),
+    SetKind("ferplus", "FERPlus: fer2013new.csv", ferplus.recognise, ferplus.load),
+    SetKind(
+        "ferplus-argmax10",
+        "FERPlus labelled by most votes of all columns",
+        ferplus.recognise,
+        partial(ferplus.load, rule=ferplus.argmax10),
+    ),
+    SetKind(
+        "ferplus-argmax8",
+        "FERPlus labelled by most votes of the eight expressions",
+        ferplus.recognise,
+        partial(ferplus.load, rule=ferplus.argmax8),
+    ),
+    SetKind("folder", "class folders: train/happiness/1.jpg", folder.recognise, folder.load),
+)
+
+
+def open_set(
+    root: str | Path, kind: str = "auto", classes: int | Sequence[str] | None = None
+) -> ExpressionSet:
+    """Open the data set under ``root``.
+
+    Args:
+        root: the folder that the set's owners' archive unpacks to.
+        kind: a name in :data:`SET_KINDS`, or "auto" to recognise the layout.
+        classes: None takes the classes as found. A number is checked against the data; AffectNet
+            and FERPlus leave contempt out at 7. Names map the set onto those classes, in that
+            order, and drop images of others (``ExpressionSet.mapped_to``).
+
+    Raises:
+        DataError: the folder is missing or not recognised, a label is bad, the number of classes
+            disagrees, (unless mapped onto names) a class has no training image, or ``kind`` is
+            unknown.
+    """
+    names = [known.name for known in SET_KINDS]
+    if kind != "auto" and kind not in names:
+        raise DataError(f"kind must be auto, {', '.join(names)}; got {kind!r}")
+    root = os.fspath(root)
+    if not os.path.isdir(root):
+        raise DataError(f"data folder {root} does not exist")
+    chosen = _recognise(root) if kind == "auto" else SET_KINDS[names.index(kind)]
+    if classes is None or isinstance(classes, int):
+        opened = chosen.load(root, classes)
+        if classes not in (None, len(opened.class_names)):
+            raise DataError(
+                f"{opened.name} in {root} has {len(opened.class_names)} classes "
+                f"({', '.join(opened.class_names)}), but {classes} are configured"
+            )
+        opened.require_trainable()
+        return opened
+    return chosen.load(root, None).mapped_to(classes)
+
+
+def _recognise(root: str) -> SetKind:
+    for kind in SET_KINDS:
+        if kind.recognise(root):
+            return kind
+    known = "; ".join(f"{kind.name} ({kind.description})" for kind in SET_KINDS)
+    raise DataError(f"no data set recognised in {root}; known layouts: {known}")

@@ -1,0 +1,160 @@
+"""The PyTorch dataset over the samples of any set."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cfmrfn.data.samples import DataError, Sample
+from cfmrfn.data.transforms import Transform
+
+# What Pillow raises on files that are missing, cut off, or no images.
+UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+
+
+def read_image(sample: Sample, at_least: int | None = None) -> Image.Image:
+    """Decode one image to RGB, cropped to its box.
+
+    ``at_least``: the side in pixels that will be used; a large JPEG is then decoded at a half, a
+    quarter or an eighth of its size, which is several times faster. Raises :data:`UNREADABLE`.
+    """
+    with Image.open(sample.path) as image:
+        width, height = image.size
+        left, top, right, bottom = sample.box or (0, 0, width, height)
+        if at_least is not None:
+            scale = at_least / min(right - left, bottom - top)
+            # draft never goes below the size asked for, and leaves what is no JPEG alone
+            image.draft("RGB", (round(width * scale), round(height * scale)))
+        decoded = image.convert("RGB")
+    if sample.box is None:
+        return decoded
+    x, y = decoded.width / width, decoded.height / height
+    return decoded.crop((round(left * x), round(top * y), round(right * x), round(bottom * y)))
+
+
+class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
+    """Images of ``samples`` as ``transform`` makes them, with their labels.
+
+    Args:
+        samples: one split of an ``ExpressionSet``.
+        class_names: names in label order; kept so that names travel with labels.
+        transform: PIL image to tensor (3, size, size), see ``cfmrfn.data.transforms``.
+        color: "RGB", or "BGR" for backbones trained that way. Channels are swapped before
+            ``transform``, whose mean and std then apply by position, as in POSTER.
+        on_broken: what a file that cannot be decoded does: "error" raises a ``DataError`` that
+            names it; "skip" takes the next readable sample instead and remembers the file, see
+            :meth:`broken`. (Not for evaluation, which would count that sample twice: leave
+            samples out beforehand by :func:`why_unreadable`.)
+        soft_labels: give the votes, a float tensor (classes,), instead of the label.
+        at_least: the side in pixels that ``transform`` needs; lets large JPEGs decode faster.
+        seed: None leaves augmentation to the global random state. A number makes it a function
+            of (seed, epoch, index) only, whatever the number of workers and wherever in an epoch
+            a run resumes; :meth:`set_epoch` must then be called before each epoch.
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        class_names: Sequence[str],
+        transform: Transform,
+        *,
+        color: str = "RGB",
+        on_broken: str = "error",
+        soft_labels: bool = False,
+        at_least: int | None = None,
+        seed: int | None = None,
+    ) -> None:
+        if color not in ("RGB", "BGR"):
+            raise ValueError(f'color must be "RGB" or "BGR", got {color!r}')
+        if on_broken not in ("error", "skip"):
+            raise ValueError(f'on_broken must be "error" or "skip", got {on_broken!r}')
+        if not samples:
+            raise DataError("no images: the split is empty")
+        highest = max(sample.label for sample in samples)
+        if highest >= len(class_names):
+            raise DataError(
+                f"label {highest} needs {highest + 1} classes, but {len(class_names)} are "
+                f"configured: {', '.join(class_names)}"
+            )
+        if soft_labels and any(sample.votes is None for sample in samples):
+            raise DataError("soft labels were asked for, but only FERPlus has votes")
+        self.samples = samples
+        self.class_names = tuple(class_names)
+        self.transform = transform
+        self.color = color
+        self.on_broken = on_broken
+        self.soft_labels = soft_labels
+        self.at_least = at_least
+        self.seed = seed
+        # Shared memory: workers mark what they could not read, the main process reads the marks
+        # (and sets the epoch, also for workers that persist).
+        self._is_broken = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int | Tensor]:
+        """``key``: an index, or (index, draw) where a sampler takes one image several times an
+        epoch and each draw shall be augmented in its own way (only with ``seed``)."""
+        index, draw = key if isinstance(key, tuple) else (key, 0)
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"index {index} is out of range for {len(self)} samples")
+        index, image = self._read(index % len(self))
+        if self.color == "BGR":
+            image = Image.merge("RGB", image.split()[::-1])
+        if self.seed is None:
+            tensor = self.transform(image)
+        else:
+            tensor = self._seeded(image, derived_seed(self.seed, int(self._epoch), index, draw))
+        sample = self.samples[index]
+        return tensor, torch.tensor(sample.votes) if self.soft_labels else sample.label
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the augmentation of ``epoch``; has an effect only with ``seed``."""
+        self._epoch.fill_(epoch)
+
+    def broken(self) -> list[Sample]:
+        """The samples that could not be read so far, by this process and its workers."""
+        return [self.samples[index] for index in self._is_broken.nonzero().flatten().tolist()]
+
+    def _seeded(self, image: Image.Image, seed: int) -> Tensor:
+        # not torch.manual_seed and fork_rng, which see to every device and cost more than a decode
+        before = torch.get_rng_state()
+        torch.default_generator.manual_seed(seed)
+        try:
+            return self.transform(image)
+        finally:
+            torch.set_rng_state(before)
+
+    def _read(self, index: int) -> tuple[int, Image.Image]:
+        for step in range(len(self)):
+            candidate = (index + step) % len(self)
+            sample = self.samples[candidate]
+            try:
+                return candidate, read_image(sample, self.at_least)
+            except UNREADABLE as error:
+                if self.on_broken == "error":
+                    raise DataError(f"cannot read image {sample.path}: {error}") from error
+                self._is_broken[candidate] = True
+        raise DataError(f"not one of {len(self)} images can be read, {self.samples[0].path} first")
+
+
+def why_unreadable(sample: Sample) -> str | None:
+    """None if the image can be decoded, else ``"path: reason"``."""
+    try:
+        read_image(sample)
+    except UNREADABLE as error:
+        return f"{sample.path}: {error if os.path.exists(sample.path) else 'missing'}"
+    return None
+
+
+def derived_seed(*numbers: int) -> int:
+    """One 63-bit seed from several numbers, none negative."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1

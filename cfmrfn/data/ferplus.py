@@ -1,0 +1,240 @@
+"""FERPlus (Barsoum et al., ICMI 2016): FER2013's images with the votes of ten taggers.
+
+Its owners publish ``fer2013new.csv`` (Usage, Image name, ten columns of votes); pixels are in
+FER2013's ``fer2013.csv`` (emotion, pixels, Usage), joined by row. :func:`prepare` writes the images
+as the owners' script does, into ``FER2013Train``, ``FER2013Valid`` and ``FER2013Test``.
+
+A label is made from votes by one of three rules in use, which keep different images:
+
+* ``majority``, the owners': single votes are dropped as outliers, the winner needs more than half
+  of the others, and images whose winner is "unknown" or "no face" are left out.
+* ``argmax10``: the most votes of all ten columns; "unknown" and "no face" are left out.
+* ``argmax8``: the most votes of the eight expressions.
+"""
+
+from __future__ import annotations
+
+import csv
+import os
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+from tqdm import tqdm
+
+from cfmrfn.data.samples import DataError, ExpressionSet, Sample
+
+CLASS_NAMES = (
+    "neutral",
+    "happiness",
+    "surprise",
+    "sadness",
+    "anger",
+    "disgust",
+    "fear",
+    "contempt",
+)
+VOTES_FILE = "fer2013new.csv"
+PIXELS_FILE = "fer2013.csv"
+
+_COLUMNS = ["Usage", "Image name", *CLASS_NAMES, "unknown", "NF"]
+_USAGES = {
+    "Training": ("train", "FER2013Train"),
+    "PublicTest": ("val", "FER2013Valid"),
+    "PrivateTest": ("test", "FER2013Test"),
+}
+_SIDE = 48
+
+# Images of each class that the rules keep of the published file.
+_PUBLISHED = {
+    "majority": {
+        "train": (8740, 7287, 3149, 3014, 2100, 119, 532, 119),
+        "val": (1182, 865, 415, 351, 287, 24, 62, 13),
+        "test": (1090, 893, 396, 384, 273, 18, 83, 16),
+    },
+    "argmax10": {
+        "train": (10309, 7528, 3562, 3515, 2467, 191, 652, 165),
+        "val": (1335, 899, 456, 412, 319, 34, 74, 24),
+        "test": (1262, 928, 444, 444, 325, 23, 93, 27),
+    },
+    "argmax8": {
+        "train": (10388, 7539, 3588, 3549, 2478, 194, 656, 167),
+        "val": (1347, 899, 459, 418, 320, 36, 75, 25),
+        "test": (1278, 929, 446, 448, 326, 23, 94, 29),
+    },
+}
+
+
+class _Row(NamedTuple):
+    """One named image of the votes file."""
+
+    line: int
+    usage: str
+    image: str
+    votes: tuple[int, ...]  # ten
+
+
+class _Verdict(NamedTuple):
+    """What a rule makes of an image: a label with the votes it rests on, or why there is none."""
+
+    label: int | None
+    votes: tuple[int, ...]  # eight
+    reason: str = ""
+
+
+def majority(votes: tuple[int, ...]) -> _Verdict:
+    """The owners' rule, see the module."""
+    kept = tuple(0 if count == 1 else count for count in votes)
+    most = max(kept)
+    label = kept.index(most)
+    if label >= len(CLASS_NAMES):
+        return _Verdict(None, kept[:8], "unknown or no face")
+    if 2 * most <= sum(kept):
+        return _Verdict(None, kept[:8], "no majority")
+    return _Verdict(label, kept[:8])
+
+
+def argmax10(votes: tuple[int, ...]) -> _Verdict:
+    """The most votes of all columns, see the module."""
+    label = votes.index(max(votes))
+    if label >= len(CLASS_NAMES):
+        return _Verdict(None, votes[:8], "unknown or no face")
+    return _Verdict(label, votes[:8])
+
+
+def argmax8(votes: tuple[int, ...]) -> _Verdict:
+    """The most votes of the expressions, see the module."""
+    most = max(votes[:8])
+    if not most:
+        return _Verdict(None, votes[:8], "unknown or no face")
+    return _Verdict(votes.index(most), votes[:8])
+
+
+def recognise(root: str) -> bool:
+    """Whether ``root`` holds the votes file."""
+    return os.path.isfile(os.path.join(root, VOTES_FILE))
+
+
+def load(
+    root: str,
+    classes: int | None = None,
+    *,
+    rule: Callable[[tuple[int, ...]], _Verdict] = majority,
+) -> ExpressionSet:
+    """Read the votes under ``root`` and label images by ``rule``; ``classes=7`` drops contempt.
+
+    Samples carry the votes that the rule kept for the eight expressions, scaled to sum to 1.
+    """
+    splits: dict[str, list[Sample]] = {split: [] for split, _ in _USAGES.values()}
+    folders = {usage: os.path.join(root, folder) for usage, (_, folder) in _USAGES.items()}
+    for folder in folders.values():
+        if not os.path.isdir(folder):
+            raise DataError(
+                f"{folder} is missing: put {PIXELS_FILE} beside {VOTES_FILE} and run "
+                f"python -m cfmrfn.data prepare {root}"
+            )
+    dropped: Counter[str] = Counter()
+    for row in _rows(root):
+        if not row.image:
+            dropped["no image name"] += 1
+            continue
+        verdict = rule(row.votes)
+        if verdict.label is None:
+            dropped[verdict.reason] += 1
+            continue
+        total = sum(verdict.votes)
+        votes = tuple(count / total for count in verdict.votes)
+        path = os.path.join(folders[row.usage], row.image)
+        splits[_USAGES[row.usage][0]].append(Sample(path, verdict.label, votes=votes))
+    published = {
+        split: dict(zip(CLASS_NAMES, counts, strict=True))
+        for split, counts in _PUBLISHED[rule.__name__].items()
+    }
+    name = f"FERPlus ({rule.__name__})"
+    loaded = ExpressionSet(name, CLASS_NAMES, splits, dropped=dict(dropped), published=published)
+    return loaded.mapped_to(CLASS_NAMES[:7]) if classes == 7 else loaded
+
+
+def prepare(root: str, *, progress: bool = True) -> dict[str, int]:
+    """Write the images of both CSV files under ``root`` as PNG; returns images by folder.
+
+    The three folders appear when all is written. Raises :class:`DataError` where they exist
+    already, a file is missing, a row is bad, or the files do not belong together.
+    """
+    pixels_file = os.path.join(root, PIXELS_FILE)
+    for path in (os.path.join(root, VOTES_FILE), pixels_file):
+        if not os.path.isfile(path):
+            raise DataError(f"{path} is missing: prepare needs {VOTES_FILE} and {PIXELS_FILE}")
+    folders = [folder for _, folder in _USAGES.values()]
+    for folder in folders:
+        if os.path.exists(os.path.join(root, folder)):
+            raise DataError(f"{os.path.join(root, folder)} exists already")
+    rows = list(_rows(root))
+    counts: Counter[str] = Counter(dict.fromkeys(folders, 0))
+    with ExitStack() as stack:
+        unfinished = tempfile.mkdtemp(prefix=".unfinished-", dir=root)
+        stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
+        for folder in folders:
+            os.mkdir(os.path.join(unfinished, folder))
+        file = stack.enter_context(open(pixels_file, encoding="utf-8", newline=""))
+        lines = csv.reader(file)
+        if next(lines, None) != ["emotion", "pixels", "Usage"]:
+            raise DataError(f"{pixels_file}, line 1: expected the header emotion,pixels,Usage")
+        bar = tqdm(rows, desc="writing images", unit="image", disable=not progress)
+        for row, line in zip(bar, _as_many(lines, len(rows), pixels_file), strict=True):
+            where = f"{pixels_file}, line {row.line}"
+            if len(line) != 3 or line[2] != row.usage:
+                raise DataError(
+                    f"{where}: Usage is {line[-1]!r}, but {row.usage!r} in {VOTES_FILE}; "
+                    f"the files are joined by row"
+                )
+            if row.image:
+                folder = _USAGES[row.usage][1]
+                image = Image.fromarray(_pixels(line[1], where))
+                image.save(os.path.join(unfinished, folder, row.image))
+                counts[folder] += 1
+        for folder in folders:
+            os.rename(os.path.join(unfinished, folder), os.path.join(root, folder))
+    return dict(counts)
+
+
+def _rows(root: str) -> Iterator[_Row]:
+    path = os.path.join(root, VOTES_FILE)
+    with open(path, encoding="utf-8", newline="") as file:
+        lines = csv.reader(file)
+        header = next(lines, None)
+        if header != _COLUMNS:
+            raise DataError(f"{path}, line 1: expected the header {','.join(_COLUMNS)}")
+        for number, row in enumerate(lines, start=2):
+            where = f"{path}, line {number}: {','.join(row)!r}"
+            if len(row) != len(_COLUMNS) or not all(field.isdecimal() for field in row[2:]):
+                raise DataError(f"{where}: expected Usage, image name and ten counts of votes")
+            if row[0] not in _USAGES:
+                raise DataError(f"{where}: Usage is none of {', '.join(_USAGES)}")
+            yield _Row(number, row[0], row[1].strip(), tuple(int(field) for field in row[2:]))
+
+
+def _as_many(lines: Iterator[list[str]], count: int, path: str) -> Iterator[list[str]]:
+    """``count`` lines; raises where there are fewer or more."""
+    read = 0
+    for line in lines:
+        read += 1
+        if read <= count:
+            yield line
+    if read != count:
+        raise DataError(f"{path} has {read} rows, but {VOTES_FILE} has {count}")
+
+
+def _pixels(text: str, where: str) -> np.ndarray:
+    try:
+        pixels = np.array(text.split(), dtype=np.uint8)
+    except (ValueError, OverflowError):
+        raise DataError(f"{where}: pixels must be numbers 0 to 255") from None
+    if pixels.size != _SIDE * _SIDE:
+        raise DataError(f"{where}: {pixels.size} pixels, expected {_SIDE} x {_SIDE}")
+    return pixels.reshape(_SIDE, _SIDE)

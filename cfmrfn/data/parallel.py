@@ -1,0 +1,36 @@
+"""The same function over many items in several processes, with a progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def parallel_map(
+    function: Callable[[Item], Result],
+    items: Sequence[Item],
+    *,
+    workers: int,
+    desc: str,
+    unit: str,
+    progress: bool,
+) -> list[Result]:
+    """``[function(item) for item in items]`` in ``workers`` processes; 1 or fewer: in this one.
+
+    ``desc`` and ``unit`` are what the bar says.
+    """
+    with ExitStack() as stack:
+        if workers > 1:
+            pool = stack.enter_context(ProcessPoolExecutor(workers))
+            results = pool.map(function, items, chunksize=16)
+        else:
+            results = map(function, items)
+        bar = tqdm(results, total=len(items), desc=desc, unit=unit, disable=not progress)
+        return list(bar)

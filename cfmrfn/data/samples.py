@@ -1,0 +1,172 @@
+"""The one data structure of every set: samples with labels, named classes, and splits."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+# RAF-DB's native order, 1..7 on disk; contempt is the eighth class of AffectNet and FERPlus.
+EXPRESSIONS = (
+    "surprise",
+    "fear",
+    "disgust",
+    "happiness",
+    "sadness",
+    "anger",
+    "neutral",
+    "contempt",
+)
+
+_ALIASES = {
+    "surprised": "surprise",
+    "afraid": "fear",
+    "fearful": "fear",
+    "disgusted": "disgust",
+    "happy": "happiness",
+    "joy": "happiness",
+    "sad": "sadness",
+    "angry": "anger",
+    "neutrality": "neutral",
+    "natural": "neutral",
+    "contemptuous": "contempt",
+}
+
+
+class DataError(ValueError):
+    """A data set, or what is asked of it, is not legal; the message says what is."""
+
+
+class Sample(NamedTuple):
+    """One image and its label.
+
+    ``path`` is a ``str`` and not a ``Path``: AffectNet has 287,651 of them. ``label`` indexes the
+    set's ``class_names``. ``votes`` are soft labels that sum to 1, one per class (FERPlus).
+    ``box`` is the face as (left, top, right, bottom) in pixels of the file; None: the whole image.
+    """
+
+    path: str
+    label: int
+    votes: tuple[float, ...] | None = None
+    box: tuple[int, int, int, int] | None = None
+
+
+@dataclass(frozen=True)
+class ExpressionSet:
+    """A data set: its classes in label order, and the samples of each split.
+
+    ``dropped`` counts what was left out, by reason. ``published`` holds the counts that the
+    owners of the set (or the literature) print, by split and class name, for comparison.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    splits: Mapping[str, list[Sample]]
+    dropped: Mapping[str, int] = field(default_factory=dict)
+    published: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+
+    @property
+    def held_out(self) -> str:
+        """The split that results are reported on: ``"test"`` where there is one, else ``"val"``."""
+        return "test" if "test" in self.splits else "val"
+
+    def counts(self, split: str) -> tuple[int, ...]:
+        """Images of each class in ``split``, in label order."""
+        counts = [0] * len(self.class_names)
+        for sample in self.splits[split]:
+            counts[sample.label] += 1
+        return tuple(counts)
+
+    def mapped_to(self, class_names: Sequence[str]) -> ExpressionSet:
+        """The same images, labelled by ``class_names``: train on one set, test on another.
+
+        Classes are matched by name, whatever their order in either set. Images of a class that
+        ``class_names`` lacks are dropped and counted; votes are reordered and rescaled.
+        """
+        target = tuple(canonical_name(name) for name in class_names)
+        if len(set(target)) != len(target):
+            raise DataError(f"class names must be distinct, got {', '.join(class_names)}")
+        shared = [name for name in self.class_names if name in target]
+        if not shared:
+            raise DataError(
+                f"no class of {self.name} ({', '.join(self.class_names)}) "
+                f"is among the wanted ones ({', '.join(target)})"
+            )
+        if target == self.class_names:
+            return self
+        new_label = {
+            old: target.index(name) for old, name in enumerate(self.class_names) if name in target
+        }
+        splits = {
+            split: [
+                sample._replace(
+                    label=new_label[sample.label],
+                    votes=_mapped_votes(sample.votes, new_label, len(target)),
+                )
+                for sample in samples
+                if sample.label in new_label
+            ]
+            for split, samples in self.splits.items()
+        }
+        dropped = dict(self.dropped)
+        for old, name in enumerate(self.class_names):
+            if old not in new_label:
+                count = sum(self.counts(split)[old] for split in self.splits)
+                dropped[f"class {name} is not wanted"] = count
+        published = {
+            split: {name: count for name, count in counts.items() if name in target}
+            for split, counts in self.published.items()
+        }
+        return replace(
+            self, class_names=target, splits=splits, dropped=dropped, published=published
+        )
+
+    def require_trainable(self) -> None:
+        """Raise :class:`DataError` unless ``train`` has two classes or more, none empty."""
+        if "train" not in self.splits:
+            raise DataError(f"{self.name} has no training split, only {', '.join(self.splits)}")
+        counts = self.counts("train")
+        empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+        if len(self.class_names) - len(empty) < 2:
+            raise DataError(
+                f"{self.name}: the training split has images of "
+                f"{len(self.class_names) - len(empty)} class(es); at least 2 are needed"
+            )
+        if empty:
+            raise DataError(f"{self.name}: no training image of class {', '.join(empty)}")
+
+
+@dataclass(frozen=True)
+class SetKind:
+    """One kind of data set: how its root folder is recognised, and how it is read.
+
+    ``load(root, classes)`` takes the number of classes the user configured (None: as found) and
+    raises :class:`DataError` where the data disagrees.
+    """
+
+    name: str
+    description: str
+    recognise: Callable[[str], bool]
+    load: Callable[[str, int | None], ExpressionSet]
+
+
+def canonical_name(name: str) -> str:
+    """The noun of :data:`EXPRESSIONS` for a class name as written anywhere ("Happy", "3_anger").
+
+    A name that is no known expression comes back in lower case, so own classes stay usable.
+    """
+    bare = re.sub(r"^\d+[\s_.-]+", "", name.strip().lower())
+    return _ALIASES.get(bare, bare)
+
+
+def _mapped_votes(
+    votes: tuple[float, ...] | None, new_label: Mapping[int, int], classes: int
+) -> tuple[float, ...] | None:
+    if votes is None:
+        return None
+    mapped = [0.0] * classes
+    for old, new in new_label.items():
+        mapped[new] = votes[old]
+    total = sum(mapped)
+    return tuple(vote / total for vote in mapped)

@@ -1,0 +1,71 @@
+"""Augmentation: PIL images in, normalised float32 tensors (3, size, size) out.
+
+The training recipe is the paper's (section 3.2) and POSTER's: resize to 224, horizontal flip 0.5,
+ImageNet normalisation, RandomErasing(p=0.5, scale=(0.02, 0.1)) on the normalised image, so that
+erased pixels hold the mean colour. Crop and colour jitter are named in the paper's abstract only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, v2
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+Transform = Callable[[Image.Image], Tensor]
+
+
+def train_transform(
+    size: int = 224,
+    *,
+    flip: float = 0.5,
+    erasing: float = 0.5,
+    erasing_scale: tuple[float, float] = (0.02, 0.1),
+    crop: bool = False,
+    jitter: bool = False,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Transform:
+    """The training transform.
+
+    ``flip`` and ``erasing`` are probabilities. ``crop`` takes a random part of 80 to 100 % of the
+    area, nearly square; ``jitter`` changes brightness, contrast and saturation a little (a
+    change of hue would cost more time than all else together).
+    Geometry and colour work on uint8; floats appear with the normalisation.
+    """
+    steps: list[torch.nn.Module] = [v2.PILToTensor()]
+    if crop:
+        steps.append(v2.RandomResizedCrop(size, scale=(0.8, 1.0), ratio=(0.9, 1.1)))
+    else:
+        steps.append(_resize(size))
+    steps.append(v2.RandomHorizontalFlip(flip))
+    if jitter:
+        steps.append(v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2))
+    steps += _normalise(mean, std)
+    steps.append(v2.RandomErasing(p=erasing, scale=erasing_scale))
+    return v2.Compose(steps)
+
+
+def eval_transform(
+    size: int = 224,
+    *,
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Transform:
+    """Resize and normalise, nothing random."""
+    return v2.Compose([v2.PILToTensor(), _resize(size), *_normalise(mean, std)])
+
+
+def _resize(size: int) -> torch.nn.Module:
+    return v2.Resize((size, size), InterpolationMode.BILINEAR, antialias=True)
+
+
+def _normalise(
+    mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> list[torch.nn.Module]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)]

@@ -1,0 +1,145 @@
+"""Several processes under ``torchrun``; one process is the case of size 1, without torchrun."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+from cfmrfn.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class World:
+    """The processes of a run: ``rank`` of ``size``, and the ``device`` of this one.
+
+    Args:
+        device: "auto", or what ``torch.device`` takes. On GPUs each process takes its own.
+    """
+
+    def __init__(self, device: str = "auto") -> None:
+        self.rank = int(os.environ.get("RANK", 0))
+        self.size = int(os.environ.get("WORLD_SIZE", 1))
+        self.device = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
+        if self.size > 1 and not dist.is_initialized():
+            dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes files and prints."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Sum of ``values`` over the processes, in place."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values
+
+    def on_main(self, action: Callable[[], T]) -> T:
+        """Do ``action`` on the main process; every process gets its result, or its error."""
+        if self.size == 1:
+            return action()
+        box: list[Any] = [None, None]  # result, error
+        if self.is_main:
+            try:
+                box[0] = action()
+            except Exception as error:  # raised again below, in every process
+                box[1] = error
+        dist.broadcast_object_list(box, src=0)
+        if box[1] is not None:
+            raise box[1]
+        result: T = box[0]
+        return result
+
+    def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Replace every gradient by its mean over the processes, in one message."""
+        if self.size == 1:
+            return
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(flat)
+        flat /= self.size
+        pieces = torch.split(flat, [gradient.numel() for gradient in gradients])
+        for gradient, piece in zip(gradients, pieces, strict=True):
+            gradient.copy_(piece.view_as(gradient))
+
+    def barrier(self) -> None:
+        """Wait for every process."""
+        if self.size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        """Leave the process group."""
+        if self.size > 1:
+            dist.destroy_process_group()
+
+
+class GlobalBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation over the batches of all processes, of equal size, on any device.
+
+    ``nn.SyncBatchNorm`` is the same for GPUs only.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, channels, height, width) -> the same"""
+        if not self.training:
+            return super().forward(x)
+        size = dist.get_world_size()
+        wide = x.float()
+        mean = _sum_over_processes(wide.mean((0, 2, 3))) / size
+        centred = wide - mean[:, None, None]
+        variance = _sum_over_processes(centred.square().mean((0, 2, 3))) / size
+        if self.track_running_stats:
+            self._record(mean.detach(), variance.detach(), size * x.numel() // x.shape[1])
+        scale = self.weight * (variance + self.eps).rsqrt()
+        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+    def _record(self, mean: Tensor, variance: Tensor, count: int) -> None:
+        """Move the running statistics, with the unbiased variance of ``count`` values."""
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
+        assert self.momentum is not None
+        self.num_batches_tracked.add_(1)
+        self.running_mean.lerp_(mean, self.momentum)
+        self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+
+
+def _sum_over_processes(values: Tensor) -> Tensor:
+    """Differentiable sum over the processes."""
+    return all_reduce(values)
+
+
+def synchronise_batchnorm(network: nn.Module) -> None:
+    """Make every batch normalisation of ``network`` see the batches of all processes."""
+    for module in network.modules():
+        if type(module) is nn.BatchNorm2d:
+            # the class alone differs: parameters, buffers and their names stay
+            module.__class__ = GlobalBatchNorm2d
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {name}") from None
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError(f"device {name} was asked for, but PyTorch sees no GPU")
+        device = torch.device("cuda", device.index if device.index is not None else local_rank)
+        if device.index >= torch.cuda.device_count():
+            raise ConfigError(
+                f"device {device} was asked for, but there are {torch.cuda.device_count()} GPUs"
+            )
+        torch.cuda.set_device(device)
+    elif device.type != "cpu":
+        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {name}")
+    return device

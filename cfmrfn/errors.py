@@ -1,0 +1,39 @@
+"""Errors that a user can mend: each message names what came and what is legal."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+from cfmrfn.data import DataError
+
+
+class ConfigError(ValueError):
+    """A configuration value, or a command-line option, is not legal."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint or run folder cannot be written, read, or continued as asked."""
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on: the loss or its gradient is not finite."""
+
+
+USER_ERRORS = (ConfigError, CheckpointError, DataError, TrainingError)
+
+
+def run(main: Callable[[], object]) -> None:
+    """Run a command-line tool: a user's error becomes one line on stderr and exit status 2.
+
+    Ctrl-C ends with the customary status 130.
+    """
+    try:
+        main()
+    except USER_ERRORS as error:
+        # an error in a loader's worker arrives with the worker's traceback in front of it
+        message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,158 @@
+"""Evaluate a checkpoint: ``python -m cfmrfn.evaluate CHECKPOINT --data ROOT``."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import torch.nn.functional as F
+import tyro
+from torch import nn
+from torch.utils.data import DataLoader
+
+from cfmrfn import checkpoint, errors
+from cfmrfn.batches import evaluation_loader
+from cfmrfn.config import parse
+from cfmrfn.data import DataError, open_set
+from cfmrfn.distributed import World
+from cfmrfn.metrics import Report, confusion_matrix
+from cfmrfn.pictures import plot_confusion
+from cfmrfn.step import autocast
+
+# By the split that chose among the epochs; None: nothing did.
+HOW_CHOSEN = {
+    "val": "best on images set aside from training",
+    "test": "best on the held-out images themselves, as papers do: optimistic",
+    None: "the last",
+}
+
+
+@torch.inference_mode()
+def evaluate(
+    network: nn.Module,
+    loader: DataLoader[Any],
+    class_names: tuple[str, ...],
+    world: World,
+    precision: str = "float32",
+) -> Report:
+    """Results of ``network`` on the images of ``loader``, over all processes."""
+    network.eval()
+    classes = len(class_names)
+    matrix = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
+    loss = torch.zeros((), dtype=torch.float64, device=world.device)
+    for images, labels in loader:
+        images = images.to(world.device, non_blocking=True)
+        labels = labels.to(world.device, non_blocking=True)
+        with autocast(precision, world.device):
+            logits = network(images).float()
+        matrix += confusion_matrix(logits.argmax(1), labels, classes)
+        loss += F.cross_entropy(logits, labels, reduction="sum")
+    world.sum(matrix)
+    world.sum(loss)
+    return Report(class_names, matrix.cpu().numpy(), loss.item() / int(matrix.sum()))
+
+
+def evaluate_checkpoint(
+    path: Path,
+    data: Path,
+    *,
+    kind: str = "auto",
+    split: str | None = None,
+    batch_size: int = 64,
+    workers: int | None = None,
+    precision: str = "float32",
+    world: World | None = None,
+) -> tuple[Report, dict[str, Any]]:
+    """Evaluate the checkpoint at ``path`` on a split of the data set at ``data``.
+
+    Classes are matched by name, so a network trained on one set can be tried on another. ``split``
+    None: the one that results are reported on. Returns the results, and what the checkpoint says
+    about itself.
+    """
+    world = world or World()
+    network, about = checkpoint.load_network(path)
+    class_names = tuple(about["class_names"])
+    opened = open_set(data, kind, class_names)
+    split = split or opened.held_out
+    if split not in opened.splits:
+        raise DataError(f"split must be one of {', '.join(opened.splits)}; got {split}")
+    loader = evaluation_loader(
+        opened.splits[split],
+        class_names,
+        image_size=about["image_size"],
+        color=about["color"],
+        batch_size=batch_size,
+        world=world,
+        workers=workers,
+    )
+    report = evaluate(network.to(world.device), loader, class_names, world, precision)
+    return report, {"data": opened.name, "split": split, **about}
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Evaluate a checkpoint, or both checkpoints of a run folder, on a data set."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """best.pt or last.pt of a run, or the run folder."""
+    data: Path
+    """Root folder of the data set."""
+    kind: str = "auto"
+    """Layout of the data set; auto recognises it."""
+    split: str | None = None
+    """Split to evaluate. None: the one that results are reported on, test or else val."""
+    batch_size: int = 64
+    """Images at a time."""
+    workers: int | None = None
+    """Processes that decode images. None: one a spare core, at most 8."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one."""
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    """Autocast type."""
+    output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("evaluation")
+    """Folder for the confusion matrices and results, made where it is missing."""
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line."""
+    tool = parse(Evaluate, sys.argv[1:] if args is None else args, prog="python -m cfmrfn.evaluate")
+    if tool.batch_size < 1:
+        raise errors.ConfigError(f"batch-size must be 1 or more, got {tool.batch_size}")
+    world = World(tool.device)
+    paths = [tool.checkpoint]
+    if tool.checkpoint.is_dir():
+        paths = [tool.checkpoint / "best.pt", tool.checkpoint / "last.pt"]
+    for path in paths:
+        report, about = evaluate_checkpoint(
+            path,
+            tool.data,
+            kind=tool.kind,
+            split=tool.split,
+            batch_size=tool.batch_size,
+            workers=tool.workers,
+            precision=tool.precision,
+            world=world,
+        )
+        if not world.is_main:
+            continue
+        print(f"{path}: epoch {about['epoch']}, {HOW_CHOSEN[about['chosen_on']]}")
+        print(f"on {about['data']}, split {about['split']}\n{report}\n")
+        tool.output.mkdir(parents=True, exist_ok=True)
+        stem = tool.output / f"{path.stem}-{about['split']}"
+        plot_confusion(stem.with_suffix(".png"), report, f"{path.name} on {about['data']}")
+        result = {
+            "checkpoint": str(path),
+            "chosen": HOW_CHOSEN[about["chosen_on"]],
+            **report.as_dict(),
+        }
+        stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")
+        print(f"confusion matrix: {stem.with_suffix('.png')}")
+    world.close()
+
+
+if __name__ == "__main__":
+    errors.run(main)

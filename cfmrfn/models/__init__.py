@@ -1,0 +1,21 @@
+"""The network and its parts. Importing this registers the presets with timm."""
+
+from cfmrfn.models.cfmrfn import (
+    CFMRFN,
+    Description,
+    cfmrfn_base,
+    cfmrfn_equations,
+    cfmrfn_tiny,
+)
+from cfmrfn.models.ir50 import IRBackbone
+from cfmrfn.models.mobilefacenet import MobileFaceNet
+
+__all__ = [
+    "CFMRFN",
+    "Description",
+    "IRBackbone",
+    "MobileFaceNet",
+    "cfmrfn_base",
+    "cfmrfn_equations",
+    "cfmrfn_tiny",
+]

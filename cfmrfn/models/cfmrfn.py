@@ -1,0 +1,441 @@
+"""The cross-fusion multi-level receptive field network, and its presets in timm's registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from torch import Tensor, nn
+
+from cfmrfn.models.fusion import NORM_EPS, FusionLayer, StreamAttention, StreamBlock
+from cfmrfn.models.ir50 import IRBackbone
+from cfmrfn.models.mobilefacenet import NATIVE_SIZE, MobileFaceNet
+from sdwa import head_dilations as allocate_heads
+
+TOKENS = ("spatial", "poster_view")
+ATTENTION = ("dilated", "window", "global")
+STREAMS = ("both", "expression", "landmark")
+PADDING_MODES = ("zeros", "masked")
+
+# The image is halved for the backbones, and the token map is 1/16 of what they see.
+PIXELS_PER_TOKEN = 32
+
+
+class Description(NamedTuple):
+    """What `CFMRFN.describe` sees in a batch of images; None where a stream is switched off.
+
+    Attributes:
+        logits: (batch, num_classes).
+        pooled: (batch, embed_dim), what the classifier reads.
+        landmarks: (batch, 68, 2), x and y in pixels of the input image.
+        image_tokens, landmark_tokens: (batch, height, width, embed_dim), after the encoder.
+        attention: (batch, depth, streams, heads, height * width, height * width), query by key. The
+            streams are those in use, expression first: keys are the stream's own tokens, queries,
+            with cross fusion, the other's.
+    """
+
+    logits: Tensor
+    pooled: Tensor
+    landmarks: Tensor | None
+    image_tokens: Tensor | None
+    landmark_tokens: Tensor | None
+    attention: Tensor
+
+
+class CFMRFN(nn.Module):
+    """Facial expressions from an image stream and a frozen landmark stream that query each other.
+
+    Input: (batch, 3, height, width), normalised by the mean and standard deviation of ImageNet;
+    height and width multiples of 32, by default 224. Both backbones see it at half that size.
+
+    The landmark backbone is never trained: it has no gradients and stays in eval mode.
+
+    Args:
+        num_classes: size of the logits; 0: pooled features instead.
+        img_size: side, or (height, width), of the images that positions and token mixing are made
+            for. Other sizes work: both are interpolated.
+        in_chans: 3; timm passes it.
+        embed_dim, depth, num_heads, mlp_ratio: of the encoder.
+        tokens: how the image backbone's map becomes tokens. "spatial": 2 x 2 pixels each.
+            "poster_view": the map's memory cut into equal pieces, as POSTER does; such tokens are
+            groups of channels, not places on the face.
+        attention: "dilated": 3 x 3 windows with a dilation per head. "window": all at dilation 1.
+            "global": all tokens.
+        head_dilations: dilation of each head; None: the paper's best allocation, a quarter of the
+            heads at 1 and the others shared by 2 and 3.
+        padding_mode: what a tap off the map is, "zeros" or "masked".
+        q_proj: project the queries, eq. 1. The paper's parameter counts say that it did not.
+        token_mixing: a 1 x 1 convolution across tokens ends each layer. It is in the counts only.
+        cross_fusion: the streams query each other; otherwise two separate encoders, summed.
+        streams: "both", or only "expression" or "landmark", which then queries itself.
+        pre_norm: layer norm before attention; eq. 14 shows none.
+        drop_path_rate: stochastic depth of the last layer; it grows linearly from 0 at the first.
+        backend: of sdwa; None: the best that fits.
+        image_widths, image_blocks: channels and blocks of the image backbone's three stages.
+        image_early_stride: halve the map in that backbone's stem, before its first stage.
+        stored_embedding: hold the never used embedding layer of the public IR-50 checkpoint.
+        landmark_width, landmark_blocks: of the landmark backbone.
+
+    Raises:
+        ValueError: an option that is not legal, or two that contradict each other.
+    """
+
+    def __init__(
+        self,
+        num_classes: int = 7,
+        img_size: int | tuple[int, int] = 224,
+        *,
+        in_chans: int = 3,
+        embed_dim: int = 512,
+        depth: int = 6,
+        num_heads: int = 8,
+        mlp_ratio: float = 2.0,
+        tokens: str = "spatial",
+        attention: str = "dilated",
+        head_dilations: Sequence[int] | None = None,
+        padding_mode: str = "zeros",
+        q_proj: bool = False,
+        token_mixing: bool = True,
+        cross_fusion: bool = True,
+        streams: str = "both",
+        pre_norm: bool = True,
+        drop_path_rate: float = 0.1,
+        backend: str | None = None,
+        image_widths: Sequence[int] = (64, 128, 256),
+        image_blocks: Sequence[int] = (3, 4, 14),
+        image_early_stride: bool = False,
+        stored_embedding: bool = True,
+        landmark_width: int = 64,
+        landmark_blocks: Sequence[int] = (4, 6, 2),
+    ) -> None:
+        super().__init__()
+        _check_choice("tokens", tokens, TOKENS)
+        _check_choice("streams", streams, STREAMS)
+        _check_choice("padding_mode", padding_mode, PADDING_MODES)
+        if in_chans != 3:
+            raise ValueError(f"in_chans must be 3, got {in_chans}")
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(
+                f"num_heads must divide embed_dim, got {num_heads} heads for {embed_dim} channels"
+            )
+        if depth < 1:
+            raise ValueError(f"depth must be at least 1, got {depth}")
+        if len(image_widths) != 3:
+            raise ValueError(f"image_widths must have 3 entries, got {tuple(image_widths)}")
+        dilation = _choose_dilation(attention, head_dilations, num_heads)
+        grid = token_grid((img_size, img_size) if isinstance(img_size, int) else img_size)
+
+        self.num_classes = num_classes
+        self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
+        self.tokens = tokens
+        self.attention = attention
+        self.image_backbone: IRBackbone | None = None
+        self.landmark_backbone: MobileFaceNet | None = None
+        if streams != "landmark":
+            self.image_backbone = IRBackbone(
+                image_widths,
+                image_blocks,
+                early_stride=image_early_stride,
+                embedding=stored_embedding,
+            )
+            self.image_embed = nn.Linear(4 * self.image_backbone.out_channels, embed_dim)
+            self.position = nn.Parameter(torch.empty(*grid, embed_dim))
+        if streams != "expression":
+            self.landmark_backbone = MobileFaceNet(landmark_width, landmark_blocks, embed_dim)
+            self.landmark_backbone.requires_grad_(False)
+
+        def make_layer(index: int) -> FusionLayer:
+            blocks = [
+                StreamBlock(
+                    embed_dim,
+                    mlp_ratio,
+                    StreamAttention(
+                        embed_dim,
+                        num_heads,
+                        dilation,
+                        q_proj=q_proj,
+                        padding_mode=padding_mode,
+                        backend=backend,
+                    ),
+                    pre_norm=pre_norm,
+                    drop_path=drop_path_rate * index / max(depth - 1, 1),
+                )
+                for _ in range(2 if streams == "both" else 1)
+            ]
+            return FusionLayer(
+                blocks, cross_fusion=cross_fusion, mixing_grid=grid if token_mixing else None
+            )
+
+        self.layers = nn.ModuleList(make_layer(index) for index in range(depth))
+        self.norm = nn.LayerNorm(embed_dim, eps=NORM_EPS)
+        self.gate = nn.Sequential(
+            nn.Linear(embed_dim, embed_dim),
+            nn.ReLU(),
+            nn.Linear(embed_dim, embed_dim),
+            nn.Sigmoid(),
+        )
+        self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+
+        self._initialise()
+        # Convolutions then run channels-last, which is faster, and so is the way to tokens.
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        # DistributedDataParallel waits for the gradient of every parameter that it is not told of.
+        self._ddp_params_and_buffers_to_ignore = [
+            name for name, _ in self.named_parameters() if is_never_run(name)
+        ]
+        self.train()
+
+    def _initialise(self) -> None:
+        for name, module in self.named_modules():
+            if isinstance(module, nn.Linear) and "backbone" not in name:
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+        if self.image_backbone is not None:
+            nn.init.trunc_normal_(self.position, std=0.02)
+
+    def train(self, mode: bool = True) -> CFMRFN:
+        """As of any module, but the landmark backbone stays in eval mode."""
+        super().train(mode)
+        if self.landmark_backbone is not None:
+            self.landmark_backbone.eval()
+        return self
+
+    # Streams
+
+    def image_tokens(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width) -> (batch, height / 32, width / 32, embed_dim)"""
+        if self.image_backbone is None:
+            raise ValueError('there are no image tokens with streams="landmark"')
+        height, width = token_grid(x.shape[-2:])
+        features = self.image_backbone(_half(x))  # (batch, channels, 2 height, 2 width)
+        if self.tokens == "poster_view":
+            pieces = features.reshape(len(x), height, width, -1)
+        else:
+            # (batch, height, 2, width, 2, channels): a view of the channels-last map
+            pieces = features.permute(0, 2, 3, 1).unflatten(2, (width, 2)).unflatten(1, (height, 2))
+            pieces = pieces.transpose(2, 3).flatten(3)
+        return self.image_embed(pieces) + self._position((height, width))
+
+    def _position(self, grid: tuple[int, int]) -> Tensor:
+        if tuple(self.position.shape[:2]) == grid:
+            return self.position
+        maps = self.position.permute(2, 0, 1).unsqueeze(0)
+        return F.interpolate(maps, size=grid, mode="bicubic")[0].permute(1, 2, 0)
+
+    @torch.no_grad()
+    def landmark_features(self, x: Tensor) -> Tensor | None:
+        """The frozen stream's part of the network, to be computed once and used in several passes.
+
+        Returns:
+            (batch, embed_dim, height / 32, width / 32); None where the landmark stream is off.
+        """
+        if self.landmark_backbone is None:
+            return None
+        token_grid(x.shape[-2:])
+        return self.landmark_backbone.forward_features(_half(x))
+
+    @torch.no_grad()
+    def landmarks(self, x: Tensor) -> Tensor | None:
+        """(batch, 3, height, width) -> (batch, 68, 2), x and y in pixels of that image.
+
+        The public landmark weights were trained on 112 x 112 images in 0..1: they get such images
+        here, whereas the tokens come, as in POSTER, from the network's normalised input.
+        None where the landmark stream is off.
+        """
+        if self.landmark_backbone is None:
+            return None
+        mean, std = (
+            x.new_tensor(v)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        )
+        face = F.interpolate(
+            x * std + mean, size=(NATIVE_SIZE, NATIVE_SIZE), mode="bilinear", antialias=True
+        )
+        return self.landmark_backbone(face) * x.new_tensor([x.shape[-1], x.shape[-2]])
+
+    def _streams(self, x: Tensor, landmark_features: Tensor | None) -> list[Tensor]:
+        """The token maps that enter the encoder, (batch, height, width, embed_dim) each."""
+        streams = []
+        if self.image_backbone is not None:
+            streams.append(self.image_tokens(x))
+        if self.landmark_backbone is not None:
+            features = self.landmark_features(x) if landmark_features is None else landmark_features
+            assert features is not None
+            streams.append(features.permute(0, 2, 3, 1))
+        elif landmark_features is not None:
+            raise ValueError('landmark_features must be None with streams="expression"')
+        return streams
+
+    # Classification, with the methods timm's users know
+
+    def forward_features(self, x: Tensor, landmark_features: Tensor | None = None) -> Tensor:
+        """Fused token map, eq. 18: (batch, 3, H, W) -> (batch, H / 32, W / 32, embed_dim)"""
+        streams = self._streams(x, landmark_features)
+        for layer in self.layers:
+            streams = layer(streams)
+        return self._fuse(streams)
+
+    def _fuse(self, streams: Sequence[Tensor]) -> Tensor:
+        return self.norm(sum(streams[1:], start=streams[0]))
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Fused token map -> logits (batch, num_classes), or pooled features (batch, embed_dim)"""
+        pooled = x.mean((1, 2))
+        pooled = pooled * self.gate(pooled)
+        return pooled if pre_logits else self.head(pooled)
+
+    def forward(self, x: Tensor, landmark_features: Tensor | None = None) -> Tensor:
+        """Logits of a batch of images.
+
+        Args:
+            x: (batch, 3, height, width).
+            landmark_features: what `landmark_features(x)` returned, to save computing it again.
+
+        Returns:
+            (batch, num_classes)
+
+        Raises:
+            ValueError: an image size that gives no token grid.
+        """
+        return self.forward_head(self.forward_features(x, landmark_features))
+
+    def get_classifier(self) -> nn.Module:
+        """The last layer."""
+        return self.head
+
+    def reset_classifier(self, num_classes: int) -> None:
+        """A new last layer for `num_classes` classes; 0: pooled features instead of logits."""
+        like = self.position if self.image_backbone is not None else self.norm.weight
+        self.num_classes = num_classes
+        self.head = nn.Identity()
+        if num_classes > 0:
+            self.head = nn.Linear(self.embed_dim, num_classes).to(like)
+            nn.init.trunc_normal_(self.head.weight, std=0.02)
+            nn.init.zeros_(self.head.bias)
+
+    @torch.no_grad()
+    def describe(self, x: Tensor) -> Description:
+        """Logits and what led to them, for analysis: slower than `forward`, without gradients."""
+        streams = self._streams(x, None)
+        attention = []
+        for layer in cast(Iterable[FusionLayer], self.layers):
+            attention.append(layer.attention_maps(streams))
+            streams = layer(streams)
+        pooled = self.forward_head(self._fuse(streams), pre_logits=True)
+        return Description(
+            logits=self.head(pooled),
+            pooled=pooled,
+            landmarks=self.landmarks(x),
+            image_tokens=streams[0] if self.image_backbone is not None else None,
+            landmark_tokens=streams[-1] if self.landmark_backbone is not None else None,
+            attention=torch.stack(attention, 1),
+        )
+
+
+def is_never_run(name: str) -> bool:
+    """Is this parameter part of the stored embedding layer, which no forward pass reads?"""
+    return name.startswith("image_backbone.output_layer.")
+
+
+def token_grid(image_size: Sequence[int]) -> tuple[int, int]:
+    """(height, width) of the token map of an image of that (height, width).
+
+    Raises:
+        ValueError: the sides are not multiples of 32.
+    """
+    height, width = image_size
+    if (
+        min(height, width) < PIXELS_PER_TOKEN
+        or height % PIXELS_PER_TOKEN
+        or width % PIXELS_PER_TOKEN
+    ):
+        raise ValueError(
+            f"image sides must be multiples of {PIXELS_PER_TOKEN} (224 gives 7 x 7 tokens), "
+            f"got {height} x {width}"
+        )
+    return height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
+
+
+def _half(x: Tensor) -> Tensor:
+    """(batch, 3, height, width) -> half its sides, the mean of 2 x 2 pixels, channels-last"""
+    half = F.interpolate(x, size=(x.shape[2] // 2, x.shape[3] // 2), mode="bilinear")
+    return half.contiguous(memory_format=torch.channels_last)
+
+
+def _choose_dilation(
+    attention: str, head_dilations: Sequence[int] | None, num_heads: int
+) -> tuple[int, ...] | None:
+    """Dilation of each head; None for global attention."""
+    _check_choice("attention", attention, ATTENTION)
+    if attention == "dilated":
+        if head_dilations is None:
+            return allocate_heads(num_heads, 1 / 4, (2, 3))
+        if len(head_dilations) != num_heads or min(head_dilations) < 1:
+            raise ValueError(
+                f"head_dilations must be {num_heads} numbers of at least 1, one per head, "
+                f"got {tuple(head_dilations)}"
+            )
+        return tuple(head_dilations)
+    if head_dilations is not None:
+        raise ValueError(f'head_dilations has no meaning with attention="{attention}"')
+    return (1,) * num_heads if attention == "window" else None
+
+
+def _check_choice(name: str, value: str, legal: tuple[str, ...]) -> None:
+    if value not in legal:
+        raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}")
+
+
+def _config() -> dict[str, Any]:
+    return {
+        "num_classes": 7,
+        "input_size": (3, 224, 224),
+        "fixed_input_size": False,
+        "pool_size": (7, 7),
+        "crop_pct": 1.0,
+        "interpolation": "bilinear",
+        "mean": IMAGENET_DEFAULT_MEAN,
+        "std": IMAGENET_DEFAULT_STD,
+        "first_conv": "image_backbone.input_layer.0",
+        "classifier": "head",
+    }
+
+
+default_cfgs = generate_default_cfgs(
+    {"cfmrfn_base": _config(), "cfmrfn_equations": _config(), "cfmrfn_tiny": _config()}
+)
+
+
+def _create(variant: str, preset: dict[str, Any], pretrained: bool, options: Any) -> CFMRFN:
+    return build_model_with_cfg(CFMRFN, variant, pretrained, **{**preset, **options})
+
+
+@register_model
+def cfmrfn_base(pretrained: bool = False, **options: Any) -> CFMRFN:
+    """The network of the paper's tables."""
+    return _create("cfmrfn_base", {}, pretrained, options)
+
+
+@register_model
+def cfmrfn_equations(pretrained: bool = False, **options: Any) -> CFMRFN:
+    """The network of the paper's equations: queries are projected, tokens are not mixed."""
+    return _create("cfmrfn_equations", {"q_proj": True, "token_mixing": False}, pretrained, options)
+
+
+@register_model
+def cfmrfn_tiny(pretrained: bool = False, **options: Any) -> CFMRFN:
+    """The same network, small enough to train on two CPU cores in minutes."""
+    preset = {
+        "embed_dim": 96,
+        "depth": 2,
+        "image_widths": (16, 32, 64),
+        "image_blocks": (1, 1, 1),
+        "image_early_stride": True,
+        "stored_embedding": False,
+        "landmark_width": 8,
+        "landmark_blocks": (1, 1, 1),
+    }
+    return _create("cfmrfn_tiny", preset, pretrained, options)

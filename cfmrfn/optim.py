@@ -1,0 +1,89 @@
+"""Optimizer, learning rate and moving average, from an :class:`OptimConfig`."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from pytorch_optimizer import SAM
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from cfmrfn.config import OptimConfig
+
+BASE_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def build_optimizer(network: nn.Module, optim: OptimConfig) -> Optimizer:
+    """The base optimizer, inside ``pytorch_optimizer.SAM`` where ``rho`` is not 0.
+
+    That SAM shares its state with the base optimizer, so its state resumes exactly.
+    """
+    groups = parameter_groups(network, optim.lr, optim.weight_decay, optim.layer_decay)
+    base = BASE_OPTIMIZERS[optim.optimizer]
+    optimizer: Optimizer = SAM(groups, base, rho=optim.rho) if optim.rho else base(groups)
+    return optimizer
+
+
+def parameter_groups(
+    network: nn.Module, lr: float, weight_decay: float = 0.0, layer_decay: float = 1.0
+) -> list[dict[str, Any]]:
+    """Trained parameters, grouped by learning rate and weight decay.
+
+    Biases and norms (one dimension) have no weight decay. A layer of ``network.image_backbone``
+    that is k layers below the backbone's end learns at ``lr * layer_decay ** k``.
+    """
+    depth = _backbone_depths(network)
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad:
+            decay = weight_decay if parameter.ndim > 1 else 0.0
+            groups[layer_decay ** depth.get(name, 0), decay].append(parameter)
+    return [
+        {"params": parameters, "lr": lr * scale, "peak_lr": lr * scale, "weight_decay": decay}
+        for (scale, decay), parameters in groups.items()
+    ]
+
+
+def _backbone_depths(network: nn.Module) -> dict[str, int]:
+    """Layers between a parameter of the expression backbone and the backbone's end, from 1."""
+    layers: dict[str, list[str]] = {}
+    for name, parameter in network.named_parameters():
+        if name.startswith("image_backbone.") and parameter.requires_grad:
+            parts = name.split(".")
+            # a block of a sequence ("body.7") is a layer, and so is any other child
+            layer = ".".join(parts[: 3 if parts[1] == "body" else 2])
+            layers.setdefault(layer, []).append(name)
+    return {
+        name: len(layers) - index for index, names in enumerate(layers.values()) for name in names
+    }
+
+
+def learning_rate_factor(optim: OptimConfig, epoch: float) -> float:
+    """Factor of the peak learning rate at ``epoch``, which counts parts of epochs too.
+
+    The exponential schedule moves at whole epochs, as in POSTER; warm-up and cosine move each step.
+    """
+    if epoch < optim.warmup_epochs:
+        return epoch / optim.warmup_epochs
+    if optim.schedule == "exponential":
+        return optim.decay ** math.floor(epoch - optim.warmup_epochs)
+    if optim.schedule == "cosine":
+        progress = (epoch - optim.warmup_epochs) / max(optim.epochs - optim.warmup_epochs, 1e-9)
+        return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    return 1.0
+
+
+def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
+    """Set every group to ``factor`` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = factor * group["peak_lr"]
+
+
+def build_ema(network: nn.Module, decay: float) -> AveragedModel:
+    """Moving average of weights and batch statistics."""
+    average = get_ema_multi_avg_fn(decay)
+    return AveragedModel(network, multi_avg_fn=average, use_buffers=True)

@@ -1,0 +1,83 @@
+"""The folder of a run: all that is left of it on disk.
+
+::
+
+    config.yaml     the resolved configuration
+    log.txt         what was printed
+    metrics.csv     one line an epoch
+    curves.png      the same, drawn
+    last.pt         the latest checkpoint, from which --resume continues
+    best.pt         the weights of the best epoch
+    report.json     final results
+    confusion.png   confusion matrix of the best epoch on the held-out images
+    tensorboard/    events
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from cfmrfn.config import Config
+from cfmrfn.errors import CheckpointError
+
+Row = dict[str, Any]
+
+
+class RunFolder:
+    """A run folder that exists; :func:`create` makes one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.last = path / "last.pt"
+        self.best = path / "best.pt"
+
+    def log(self, text: str) -> None:
+        """Print ``text`` above the progress bar, and keep it in ``log.txt``."""
+        tqdm.write(text)
+        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def write_metrics(self, rows: list[Row]) -> None:
+        """Write ``metrics.csv`` anew; confusion matrices stay out of it."""
+        text = io.StringIO()
+        columns = [name for name in rows[0] if not name.endswith("_matrix")]
+        writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        self.write("metrics.csv", text.getvalue())
+
+    def write_report(self, report: dict[str, Any]) -> None:
+        """Write ``report.json``, whose presence says that the run is complete."""
+        self.write("report.json", json.dumps(report, indent=1) + "\n")
+
+    def write(self, name: str, text: str) -> None:
+        """Write a text file, whole or not at all."""
+        temporary = self.path / f".{name}.partial"
+        temporary.write_text(text, "utf-8")
+        os.replace(temporary, self.path / name)
+
+
+def create(config: Config) -> RunFolder:
+    """Make the folder and write the configuration; refuse a folder that exists."""
+    stem = Path(config.run.recipe).stem
+    path = config.run.output or Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise CheckpointError(
+            f"run folder {path} exists; continue it with --resume {path}, "
+            "or choose another --output"
+        ) from None
+    except OSError as error:
+        raise CheckpointError(f"cannot make run folder {path}: {error}") from error
+    folder = RunFolder(path)
+    folder.write("config.yaml", config.to_yaml())
+    return folder

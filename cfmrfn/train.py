@@ -1,0 +1,428 @@
+"""Train CFMRFN: ``python -m cfmrfn.train``, which needs no options.
+
+``Trainer(config).train()`` is the same for notebooks. Several devices:
+``torchrun --nproc-per-node N -m cfmrfn.train ...``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import signal
+import sys
+import time
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.tensorboard import SummaryWriter
+from tqdm import tqdm
+
+from cfmrfn import checkpoint, errors, run_folder, weights
+from cfmrfn.batches import (
+    EpochBatches,
+    evaluation_loader,
+    open_splits,
+    training_dataset,
+    training_loader,
+)
+from cfmrfn.config import Config, parse_config
+from cfmrfn.distributed import World, synchronise_batchnorm
+from cfmrfn.errors import CheckpointError, ConfigError, TrainingError
+from cfmrfn.evaluate import HOW_CHOSEN, evaluate
+from cfmrfn.losses import ExpressionLoss
+from cfmrfn.metrics import Report
+from cfmrfn.optim import build_ema, build_optimizer, learning_rate_factor, set_learning_rate
+from cfmrfn.pictures import plot_confusion, plot_curves
+from cfmrfn.run_folder import Row, RunFolder
+from cfmrfn.step import StepResult, TrainingStep
+
+
+@dataclass
+class Progress:
+    """How far a run is: ``step`` steps into ``epoch``, both from 0, and what happened so far.
+
+    ``loss_sum`` and ``correct`` are over this epoch's steps; ``history`` has a row for each epoch
+    done. There is no random state: order, augmentation and stochastic depth follow from the seed
+    and the position, see :mod:`cfmrfn.batches`.
+    """
+
+    epoch: int = 0
+    step: int = 0
+    loss_sum: float = 0.0
+    correct: int = 0
+    history: list[Row] = field(default_factory=list)
+
+
+class Interrupted(Exception):
+    """The user stopped the run, which was saved and said how to go on."""
+
+
+class Trainer:
+    """A run, new or resumed: ``Trainer(config).train()`` gives its folder's path.
+
+    Raises one of :data:`cfmrfn.errors.USER_ERRORS` for what the user can mend.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        optim, images = config.optim, config.images
+        self.world = World(config.run.device)
+        if optim.batch_size % (self.world.size * optim.accumulate):
+            raise ConfigError(
+                f"batch-size must be a multiple of processes x accumulate, {self.world.size} x "
+                f"{optim.accumulate}; got {optim.batch_size}"
+            )
+
+        # Data
+        self.splits = open_splits(images, optim.seed, self.world)
+        self.class_names = self.splits.class_names
+        self.dataset = training_dataset(self.splits, images, optim.seed)
+        self.batches = EpochBatches(
+            [sample.label for sample in self.splits.train],
+            optim.batch_size,
+            optim.seed,
+            images.balanced,
+            self.world,
+        )
+        self.loader = training_loader(self.dataset, self.batches, config.run.workers)
+        evaluated = {"val": self.splits.chosen, "test": self.splits.held_out}
+        self.evaluation_loaders = {
+            name: evaluation_loader(
+                samples,
+                self.class_names,
+                image_size=images.image_size,
+                color=images.color,
+                batch_size=optim.batch_size // (self.world.size * optim.accumulate),
+                world=self.world,
+                workers=config.run.workers,
+            )
+            for name, samples in evaluated.items()
+            if samples
+        }
+        # the best epoch is chosen on images set aside or, for want of them, on the held-out ones
+        self.chosen_on = next(iter(self.evaluation_loaders))
+
+        # What is left of the run to resume; one killed before its first checkpoint starts anew
+        saved = None
+        if config.run.resume is not None:
+            self.folder = RunFolder(config.run.resume)
+            if self.folder.last.exists():
+                saved = checkpoint.load(self.folder.last)["training"]
+
+        # Network and optimizer
+        torch.manual_seed(optim.seed)
+        self.network = checkpoint.build_network(config, len(self.class_names))
+        random_parts = self._load_backbones() if saved is None else []
+        self.network.to(self.world.device)
+        if self.world.size > 1 and optim.sync_batchnorm:
+            synchronise_batchnorm(self.network)
+        self.ema = build_ema(self.network, optim.ema) if optim.ema else None
+        self.optimizer = build_optimizer(self.network, optim)
+        model: nn.Module = self.network
+        if config.run.compile:
+            model = cast(nn.Module, torch.compile(model))
+        if self.world.size > 1:
+            model = DistributedDataParallel(model)
+        criterion = ExpressionLoss(optim.ce_weight, optim.smooth_weight, optim.label_smoothing)
+        self.step = TrainingStep(self.network, model, self.optimizer, criterion, optim, self.world)
+
+        # Run folder, and where the run stands
+        self.progress = Progress()
+        if config.run.resume is None:
+            self.folder = self.world.on_main(lambda: run_folder.create(config))
+        if saved is not None:
+            self._load_state(saved)
+        self.log(self._description(random_parts))
+
+    def train(self) -> Path:
+        """Train to the last epoch, report, and return the path of the run folder."""
+        epochs = self.config.optim.epochs
+        with StopSignal() as stop, self._progress_bar() as bar, self._tensorboard() as board:
+            while self.progress.epoch < epochs:
+                started = waiting_since = time.perf_counter()
+                waited = 0.0
+                self.batches.start(self.progress.epoch, self.progress.step)
+                self.dataset.set_epoch(self.progress.epoch)
+                self.network.train()
+                images_seen = len(self.batches) * self.batches.batch_size
+                for images, targets in self.loader:
+                    waited += time.perf_counter() - waiting_since
+                    result = self._train_step(images, targets)
+                    bar.update(self.batches.batch_size)
+                    bar.set_postfix(epoch=self.progress.epoch + 1, loss=f"{result.loss:.3f}")
+                    if board is not None:
+                        board.add_scalar("step/loss", result.loss, self._step_number())
+                    every = self.config.run.checkpoint_every
+                    if every is not None and self.progress.step % every == 0:
+                        self._save()
+                    self._stop_if_asked(stop)
+                    waiting_since = time.perf_counter()
+                seconds = time.perf_counter() - started
+                self._finish_epoch(
+                    f"{images_seen / seconds:.0f} images/s, {waited / seconds:.0%} of it waiting "
+                    "for them",
+                    board,
+                )
+                self._stop_if_asked(stop)
+        return self._report()
+
+    def _train_step(self, images: torch.Tensor, targets: torch.Tensor) -> StepResult:
+        """One optimizer step on one batch."""
+        optim, device, progress = self.config.optim, self.world.device, self.progress
+        # the middle of the step, so that warm-up begins above 0
+        epoch = (self._step_number() + 0.5) / self.batches.steps
+        set_learning_rate(self.optimizer, learning_rate_factor(optim, epoch))
+        result = self.step(
+            images.to(device, non_blocking=True),
+            targets.to(device, non_blocking=True),
+            self._step_number(),
+        )
+        if not result.applied and not self.step.may_overflow:
+            raise TrainingError(self._not_finite(result))
+        if self.ema is not None:
+            self.ema.update_parameters(self.network)
+        progress.step += 1
+        progress.loss_sum += result.loss
+        progress.correct += result.correct
+        return result
+
+    def _finish_epoch(self, speed: str, board: SummaryWriter | None) -> None:
+        """Evaluate, record the epoch, and save; ``speed`` is for the log."""
+        progress, network = self.progress, self._evaluated_network()
+        row: Row = {
+            "epoch": progress.epoch + 1,
+            "lr": self.optimizer.param_groups[-1]["lr"],
+            "train_loss": progress.loss_sum / self.batches.steps,
+            "train_accuracy": progress.correct / (self.batches.steps * self.batches.batch_size),
+        }
+        for name, loader in self.evaluation_loaders.items():
+            precision = self.config.optim.precision
+            report = evaluate(network, loader, self.class_names, self.world, precision)
+            row |= {f"{name}_{key}": value for key, value in report.summary().items()}
+            row[f"{name}_matrix"] = report.matrix.tolist()
+        history = [*progress.history, row]
+        self.progress = Progress(epoch=progress.epoch + 1, history=history)
+
+        if self.world.is_main:
+            if self._best_row() is row:
+                checkpoint.save(self.folder.best, self._weights(self.chosen_on))
+            self.folder.write_metrics(history)
+            plot_curves(self.folder.path / "curves.png", history)
+            if board is not None:
+                for key, value in row.items():
+                    if isinstance(value, float):
+                        board.add_scalar(key.replace("_", "/", 1), value, progress.epoch + 1)
+        self._save()
+        scores = ", ".join(f"{n} {row[f'{n}_accuracy']:.3f}" for n in self.evaluation_loaders)
+        self.log(
+            f"epoch {row['epoch']:3}/{self.config.optim.epochs}  loss {row['train_loss']:.4f}  "
+            f"accuracy: train {row['train_accuracy']:.3f}, {scores}  {speed}"
+        )
+        if broken := self.dataset.broken():
+            names = ", ".join(sample.path for sample in broken)
+            self.log(f"skipped {len(broken)} unreadable images so far: {names}")
+
+    def _report(self) -> Path:
+        """Print and write the final results, and return the path of the run folder."""
+        history = self.progress.history
+        rows = {
+            "val": self._best_row(),
+            "test": max(history, key=lambda row: _score(row, "test")),
+            None: history[-1],
+        }
+        if self.chosen_on != "val":
+            del rows["val"]
+        if self.world.is_main:
+            lines, results = [], {}
+            for chosen_on, row in rows.items():
+                report = self._held_out_report(row)
+                results[chosen_on or "last"] = {"epoch": row["epoch"], **report.as_dict()}
+                lines.append(
+                    f"  {report.accuracy:.4f} (mean of classes {report.mean_class_accuracy:.4f}, "
+                    f"macro F1 {report.macro_f1:.4f})  epoch {row['epoch']}, "
+                    f"{HOW_CHOSEN[chosen_on]}"
+                )
+            best = self._held_out_report(self._best_row())
+            title = f"{self.splits.name}, held out, epoch {self._best_row()['epoch']}"
+            plot_confusion(self.folder.path / "confusion.png", best, title)
+            self.folder.write_report(
+                {"data": self.splits.name, "chosen_on": self.chosen_on, "held_out": results}
+            )
+            self.log("accuracy on the held-out images:\n" + "\n".join(lines))
+            self.log(f"held-out accuracy {best.accuracy:.4f} over {best.images} images")
+            self.log(f"run folder {self.folder.path}")
+        self.world.barrier()
+        return self.folder.path
+
+    def _best_row(self) -> Row:
+        return max(self.progress.history, key=lambda row: _score(row, self.chosen_on))
+
+    def _held_out_report(self, row: Row) -> Report:
+        return Report(self.class_names, np.array(row["test_matrix"]), row["test_loss"])
+
+    def log(self, text: str) -> None:
+        """Print and keep ``text``, on the main process."""
+        if self.world.is_main:
+            self.folder.log(text)
+
+    # State on disk
+
+    def _evaluated_network(self) -> nn.Module:
+        return self.network if self.ema is None else self.ema.module
+
+    def _weights(self, chosen_on: str | None) -> dict[str, Any]:
+        """The part of a checkpoint that using the network needs."""
+        about = checkpoint.describe(self.config, self.class_names)
+        about |= {"epoch": len(self.progress.history), "chosen_on": chosen_on}
+        return {"model": self._evaluated_network().state_dict(), "about": about}
+
+    def _save(self) -> None:
+        """Write ``last.pt``."""
+        if self.world.is_main:
+            training = {
+                "data": self.splits.fingerprint(),
+                "network": self.network.state_dict(),
+                "ema": None if self.ema is None else self.ema.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.step.scaler.state_dict(),
+                "progress": dataclasses.asdict(self.progress),
+            }
+            checkpoint.save(self.folder.last, self._weights(None) | {"training": training})
+        self.world.barrier()
+
+    def _load_state(self, training: dict[str, Any]) -> None:
+        if training["data"] != self.splits.fingerprint():
+            raise CheckpointError(
+                f"{self.folder.path} was trained on other images or labels than those of "
+                f"{self.splits.name} now"
+            )
+        self.network.load_state_dict(training["network"])
+        if self.ema is not None:
+            self.ema.load_state_dict(training["ema"])
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.step.scaler.load_state_dict(training["scaler"])
+        self.progress = Progress(**training["progress"])
+
+    def _load_backbones(self) -> list[str]:
+        """Load the pretrained weights that were given; the names of the backbones left random."""
+        paths = {"expression": self.config.network.ir50, "landmark": self.config.network.landmarks}
+        loaders = {"expression": weights.load_ir50, "landmark": weights.load_landmarks}
+        for name, path in paths.items():
+            if path is not None:
+                try:
+                    loaders[name](self.network, path)
+                except (OSError, ValueError) as error:
+                    raise ConfigError(f"cannot load the {name} backbone: {error}") from error
+        return [name for name, path in paths.items() if path is None]
+
+    # Words
+
+    def _step_number(self) -> int:
+        return self.progress.epoch * self.batches.steps + self.progress.step
+
+    def _description(self, random_parts: list[str]) -> str:
+        splits, optim = self.splits, self.config.optim
+        parameters = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        lines = [
+            f"run folder {self.folder.path}",
+            f"{splits.name}: {len(splits.train)} images to train on, {len(splits.chosen)} set "
+            f"aside to choose the epoch, {len(splits.held_out)} held out; "
+            f"classes {', '.join(self.class_names)}",
+            f"{self.config.network.model}: {parameters / 1e6:.2f} M trained parameters, "
+            f"on {self.world.device}, {self.world.size} process(es)",
+            f"{optim.epochs} epochs of {self.batches.steps} steps of {optim.batch_size} images, "
+            + (f"SAM (rho {optim.rho}) over {optim.optimizer}" if optim.rho else optim.optimizer),
+        ]
+        if random_parts:
+            lines.append(f"random weights in the {' and '.join(random_parts)} backbone")
+        if self._step_number():
+            lines.append(
+                f"resumed at epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
+            )
+        return "\n".join(lines)
+
+    def _not_finite(self, result: StepResult) -> str:
+        """Name the batch whose loss or gradient is not finite; the log gets all its files."""
+        names = [
+            Path(self.splits.train[index].path).name
+            for index, _ in self.batches.batch(self.progress.step)
+        ]
+        self.log(f"batch: {' '.join(names)}")
+        what = "gradient" if math.isfinite(result.loss) else "loss"
+        return (
+            f"the {what} is not finite at epoch {self.progress.epoch + 1}, step "
+            f"{self.progress.step + 1}, batch of {', '.join(names[:3])} and {len(names) - 3} more "
+            f"images (all in {self.folder.path / 'log.txt'}); try a lower --lr, or --clip"
+        )
+
+    def _progress_bar(self) -> tqdm:
+        epoch_images = self.batches.steps * self.batches.batch_size
+        return tqdm(
+            total=self.config.optim.epochs * epoch_images,
+            initial=self._step_number() * self.batches.batch_size,
+            unit="img",
+            smoothing=0.05,
+            dynamic_ncols=True,
+            disable=None if self.world.is_main else True,  # None: shown on a terminal
+        )
+
+    def _tensorboard(self) -> AbstractContextManager[SummaryWriter | None]:
+        if not (self.config.run.tensorboard and self.world.is_main):
+            return nullcontext()
+        return SummaryWriter(self.folder.path / "tensorboard", purge_step=self._step_number())
+
+    def _stop_if_asked(self, stop: StopSignal) -> None:
+        asked = torch.tensor(float(stop.asked), device=self.world.device)
+        if self.world.sum(asked):
+            self._save()
+            self.log(
+                f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}, and "
+                f"saved; go on with: python -m cfmrfn.train --resume {self.folder.path}"
+            )
+            raise Interrupted
+
+
+class StopSignal:
+    """Within it, Ctrl-C and SIGTERM are remembered in ``asked``; a second one acts at once."""
+
+    def __enter__(self) -> StopSignal:
+        self.asked = False
+        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+
+def _score(row: Row, split: str) -> tuple[float, float]:
+    """What the best epoch has most of: accuracy, and among equals the lower loss."""
+    return row[f"{split}_accuracy"], -row[f"{split}_loss"]
+
+
+def main(args: list[str] | None = None) -> None:
+    """The command line."""
+    config = parse_config(sys.argv[1:] if args is None else args, prog="python -m cfmrfn.train")
+    trainer = Trainer(config)
+    try:
+        trainer.train()
+    except Interrupted:
+        sys.exit(130)
+    finally:
+        trainer.world.close()
+
+
+if __name__ == "__main__":
+    errors.run(main)
