@@ -1,0 +1,34 @@
+"""Small drawn faces and small runs for the tests of training."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cfmrfn.data.synthetic import write_faces
+
+
+@pytest.fixture(scope="session")
+def faces(tmp_path_factory) -> Path:
+    """56 drawn faces to train on and 15 held out, as files in RAF-DB's layout."""
+    root = tmp_path_factory.mktemp("data") / "faces"
+    return write_faces(root, train=56, test=15, size=64, workers=1, progress=False)
+
+
+@pytest.fixture
+def options(faces) -> list[str]:
+    """Command-line options of a run that takes a second or two."""
+    return [
+        *("--data", str(faces), "--image-size", "64", "--depth", "1"),
+        *("--epochs", "2", "--batch-size", "8", "--warmup-epochs", "0.5", "--validation", "0"),
+        *("--workers", "0", "--no-tensorboard", "--device", "cpu"),
+    ]
+
+
+@pytest.fixture
+def one_thread():
+    """Equal sums need equal threads; one is fastest for networks this small."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

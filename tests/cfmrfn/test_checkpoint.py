@@ -1,0 +1,94 @@
+"""Checkpoints are whole or absent, and hold no code."""
+
+import contextlib
+import resource
+
+import pytest
+import torch
+
+from cfmrfn import checkpoint
+from cfmrfn.config import parse_config
+from cfmrfn.errors import CheckpointError, ConfigError
+
+
+@contextlib.contextmanager
+def full_disk(free_bytes):
+    """Files grow no further than ``free_bytes``; writing on raises OSError, as on a full disk."""
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (free_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+
+
+@pytest.mark.parametrize("free_bytes", [0, 1000, 100_000])
+def test_full_disk_leaves_the_previous_checkpoint(tmp_path, free_bytes):
+    path = tmp_path / "last.pt"
+    checkpoint.save(path, {"model": {"weight": torch.ones(3)}})
+    with full_disk(free_bytes), pytest.raises(CheckpointError, match="the checkpoint before it"):
+        checkpoint.save(path, {"model": {"weight": torch.zeros(100_000)}})
+    assert checkpoint.load(path)["model"]["weight"].tolist() == [1, 1, 1]
+    assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(CheckpointError, match="cannot write"):
+        checkpoint.save(tmp_path / "gone" / "last.pt", {})
+
+
+class Payload:
+    def __reduce__(self):
+        return print, ("code was run",)
+
+
+@pytest.mark.parametrize(
+    "content", [{"format": 1, "model": Payload()}, {"format": 99}, {"other": 1}, torch.ones(2)]
+)
+def test_only_plain_checkpoints_of_this_format_load(tmp_path, content, capsys):
+    path = tmp_path / "last.pt"
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=r"last\.pt"):
+        checkpoint.load(path)
+    assert "code was run" not in capsys.readouterr().out
+
+
+def test_cut_off_and_missing_files(tmp_path):
+    path = tmp_path / "last.pt"
+    with pytest.raises(CheckpointError, match="there is no checkpoint"):
+        checkpoint.load(path)
+    checkpoint.save(path, {"model": {"weight": torch.ones(3)}})
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="damaged"):
+        checkpoint.load(path)
+
+
+def test_network_comes_back_with_its_meaning(tmp_path):
+    config = parse_config(
+        ["--color", "BGR", "--image-size", "64", "--depth", "1", "--streams", "expression"]
+    )
+    names = ("anger", "joy")
+    network = checkpoint.build_network(config, len(names)).eval()
+    about = checkpoint.describe(config, names)
+    checkpoint.save(tmp_path / "best.pt", {"model": network.state_dict(), "about": about})
+    loaded, told = checkpoint.load_network(tmp_path / "best.pt")
+    assert told["class_names"] == ["anger", "joy"]
+    assert told["color"] == "BGR"
+    assert told["image_size"] == 64
+    assert told["mean"] == [0.485, 0.456, 0.406]
+    assert told["versions"]["torch"] == torch.__version__
+    image = torch.randn(1, 3, 64, 64)
+    assert torch.equal(loaded(image), network(image))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--image-size", "100"], "multiples of 32"),
+        (["--head-dilations", "1", "2"], "head_dilations must be 8 numbers"),
+        (["--model", "resnet_unheard_of"], "resnet_unheard_of"),
+    ],
+)
+def test_networks_that_cannot_be_built(args, message):
+    with pytest.raises(ConfigError, match=message):
+        checkpoint.build_network(parse_config(args), 7)

@@ -1,0 +1,119 @@
+"""Recipes, flags, and the one-line errors of both."""
+
+import dataclasses
+
+import pytest
+
+from cfmrfn.config import (
+    Config,
+    from_mapping,
+    from_yaml,
+    parse_config,
+    read_recipe,
+    recipes,
+)
+from cfmrfn.errors import ConfigError
+
+
+def test_recipes_are_those_of_the_paper():
+    assert recipes() == ["affectnet7", "affectnet8", "drawn", "ferplus", "rafdb"]
+    for name, classes in (("rafdb", 7), ("affectnet7", 7), ("affectnet8", 8), ("ferplus", 8)):
+        config = read_recipe(name).check()
+        assert config.images.classes == classes
+        assert config.images.balanced == name.startswith("affectnet")
+        assert config.network.model == "cfmrfn_base"
+        optim = config.optim
+        assert (optim.batch_size, optim.epochs, optim.lr, optim.decay) == (200, 300, 4e-5, 0.98)
+        assert (optim.optimizer, optim.rho) == ("adam", 0.05)
+        assert (optim.ce_weight, optim.smooth_weight, optim.label_smoothing) == (1, 2, 0.2)
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_resolved_configuration_reads_back(recipe, tmp_path):
+    flags = ["--head-dilations", "1", "1", "2", "2", "--crop"]
+    config = parse_config(["--recipe", recipe, "--clip", "2", "--cross-fusion", "False", *flags])
+    path = tmp_path / "config.yaml"
+    path.write_text(config.to_yaml())
+    assert from_yaml(path) == config
+    assert from_mapping(config.flat(), "test") == config
+
+
+def test_every_field_is_a_flag_and_a_key():
+    for section in dataclasses.fields(Config):
+        for field in dataclasses.fields(section.default_factory):
+            assert field.name in Config().flat()
+    assert len(Config().flat()) == sum(len(s) for s in Config().sections().values())
+
+
+def test_flags_override_the_recipe():
+    config = parse_config(["--recipe", "rafdb", "--lr", "1e-3", "--no-sync-batchnorm"])
+    assert config.optim.lr == 1e-3
+    assert not config.optim.sync_batchnorm
+    assert config.optim.batch_size == 200
+    assert config.run.recipe == "rafdb"
+
+
+def test_recipe_from_a_file(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("model: cfmrfn_tiny\nerasing_scale: [0.1, 0.2]\nflip: 0\nclip: null\n")
+    config = parse_config(["--recipe", str(path)])
+    assert config.network.model == "cfmrfn_tiny"
+    assert config.images.erasing_scale == (0.1, 0.2)
+
+
+def test_overrides_are_what_departs_from_the_preset():
+    config = parse_config(["--streams", "landmark", "--depth", "3", "--no-crop"])
+    assert config.network.overrides() == {"streams": "landmark", "depth": 3}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("learning_rate: 1", "unknown keys learning_rate"),
+        ("lr: fast", "--lr"),
+        ("- lr", "expected lines of 'field: value'"),
+        ("lr: [", "cannot read configuration"),
+    ],
+)
+def test_bad_recipe_files(tmp_path, text, message):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        parse_config(["--recipe", str(path)])
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--batch-size", "0"], "batch-size must be 1 or more, got 0"),
+        (["--batchsize", "8"], "Unrecognized options: --batchsize, 8; perhaps --batch-size"),
+        (["--batch-size", "many"], "--batch-size"),
+        (["--attention", "local"], "'local' for argument '--attention'. Expected one of"),
+        (["--lr", "-1"], "lr must be above 0, got -1.0"),
+        (["--lr", "nan"], "lr must be above 0, got nan"),
+        (["--flip", "2"], "flip must be 0 to 1, got 2.0"),
+        (["--ema", "1"], "ema must be 0 or more and below 1, got 1.0"),
+        (["--classes", "9"], "classes must be 7 or 8, got 9"),
+        (["--erasing-scale", "0.2", "0.1"], "erasing-scale must be 0 < smallest <= largest < 1"),
+        (["--recipe", "fer2013"], "recipe must be one of affectnet7"),
+        (["--recipe", "none.yaml"], "cannot read configuration none.yaml"),
+        (["--resume", "nowhere"], "cannot read configuration nowhere/config.yaml"),
+        (["stray"], "Unrecognized options: stray"),
+    ],
+)
+def test_bad_options_give_one_line(args, message):
+    with pytest.raises(ConfigError) as caught:
+        parse_config(args)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_resume_refuses_another_configuration(tmp_path):
+    (tmp_path / "config.yaml").write_text(
+        parse_config(["--lr", "0.01", "--batch-size", "50"]).to_yaml()
+    )
+    with pytest.raises(ConfigError, match=r"batch_size: 10, not 50; lr: 0.1, not 0.01"):
+        parse_config(["--resume", str(tmp_path), "--lr", "0.1", "--batch-size", "10"])
+    config = parse_config(["--resume", str(tmp_path), "--workers", "3"])
+    assert config.optim.lr == 0.01
+    assert config.run.workers == 3

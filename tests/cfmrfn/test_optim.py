@@ -1,0 +1,270 @@
+"""Optimizer steps: SAM against a step written out by hand, and what surrounds it."""
+
+import copy
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from cfmrfn.config import OptimConfig
+from cfmrfn.distributed import World
+from cfmrfn.losses import ExpressionLoss
+from cfmrfn.optim import (
+    build_ema,
+    build_optimizer,
+    learning_rate_factor,
+    parameter_groups,
+    set_learning_rate,
+)
+from cfmrfn.step import TrainingStep
+
+CE = ExpressionLoss(1.0, 0.0)
+
+
+class SmallNetwork(nn.Module):
+    """Stands in for CFMRFN: a frozen stream, a batch normalisation, and dropout on request."""
+
+    def __init__(self, norm=True, dropout=0.0):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, bias=False)
+        self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
+        self.dropout = nn.Dropout(dropout)
+        self.head = nn.Linear(5, 3)
+        self.frozen_calls = 0
+
+    def landmark_features(self, x):
+        self.frozen_calls += 1
+        return x.mean((1, 2, 3)).unsqueeze(1)
+
+    def forward(self, x, landmark_features):
+        pooled = self.norm(self.conv(x)).relu().mean((2, 3))
+        return self.head(torch.cat([self.dropout(pooled), landmark_features], 1))
+
+
+def make_step(network, **settings):
+    optim = OptimConfig(lr=0.01, **settings)
+    optimizer = build_optimizer(network, optim)
+    return TrainingStep(network, network, optimizer, CE, optim, World("cpu"))
+
+
+def make_batch(size=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randn(size, 3, 6, 6, generator=generator, dtype=torch.float64)
+    return images, torch.randint(3, (size,), generator=generator)
+
+
+def gradients(network, images, labels):
+    loss = nn.functional.cross_entropy(network(images, network.landmark_features(images)), labels)
+    return loss, torch.autograd.grad(loss, list(network.parameters()))
+
+
+@pytest.mark.parametrize("freeze", [True, False])
+@pytest.mark.parametrize("clip", [None, 0.1])
+def test_sam_step_by_hand(freeze, clip):
+    torch.manual_seed(0)
+    network = SmallNetwork().double()
+    by_hand = copy.deepcopy(network)
+    step = make_step(network, rho=0.3, clip=clip, sam_freeze_statistics=freeze)
+    adam = torch.optim.Adam(by_hand.parameters(), lr=0.01)
+    for number in range(3):
+        images, labels = make_batch(seed=number)
+        result = step(images, labels, number)
+
+        loss, first = gradients(by_hand, images, labels)
+        statistics = copy.deepcopy(by_hand.norm.state_dict())
+        norm = torch.cat([g.flatten() for g in first]).norm()
+        weights = [p.detach().clone() for p in by_hand.parameters()]
+        with torch.no_grad():
+            for parameter, gradient in zip(by_hand.parameters(), first, strict=True):
+                parameter += 0.3 * gradient / norm
+        _, second = gradients(by_hand, images, labels)
+        if freeze:
+            for name in ("running_mean", "running_var", "num_batches_tracked"):
+                getattr(by_hand.norm, name).copy_(statistics[name])
+        norm = torch.cat([g.flatten() for g in second]).norm()
+        factor = 1 if clip is None else min(1, clip / norm)
+        with torch.no_grad():
+            for parameter, weight in zip(by_hand.parameters(), weights, strict=True):
+                parameter.copy_(weight)
+        for parameter, gradient in zip(by_hand.parameters(), second, strict=True):
+            parameter.grad = factor * gradient
+        adam.step()
+
+        # pytorch_optimizer takes the norm of the gradient in float32
+        assert result.loss == pytest.approx(loss.item(), rel=1e-7)
+        for name, value in by_hand.state_dict().items():
+            torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+def test_accumulation_equals_one_batch(rho):
+    torch.manual_seed(0)
+    whole = SmallNetwork(norm=False).double()
+    parts = copy.deepcopy(whole)
+    step_whole, step_parts = make_step(whole, rho=rho), make_step(parts, rho=rho, accumulate=4)
+    for number in range(3):
+        images, labels = make_batch(seed=number)
+        one, many = step_whole(images, labels, number), step_parts(images, labels, number)
+        assert one.loss == pytest.approx(many.loss, rel=1e-12)
+        assert one.correct == many.correct
+    for name, value in whole.state_dict().items():
+        torch.testing.assert_close(parts.state_dict()[name], value, rtol=1e-9, atol=1e-12)
+
+
+def test_frozen_stream_runs_once_a_step():
+    network = SmallNetwork().double()
+    make_step(network, rho=0.1)(*make_batch(), 0)
+    assert network.frozen_calls == 1
+
+
+def test_both_passes_see_the_same_dropout():
+    torch.manual_seed(0)
+    network = SmallNetwork(dropout=0.5).double()
+    seen = []
+    network.dropout.register_forward_hook(lambda module, inputs, out: seen.append(out == 0))
+    step = make_step(network, rho=1e-9)
+    step(*make_batch(), 0)
+    step(*make_batch(), 1)
+    assert torch.equal(seen[0], seen[1])
+    assert not torch.equal(seen[0], seen[2])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+def test_optimizer_state_resumes_exactly(optimizer, rho):
+    torch.manual_seed(0)
+    network = SmallNetwork().double()
+    step = make_step(network, rho=rho, optimizer=optimizer, weight_decay=0.1)
+    for number in range(3):
+        step(*make_batch(seed=number), number)
+    resumed_network = copy.deepcopy(network)
+    resumed = make_step(resumed_network, rho=rho, optimizer=optimizer, weight_decay=0.1)
+    resumed.optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
+    for number in range(3, 6):
+        step(*make_batch(seed=number), number)
+        resumed(*make_batch(seed=number), number)
+    for name, value in network.state_dict().items():
+        assert torch.equal(resumed_network.state_dict()[name], value)
+
+
+def test_bf16_trains():
+    network = SmallNetwork()
+    step = make_step(network, rho=0.05, precision="bf16")
+    images, labels = make_batch()
+    losses = [step(images.float(), labels, number).loss for number in range(30)]
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("overflowing_pass", [1, 2])
+def test_fp16_skips_the_whole_step_where_a_pass_overflows(overflowing_pass):
+    torch.manual_seed(0)
+    network = SmallNetwork()
+    step = make_step(network, rho=0.05, precision="fp16")
+    images, labels = make_batch()
+    images = images.float()
+    step(images, labels, 0)
+    before = copy.deepcopy(network.state_dict())
+    adam_before = copy.deepcopy(step.optimizer.state_dict()["state"])
+    scale = step.scaler.get_scale()
+
+    passes = []
+
+    def overflow(gradient):
+        passes.append(gradient)
+        return gradient * math.inf if len(passes) == overflowing_pass else gradient
+
+    handle = network.head.weight.register_hook(overflow)
+    result = step(images, labels, 1)
+    handle.remove()
+    assert math.isfinite(result.loss)
+    assert not result.applied
+    assert step.may_overflow
+    assert step.scaler.get_scale() == scale / 2
+    for name, value in network.named_parameters():
+        assert torch.equal(value, before[name])
+    torch.testing.assert_close(step.optimizer.state_dict()["state"], adam_before, rtol=0, atol=0)
+    assert step(images, labels, 2).applied
+
+
+def test_not_finite_in_float32_leaves_the_weights():
+    network = SmallNetwork().double()
+    step = make_step(network, rho=0.05)
+    images, labels = make_batch()
+    before = copy.deepcopy(network.head.weight)
+    result = step(images * math.inf, labels, 0)
+    assert not math.isfinite(result.loss)
+    assert not result.applied
+    assert not step.may_overflow
+    assert torch.equal(network.head.weight, before)
+
+
+class Backbone(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.input_layer = nn.Conv2d(3, 4, 1)
+        self.body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+
+
+class Pretrained(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.image_backbone = Backbone()
+        self.landmark_backbone = nn.Linear(2, 2).requires_grad_(False)
+        self.head = nn.Linear(4, 2)
+
+
+def test_layers_of_the_backbone_learn_slower_downwards():
+    network = Pretrained()
+    groups = parameter_groups(network, lr=1.0, weight_decay=0.1, layer_decay=0.5)
+    settings = {
+        id(parameter): (group["lr"], group["weight_decay"])
+        for group in groups
+        for parameter in group["params"]
+    }
+    named = {n: settings.get(id(p)) for n, p in network.named_parameters()}
+    assert named == {
+        "image_backbone.input_layer.weight": (0.125, 0.1),
+        "image_backbone.input_layer.bias": (0.125, 0.0),
+        "image_backbone.body.0.weight": (0.25, 0.1),
+        "image_backbone.body.0.bias": (0.25, 0.0),
+        "image_backbone.body.1.weight": (0.5, 0.1),
+        "image_backbone.body.1.bias": (0.5, 0.0),
+        "landmark_backbone.weight": None,
+        "landmark_backbone.bias": None,
+        "head.weight": (1.0, 0.1),
+        "head.bias": (1.0, 0.0),
+    }
+    optimizer = build_optimizer(network, OptimConfig(lr=1.0, layer_decay=0.5))
+    set_learning_rate(optimizer, 0.1)
+    assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx(
+        [0.0125, 0.025, 0.05, 0.1]
+    )
+
+
+def test_learning_rate_schedules():
+    def course(**settings):
+        optim = OptimConfig(**settings)
+        return [learning_rate_factor(optim, epoch) for epoch in (0.5, 1.5, 2.5, 10.0)]
+
+    assert course(decay=0.9) == pytest.approx([1, 0.9, 0.81, 0.9**10])
+    assert course(decay=0.9, warmup_epochs=2) == pytest.approx([0.25, 0.75, 1, 0.9**8])
+    assert course(schedule="constant") == [1, 1, 1, 1]
+    cosine = course(schedule="cosine", epochs=10)
+    assert cosine == pytest.approx(
+        [0.5 * (1 + math.cos(math.pi * x / 10)) for x in (0.5, 1.5, 2.5, 10)]
+    )
+
+
+def test_moving_average_by_hand():
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
+    ema = build_ema(network, 0.9)
+    expected = None
+    for value in (1.0, 2.0, 4.0):
+        with torch.no_grad():
+            network[0].weight.fill_(value)
+            network[1].running_mean.fill_(value)
+        ema.update_parameters(network)
+        expected = value if expected is None else 0.9 * expected + 0.1 * value
+    assert ema.module[0].weight[0, 0].item() == pytest.approx(expected)
+    assert ema.module[1].running_mean[0].item() == pytest.approx(expected)

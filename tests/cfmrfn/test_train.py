@@ -1,0 +1,222 @@
+"""Runs from end to end on drawn faces, and what goes wrong in them."""
+
+import csv
+import json
+import shutil
+
+import pytest
+
+from cfmrfn import checkpoint, errors, evaluate, predict, train
+from cfmrfn.config import parse_config
+from cfmrfn.errors import CheckpointError, ConfigError, TrainingError
+from cfmrfn.train import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def run(options, tmp_path):
+    """Train with more options; the run folder."""
+
+    def run_with(*more):
+        config = parse_config([*options, "--output", str(tmp_path / "run"), *more])
+        return Trainer(config).train()
+
+    return run_with
+
+
+def read_metrics(folder):
+    with open(folder / "metrics.csv", newline="") as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def test_a_run_leaves_everything(run):
+    folder = run("--validation", "0.25")
+    assert {path.name for path in folder.iterdir()} == {
+        "best.pt",
+        "config.yaml",
+        "confusion.png",
+        "curves.png",
+        "last.pt",
+        "log.txt",
+        "metrics.csv",
+        "report.json",
+    }
+    rows = read_metrics(folder)
+    assert [row["epoch"] for row in rows] == [1, 2]
+    report = json.loads((folder / "report.json").read_text())
+    assert report["chosen_on"] == "val"
+    assert set(report["held_out"]) == {"val", "test", "last"}
+    for result in report["held_out"].values():
+        assert result["images"] == 15
+    best = checkpoint.load(folder / "best.pt")
+    best_row = max(rows, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
+    assert best["about"]["epoch"] == best_row["epoch"] == report["held_out"]["val"]["epoch"]
+    assert best["about"]["chosen_on"] == "val"
+    assert "training" not in best
+    assert "held-out accuracy" in (folder / "log.txt").read_text()
+
+
+def test_without_images_set_aside_the_choice_is_reported_as_made_on_the_test(run, capsys):
+    folder = run("--epochs", "1")
+    assert json.loads((folder / "report.json").read_text())["chosen_on"] == "test"
+    assert "best on the held-out images themselves" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options_more",
+    [
+        ["--rho", "0", "--optimizer", "adamw", "--schedule", "cosine", "--crop", "--jitter"],
+        ["--balanced", "--ema", "0.9", "--accumulate", "2", "--layer-decay", "0.5"],
+        ["--precision", "bf16", "--streams", "expression", "--color", "BGR"],
+        ["--streams", "landmark", "--attention", "global", "--drop-path-rate", "0.5"],
+    ],
+    ids=["plain", "averaged", "bf16", "landmark"],
+)
+def test_options_train(run, options_more):
+    rows = read_metrics(run("--epochs", "1", *options_more))
+    assert rows[0]["train_loss"] > 0
+
+
+def test_it_learns(run):
+    folder = run(
+        *("--epochs", "15", "--lr", "3e-3", "--optimizer", "adamw", "--schedule", "cosine"),
+        *("--smooth-weight", "0", "--erasing", "0", "--flip", "0", "--clip", "1"),
+        *("--streams", "expression", "--rho", "0.02"),
+    )
+    rows = read_metrics(folder)
+    assert rows[-1]["train_accuracy"] > 0.6, "56 faces of 7 classes were not learnt by heart"
+
+
+def test_same_seed_same_run_whatever_the_workers(options, tmp_path):
+    def metrics(name, *more):
+        args = [*options, "--epochs", "1", "--output", str(tmp_path / name), *more]
+        return (Trainer(parse_config(args)).train() / "metrics.csv").read_bytes()
+
+    first = metrics("a")
+    assert metrics("b", "--workers", "2") == first
+    assert metrics("c", "--seed", "1") != first
+
+
+def test_evaluate_and_predict_read_the_run(run, faces, tmp_path, capsys):
+    folder = run("--epochs", "1", "--color", "BGR")
+    rows = read_metrics(folder)
+    report, about = evaluate.evaluate_checkpoint(folder / "best.pt", faces, workers=0)
+    assert report.images == 15
+    assert report.accuracy == pytest.approx(rows[0]["test_accuracy"])
+    assert report.loss == pytest.approx(rows[0]["test_loss"])
+    assert about["color"] == "BGR"
+
+    output = tmp_path / "results"
+    evaluate.main([str(folder), "--data", str(faces), "--output", str(output), "--workers", "0"])
+    printed = capsys.readouterr().out
+    assert "best on the held-out images themselves" in printed
+    assert "the last" in printed
+    written = {path.name for path in output.iterdir()}
+    assert written == {
+        f"{stem}-test.{kind}" for stem in ("best", "last") for kind in ("png", "json")
+    }
+
+    images = sorted((faces / "Image" / "aligned").glob("test_*"))[:3]
+    predict.main([str(folder / "best.pt"), *map(str, images), "--top", "7"])
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    for line, image in zip(lines, images, strict=True):
+        path, *scores = line.split()
+        assert path == str(image)
+        assert sum(map(float, scores[1::2])) == pytest.approx(1, abs=0.01)
+
+
+def test_not_finite_loss_names_the_batch(run):
+    with pytest.raises(TrainingError) as caught:
+        run("--lr", "1e30", "--warmup-epochs", "0")
+    message = str(caught.value)
+    assert "is not finite at epoch 1, step" in message
+    assert "train_000" in message
+    assert "5 more images" in message
+
+
+def test_broken_image_in_an_epoch(run, faces, tmp_path):
+    root = tmp_path / "broken"
+    shutil.copytree(faces, root)
+    images = root / "Image" / "aligned"
+    (images / "train_00003_aligned.jpg").write_bytes(b"not a picture")
+    (images / "test_00001_aligned.jpg").write_bytes(b"not a picture")
+    with pytest.raises(errors.DataError, match="train_00003"):
+        run("--data", str(root))
+    shutil.rmtree(tmp_path / "run")
+    folder = run("--data", str(root), "--on-broken", "skip", "--epochs", "1")
+    assert "skipped 1 unreadable images so far" in (folder / "log.txt").read_text()
+    report = json.loads((folder / "report.json").read_text())
+    assert report["held_out"]["last"]["images"] == 14
+
+
+def test_full_disk_is_told_and_leaves_the_run(run, monkeypatch):
+    real_save = checkpoint.save
+
+    def fill_up(path, content):
+        if content.get("training", {}).get("progress", {}).get("epoch") == 2:
+            raise CheckpointError(f"cannot write {path}: No space left on device")
+        real_save(path, content)
+
+    monkeypatch.setattr(checkpoint, "save", fill_up)
+    with pytest.raises(CheckpointError, match="No space left"):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data", "/nowhere"], "/nowhere does not exist"),
+        (["--batch-size", "9", "--accumulate", "2"], "multiple of processes x accumulate, 1 x 2"),
+        (["--batch-size", "64"], "batch-size must be at most the number of training images, 56"),
+        (["--soft-labels"], "only FERPlus has votes"),
+        (["--kind", "imagenet"], "kind must be"),
+        (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:N"),
+        (["--image-size", "100"], "multiples of 32"),
+        (["--ir50", "/nowhere.pth"], "expression backbone"),
+        (["--output", "."], "run folder . exists"),
+        (["--unknown"], "Unrecognized options: --unknown"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(options, more, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        errors.run(lambda: train.main([*options, *more]))
+    assert stop.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    assert message in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("tool", "args", "message"),
+    [
+        (evaluate, ["nowhere.pt", "--data", "DATA"], "there is no checkpoint nowhere.pt"),
+        (evaluate, ["nowhere.pt"], "--data"),
+        (evaluate, ["nowhere.pt", "--data", "DATA", "--batch-size", "0"], "batch-size must be"),
+        (predict, ["nowhere.pt", "a.jpg"], "there is no checkpoint nowhere.pt"),
+        (predict, ["nowhere.pt", "a.jpg", "--top", "0"], "top must be 1 or more"),
+    ],
+)
+def test_bad_input_of_the_other_tools(tool, args, message, faces, capsys):
+    with pytest.raises(SystemExit) as stop:
+        errors.run(lambda: tool.main([str(faces) if a == "DATA" else a for a in args]))
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_resume_refuses_other_data(options, tmp_path, faces):
+    folder = str(tmp_path / "run")
+    Trainer(parse_config([*options, "--output", folder, "--epochs", "1"])).train()
+    labels = faces / "EmoLabel" / "list_patition_label.txt"
+    text = labels.read_text()
+    try:
+        name, label = text.split()[:2]
+        labels.write_text(text.replace(f"{name} {label}", f"{name} {int(label) % 7 + 1}"))
+        with pytest.raises(CheckpointError, match="other images or labels"):
+            Trainer(parse_config(["--resume", folder]))
+    finally:
+        labels.write_text(text)
+    with pytest.raises(ConfigError, match="epochs: 5, not 1"):
+        parse_config(["--resume", folder, "--epochs", "5"])
