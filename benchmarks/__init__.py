@@ -1,0 +1,1 @@
+"""Measurements of the operator, its peers and the network. Run from the repository's root."""

@@ -1,0 +1,52 @@
+#!/usr/bin/env bash
+# Remakes every CPU result, plot and the README's section, in about 10 minutes on 2 cores.
+#
+#   benchmarks/cpu_check.sh                 everything
+#   benchmarks/cpu_check.sh maps training   some steps, of
+#       paper dilateformer maps kernels training report
+#
+# PYTHON    the interpreter (python); NATTEN takes part if it is installed there:
+#           pip install --no-build-isolation natten==0.17.5
+# POSTER    a checkout of https://github.com/zczcwh/POSTER, to be timed beside the network
+# PREFIX    goes before each command, such as "taskset -c 0-3"
+# RESUME=1  keeps what the files hold of this machine and commit, and times the rest
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+python="${PYTHON:-python}"
+results=benchmarks/results
+failed=()
+
+step() {  # step NAME COMMAND...
+    local name=$1
+    shift
+    printf '\n== %s: %s\n' "$name" "$*"
+    # shellcheck disable=SC2086
+    ${PREFIX:-} "$@" || failed+=("$name")
+}
+
+[ $# -gt 0 ] || set -- paper dilateformer maps kernels training report
+for name in "$@"; do
+    case $name in
+        paper | dilateformer | maps | kernels)
+            step "$name" "$python" -m benchmarks.attention --shapes "$name" --device cpu \
+                --seconds 0.5 --json "$results/cpu-$name.json" ${RESUME:+--resume}
+            ;;
+        training)
+            step training "$python" -m benchmarks.training --device cpu --seconds 2 \
+                --json "$results/cpu-training.json" ${RESUME:+--resume} \
+                ${POSTER:+--poster "$POSTER"}
+            ;;
+        report)
+            step plots "$python" -m benchmarks.plots \
+                "$results"/cpu-{paper,dilateformer,maps,kernels}.json
+            step report "$python" -m benchmarks.report
+            ;;
+        *)
+            echo "error: steps are paper dilateformer maps kernels training report; got $name" >&2
+            exit 2
+            ;;
+    esac
+done
+
+[ ${#failed[@]} -eq 0 ] || { printf '\nfailed: %s\n' "${failed[*]}"; exit 1; }

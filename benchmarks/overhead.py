@@ -1,0 +1,118 @@
+"""Microseconds of Python and dispatcher per eager call, beside scaled_dot_product_attention.
+
+    python -m benchmarks.overhead [--output FILE]
+
+Both get the same 7 x 7 map. With one head of 8 channels and one thread the arithmetic takes next to
+nothing, and what is left is the way to the kernel and back; 8 heads of 64 are the paper's map.
+Nothing is subtracted. Calls of the two alternate in short bunches, and the fastest bunch counts:
+other work on the machine only ever adds time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import sdwa
+from benchmarks.measure import (
+    ROOT,
+    Measurement,
+    Timing,
+    choose_device,
+    run_main,
+    start_record,
+)
+
+SIDE = 7
+CASES = {"1 x 8": (1, 8, 1), "8 x 64": (8, 64, (1, 1, 2, 2, 2, 3, 3, 3))}
+TINY = "1 x 8"
+BUNCH = 100
+BUNCHES = 200
+ALLOWED = 2.0  # times the overhead of scaled_dot_product_attention
+
+
+def sample(
+    calls: dict[str, Callable[[], object]], device: torch.device
+) -> dict[str, tuple[float, Timing]]:
+    """Of each call: microseconds in the fastest bunch, and the percentiles over the bunches."""
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        for _ in range(BUNCH):
+            call()
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(BUNCHES):
+            for name, call in calls.items():
+                if device.type == "cuda":
+                    torch.cuda.synchronize()
+                start = time.perf_counter()
+                for _ in range(BUNCH):
+                    call()
+                samples[name].append((time.perf_counter() - start) * 1e3 / BUNCH)
+    finally:
+        gc.enable()
+    ordered = {name: sorted(values) for name, values in samples.items()}
+    return {
+        name: (
+            values[0] * 1e3,
+            Timing(*(values[BUNCHES * percent // 100] for percent in (20, 50, 80)), BUNCHES),
+        )
+        for name, values in ordered.items()
+    }
+
+
+def contenders(
+    case: str, gradients: bool, device: torch.device
+) -> dict[str, Callable[[], torch.Tensor]]:
+    """Both calls on the same numbers: (1, 7, 7, heads, head_dim) and (1, heads, 49, head_dim)."""
+    heads, head_dim, dilation = CASES[case]
+    maps = torch.randn(3, 1, SIDE, SIDE, heads, head_dim, device=device)
+    query, key, value = (t.clone().requires_grad_(gradients) for t in maps)
+    rows = [t.flatten(1, 2).transpose(1, 2).clone().requires_grad_(gradients) for t in maps]
+    return {
+        "sdwa": lambda: sdwa.sliding_dilated_window_attention(query, key, value, 3, dilation),
+        "sdpa": lambda: F.scaled_dot_product_attention(*rows),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description=__doc__)
+    parser.add_argument("--device", help="cpu or cuda; the GPU where there is one")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks/results/overhead.json")
+    options = parser.parse_args()
+    device = choose_device(options.device)
+    torch.set_num_threads(1)
+    record = start_record("overhead", device)
+    print("case      gradients   sdwa us   sdpa us   ratio   (medians)")
+    worst = 0.0
+    for case in CASES:
+        for gradients in (False, True):
+            sampled = sample(contenders(case, gradients, device), device)
+            what = "forward, with gradients" if gradients else "forward"
+            for name, (fastest, timing) in sampled.items():
+                details = {"fastest_us": fastest}
+                record.measurements.append(
+                    Measurement(case, name, what, "float32", timing, details=details)
+                )
+            (ours, our_timing), (theirs, their_timing) = sampled["sdwa"], sampled["sdpa"]
+            if case == TINY:
+                worst = max(worst, ours / theirs)
+            print(
+                f"{case:9} {'yes' if gradients else 'no':9} {ours:9.1f} {theirs:9.1f} "
+                f"{ours / theirs:7.2f}   "
+                f"({our_timing.p50_ms * 1e3:.1f} and {their_timing.p50_ms * 1e3:.1f})"
+            )
+    record.save(options.output)
+    print(f"written: {options.output}")
+    return 0 if worst <= ALLOWED else 1
+
+
+if __name__ == "__main__":
+    run_main(main)

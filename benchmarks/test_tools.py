@@ -1,0 +1,179 @@
+"""The tools themselves: records, comparison, report, and what they do with wrong input."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks import attention, compare, measure, peers, plots, report
+from benchmarks.measure import Measurement, Record, Timing, UserError
+from benchmarks.shapes import Shape
+
+CPU = torch.device("cpu")
+SMALL = Shape("map6", 2, 6, 5, 3, 8, (1, 2, 3))
+OTHER = dataclasses.replace(SMALL, name="map7", height=7, width=7)
+QUICK = attention.Options(seconds=0.001)
+
+
+def small_record(shapes=(SMALL, OTHER)):
+    record = measure.start_record("attention", CPU)
+    record.setting |= {
+        "copy_bytes_per_second": 1e10,
+        "matrix_operations_per_second": {"float32": 1e11},
+    }
+    chosen = [c for c in peers.contenders() if c.name in ("cpu", "reference", "global")]
+    assert attention.run(record, shapes, chosen, torch.float32, CPU, QUICK) == 0
+    return record
+
+
+@pytest.fixture(scope="module")
+def record():
+    return small_record()
+
+
+def tool(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=measure.ROOT
+    )
+
+
+def test_measures_time_memory_and_error(record):
+    found = record.find(("map6", "reference", "forward+backward", "float32"))
+    assert 0 < found.timing.p20_ms <= found.timing.p50_ms <= found.timing.p80_ms
+    assert found.peak_bytes >= 4 * SMALL.elements * 4
+    assert 0 < found.details["error"] < 1e-5
+
+
+def test_peak_memory_is_that_of_the_tensors():
+    x = torch.ones(1000, 1000)
+    assert measure.peak_memory(lambda: (x + 1) + (x + 2), CPU)[0] == 3 * 4_000_000
+
+
+def test_wrong_results_are_not_timed():
+    record = small_record(())
+    wrong = peers.Contender(
+        "wrong", "", lambda _: None, lambda *_: lambda q, k, v: q + k + v, is_ours=True
+    )
+    failures = attention.run(record, [SMALL], [wrong], torch.float32, CPU, QUICK)
+    assert failures == 1
+    assert {m.contender for m in record.measurements} == {"copy"}
+    assert "out is wrong" in record.left_out[-1]
+
+
+def test_wrong_gradients_are_not_timed():
+    record = small_record(())
+    reference = next(c for c in peers.contenders() if c.name == "reference")
+
+    def prepare(problem, notes):
+        attend = reference.prepare(problem, notes)
+        return lambda q, k, v: attend(q, k.detach() * 0.5 + k * 0.5, v)
+
+    wrong = dataclasses.replace(reference, name="wrong", prepare=prepare)
+    assert attention.run(record, [SMALL], [wrong], torch.float32, CPU, QUICK) == 1
+    timed = {(m.contender, m.what) for m in record.measurements}
+    assert ("wrong", "forward") in timed
+    assert ("wrong", "forward+backward") not in timed
+
+
+def test_resuming_times_only_what_is_missing(record, tmp_path):
+    path = tmp_path / "results.json"
+    record.save(path)
+    again = measure.start_record("attention", CPU, path, resume=True)
+    assert again.measurements == record.measurements
+    before = len(again.measurements)
+    chosen = [c for c in peers.contenders() if c.name == "reference"]
+    attention.run(again, [SMALL], chosen, torch.float32, CPU, QUICK)
+    assert len(again.measurements) == before
+
+
+def test_resuming_refuses_another_commit(record, tmp_path):
+    path = tmp_path / "results.json"
+    other = dataclasses.replace(record, setting={**record.setting, "commit": "0"})
+    other.save(path)
+    with pytest.raises(UserError, match="commit"):
+        measure.start_record("attention", CPU, path, resume=True)
+
+
+def slower(record, times):
+    rows = [
+        dataclasses.replace(
+            m, timing=Timing(m.timing.p20_ms, times * m.timing.p50_ms, m.timing.p80_ms, 1)
+        )
+        for m in record.measurements
+    ]
+    return dataclasses.replace(record, measurements=rows)
+
+
+@pytest.mark.parametrize("bound, status", [("1.2", 0), ("1.05", 1), ("-1", 2)])
+def test_compare_fails_above_its_bound(record, tmp_path, bound, status):
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    record.save(a)
+    slower(record, 1.1).save(b)
+    result = tool("benchmarks.compare", str(a), str(b), "--fail-above", bound)
+    assert result.returncode == status
+    assert "Traceback" not in result.stderr
+    if status < 2:
+        assert "1.100  geometric mean" in result.stdout
+
+
+def test_compare_reads_pytest_benchmark_files(tmp_path):
+    path = tmp_path / "quick.json"
+    stats = {"q1": 0.001, "median": 0.002, "q3": 0.003, "rounds": 5}
+    path.write_text(json.dumps({"benchmarks": [{"name": "test", "stats": stats}]}))
+    assert compare.load(path).measurements == [
+        Measurement("test", "", "", "", Timing(1.0, 2.0, 3.0, 5))
+    ]
+
+
+def test_report_stands_between_its_markers(record, tmp_path):
+    readme = tmp_path / "README.md"
+    readme.write_text(f"before\n{report.BEGIN}\nprevious\n{report.END}\nafter\n")
+    for _ in range(2):  # the second time changes nothing
+        report.rewrite(readme, report.section([record], ["results/cpu.png"]))
+        text = readme.read_text()
+        assert text.startswith("before\n")
+        assert text.endswith("after\n")
+        assert "previous" not in text
+        assert text.count("| map6 (2 x 6 x 5, 3 x 8, float32) |") == 2
+        assert record.setting["commit"] in text
+    readme.write_text("no markers")
+    with pytest.raises(UserError, match="must hold"):
+        report.rewrite(readme, "")
+
+
+def test_plots_are_drawn(record, tmp_path):
+    names = {path.name for path in plots.draw(record, tmp_path)}
+    assert names == {"cpu-float32-maps.png", "cpu-float32-roofline.png"}
+
+
+def test_records_survive_a_file(record, tmp_path):
+    path = tmp_path / "results.json"
+    record.save(path)
+    assert Record.load(path) == record
+    path.write_text("{}")
+    with pytest.raises(UserError, match="not a file of results"):
+        Record.load(path)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("benchmarks.attention", "--shapes", "nothing"), "shape set must be one of"),
+        (("benchmarks.attention", "--backends", "nobody"), "backend must be one of"),
+        (("benchmarks.attention", "--device", "tpu"), "--device must be cpu or cuda"),
+        (("benchmarks.attention", "--seconds", "0"), "--seconds must be above 0"),
+        (("benchmarks.training", "--model", "resnet"), "--model must be one of"),
+        (("benchmarks.training", "--poster", "nowhere"), "no checkout of POSTER"),
+        (("benchmarks.compare", "nowhere.json", "nowhere.json"), "cannot be read"),
+    ],
+)
+def test_wrong_arguments_end_in_one_line(arguments, message):
+    result = tool(*arguments)
+    assert result.returncode == 2
+    last = result.stderr.strip().splitlines()[-1]
+    assert last.startswith("error: ")
+    assert message in last
+    assert "Traceback" not in result.stderr
