@@ -11,6 +11,7 @@ further derivatives, forward mode, and the decomposition that ONNX export takes.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
 from torch._decomp import register_decomposition
+from torch._library.utils import get_layout_constraint_tag
 from torch.autograd import Function, forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
@@ -152,6 +154,7 @@ def register(forward_name: str, backward_name: str) -> Attend:
         (backward_operator, Backward, _backward_fake, _vmap_backward, _backward, _backward_flops),
     ]
     for operator, function, fake, vmap, decomposition, flops in rules:
+        fake = _kept_whole(operator, fake)
         torch.library.register_fake(operator, fake)
         torch.library.register_autograd(
             operator, function.backward, setup_context=function.setup_context
@@ -191,6 +194,23 @@ def autocast_tensors(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
 
 
 # Fakes
+
+
+def _kept_whole(operator: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The fake, which also has Inductor call the kernels although there is a decomposition.
+
+    It would of itself, but where the variable CI is set it takes any decomposition for an oversight
+    and stops. Every compilation runs the fakes, and importing sdwa need not import Inductor.
+    """
+
+    def kept_whole(*inputs: Any) -> Any:
+        inductor: Any = sys.modules.get("torch._inductor.lowering")
+        if inductor is not None and operator not in inductor.lowerings:
+            layout = inductor.tag_to_layout_constraint(get_layout_constraint_tag(operator))
+            inductor.make_fallback(operator, layout, warn=False)
+        return fake(*inputs)
+
+    return kept_whole
 
 
 def _forward_fake(
