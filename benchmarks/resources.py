@@ -3,9 +3,9 @@
     python -m benchmarks.resources
     python -m benchmarks.resources --arch 90 --match "backward_matrix<BFloat16, 3" --json out.json
 
-Reads the machine code in the compiled library with cuobjdump (of the CUDA toolkit or of Triton's
-package); needs no GPU. Instructions are counted as they stand in the code, both sides of every
-branch.
+Reads the machine code in the library that sdwa loads with cuobjdump (of the CUDA toolkit or of
+Triton's package); needs no GPU. Instructions are counted as they stand in the code, both sides of
+every branch.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-LIBRARY = Path(__file__).parents[1] / "sdwa" / "_lib" / "libsdwa_cuda.so"
+from sdwa.extension import find
 
 
 class ToolError(RuntimeError):
-    """The library or the disassembler is missing, or cannot be read."""
+    """The library cannot be read."""
+
+
+class Missing(ToolError):
+    """There is no library, or no disassembler."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,14 @@ class Kernel:
         )
 
 
+def find_library() -> Path:
+    """The library that sdwa loads: in the checkout where it is built there, else as installed."""
+    library = find("_lib/libsdwa_cuda.so")
+    if library is None:
+        raise Missing("libsdwa_cuda.so is not compiled: install with SDWA_BUILD_CUDA=1")
+    return library
+
+
 def find_tool(name: str) -> str:
     """Path of a CUDA binary tool: PATH, then the toolkit, then Triton's package."""
     found = shutil.which(name)
@@ -67,14 +79,14 @@ def find_tool(name: str) -> str:
     for folder in folders:
         if (folder / name).exists():
             return str(folder / name)
-    raise ToolError(
+    raise Missing(
         f"no {name} in PATH, beside nvcc, or in triton: install the CUDA toolkit or triton"
     )
 
 
 def _dump(option: str, library: Path, arch: int | None) -> str:
     if not library.exists():
-        raise ToolError(f"{library} does not exist: build with SDWA_BUILD_CUDA=1")
+        raise Missing(f"{library} does not exist")
     command = [find_tool("cuobjdump"), option, str(library)]
     if arch is not None:
         command[1:1] = ["-arch", f"sm_{arch}"]
@@ -104,8 +116,14 @@ def _short_names(mangled: list[str]) -> dict[str, str]:
     return names
 
 
-def read_kernels(library: Path = LIBRARY, arch: int | None = None) -> list[Kernel]:
-    """Every kernel in a library, for one architecture or all."""
+def read_kernels(library: Path | None = None, arch: int | None = None) -> list[Kernel]:
+    """Every kernel in a library (the one that sdwa loads), for one architecture or all.
+
+    Raises:
+        Missing: there is no library, or no tool that reads it.
+        ToolError: the tool failed.
+    """
+    library = library or find_library()
     usage: dict[tuple[int, str], dict[str, int]] = {}
     current, function = 0, ""
     for line in _dump("-res-usage", library, arch).splitlines():
@@ -170,7 +188,7 @@ def table(kernels: list[Kernel]) -> str:
 
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--library", type=Path, default=LIBRARY)
+    parser.add_argument("--library", type=Path, help="file to read (the library that sdwa loads)")
     parser.add_argument("--arch", type=int, help="only this architecture, as in 86 or 90")
     parser.add_argument("--match", default="", help="only kernels whose name holds this")
     parser.add_argument("--json", type=Path, help="also write the table there")

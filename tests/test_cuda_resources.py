@@ -13,7 +13,7 @@ def kernels():
     try:
         listed = [*resources.read_kernels(arch=86), *resources.read_kernels(arch=90)]
         return listed or resources.read_kernels()
-    except resources.ToolError as error:
+    except resources.Missing as error:
         pytest.skip(str(error))
 
 
