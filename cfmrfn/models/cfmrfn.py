@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 from cfmrfn.models.fusion import NORM_EPS, FusionLayer, StreamAttention, StreamBlock
 from cfmrfn.models.ir50 import IRBackbone
@@ -182,7 +183,7 @@ class CFMRFN(nn.Module):
 
         self._initialise()
         # Convolutions then run channels-last, which is faster, and so is the way to tokens.
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        convert_conv2d_weight_memory_format(self, torch.channels_last)
         # DistributedDataParallel waits for the gradient of every parameter that it is not told of.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_parameters() if is_never_run(name)
