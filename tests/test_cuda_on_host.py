@@ -176,3 +176,22 @@ def test_layout_does_not_change_the_result(program, tensors, tmp_path):
     packed = {name: tensor.contiguous() for name, tensor in given.items()}
     strided, contiguous = cuda_on_host.run(program, tmp_path, [(case, given), (case, packed)], 0)
     assert all(torch.equal(strided[output], contiguous[output]) for output in strided)
+
+
+@pytest.mark.parametrize("name", ("paper-bfloat16", "paper-float32", "window_7x3-bfloat16"))
+def test_out_may_start_anywhere_in_its_storage(name, program, tensors, tmp_path):
+    """The backward pass reads it by whole rows too, 16 bytes at a time only where it is aligned."""
+    case, dtype = PROBLEMS[name]
+    (result,) = cuda_on_host.run(program, tmp_path, [(case, tensors[name])], 0, out_shift=1)
+    assert_results_match(case, dtype, tensors[name], result)
+
+
+@pytest.mark.parametrize("name", ("bias-bfloat16", "bias-float32", "window_7x3-float32"))
+def test_a_bias_of_minus_infinity_leaves_taps_out(name, program, tensors, tmp_path):
+    case, dtype = PROBLEMS[name]
+    bias = tensors[name]["bias"].clone()
+    bias[:, 0] = float("-inf")
+    given = {**tensors[name], "bias": bias}
+    (result,) = cuda_on_host.run(program, tmp_path, [(case, given)], 0)
+    assert (result["grad_bias"][:, 0] == 0).all()
+    assert_results_match(case, dtype, given, result)

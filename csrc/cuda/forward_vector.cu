@@ -1,4 +1,6 @@
 // Forward on groups of lanes: float32 always, other types where the matrix unit does not fit.
+#include <limits>
+
 #include "launch.h"
 #include "vector_group.cuh"
 
@@ -8,6 +10,8 @@ namespace {
 constexpr int kWarps = 4;
 constexpr double kLog2E = 1.4426950408889634;
 constexpr double kLn2 = 0.6931471805599453;
+template <typename A>
+constexpr A kLowest = std::numeric_limits<A>::lowest();
 
 template <typename T>
 struct ForwardParams {
@@ -153,7 +157,8 @@ __global__ void __launch_bounds__(kWarps * 32)
   Walk<T> keys(p.key, tile, place, window_h, window_w);
   Walk<T> values(p.value, tile, place, window_h, window_w);
   Row out = {};
-  A most = -INFINITY, sum = 0;
+  // Finite: the difference from it is a number also where the bias of the first taps is -inf.
+  A most = kLowest<A>, sum = 0;
   for (int tap_h = 0; tap_h < p.work.kernel_h; ++tap_h) {
     const int32_t y = window_h.source(place.y, tap_h);
     for (int tap_w = 0; tap_w < p.work.kernel_w; ++tap_w) {

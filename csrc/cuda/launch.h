@@ -2,6 +2,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 
 #include "device.cuh"
@@ -31,17 +32,24 @@ inline int row_alignment(const Problem& problem, const InputView& view) {
   return static_cast<int>(bits & (~bits + 1));
 }
 
-inline int row_alignment(const ForwardArgs& args) {
-  int access = 16;
-  for (const InputView& view : {args.query, args.key, args.value}) {
-    access = std::min(access, row_alignment(args.problem, view));
-  }
-  return access;
+inline InputView contiguous_view(const Problem& problem, const void* data) {
+  const int64_t width = problem.heads * problem.head_dim, height = problem.width * width;
+  return {data, problem.height * height, height, width, problem.head_dim};
 }
 
-inline int row_alignment(const BackwardArgs& args) {
+// The tensors that a pass reads or writes by rows. The gradients are left out: they lie like `out`,
+// in storage that PyTorch has aligned.
+inline std::array<InputView, 4> row_views(const ForwardArgs& args) {
+  return {args.query, args.key, args.value, contiguous_view(args.problem, args.out)};
+}
+inline std::array<InputView, 5> row_views(const BackwardArgs& args) {
+  return {args.query, args.key, args.value, args.grad_out, contiguous_view(args.problem, args.out)};
+}
+
+template <typename Args>
+int row_alignment(const Args& args) {
   int access = 16;
-  for (const InputView& view : {args.query, args.key, args.value, args.grad_out}) {
+  for (const InputView& view : row_views(args)) {
     access = std::min(access, row_alignment(args.problem, view));
   }
   return access;
@@ -66,24 +74,12 @@ inline bool has_short_steps(const Problem& problem, const InputView& view) {
   return kMostSteps * most < INT32_MAX;
 }
 
-inline bool has_short_steps(const ForwardArgs& args) {
-  const auto short_steps = [&](const InputView& view) {
-    return has_short_steps(args.problem, view);
-  };
-  return short_steps(args.query) && short_steps(args.key) && short_steps(args.value);
-}
-
-inline InputView contiguous_view(const Problem& problem, const void* data) {
-  const int64_t width = problem.heads * problem.head_dim, height = problem.width * width;
-  return {data, problem.height * height, height, width, problem.head_dim};
-}
-
-inline bool has_short_steps(const BackwardArgs& args) {
-  const auto short_steps = [&](const InputView& view) {
-    return has_short_steps(args.problem, view);
-  };
-  return short_steps(args.query) && short_steps(args.key) && short_steps(args.value) &&
-         short_steps(args.grad_out) && short_steps(contiguous_view(args.problem, args.out));
+template <typename Args>
+bool has_short_steps(const Args& args) {
+  for (const InputView& view : row_views(args)) {
+    if (!has_short_steps(args.problem, view)) return false;
+  }
+  return true;
 }
 
 template <typename Args>

@@ -80,17 +80,23 @@ def build(folder: Path) -> Path:
 
 
 def run(
-    program: Path, folder: Path, problems: Iterable[tuple[Case, dict[str, Tensor]]], schedule: int
+    program: Path,
+    folder: Path,
+    problems: Iterable[tuple[Case, dict[str, Tensor]]],
+    schedule: int,
+    out_shift: int = 0,
 ) -> list[dict[str, Tensor]]:
     """Forward and backward of each problem: out, lse, grad_query, grad_key, grad_value, grad_bias.
 
     `schedule` is the order in which threads run between two barriers: 0 ascending, 1 descending.
+    `out_shift` is how many elements the `out` given to the backward pass lies behind the start of
+    its storage, which is aligned.
     """
     problems = list(problems)
     cases, results = folder / f"cases{schedule}", folder / f"results{schedule}"
     with cases.open("wb") as file:
         for case, tensors in problems:
-            file.writelines(_encode(case, tensors))
+            file.writelines(_encode(case, tensors, out_shift))
     done = subprocess.run([program, cases, results, str(schedule)], capture_output=True, text=True)
     if done.returncode:
         raise AssertionError(f"the emulated kernels failed:\n{done.stderr[-6000:]}")
@@ -121,18 +127,19 @@ def _outputs(case: Case, tensors: dict[str, Tensor]) -> list[tuple[str, torch.Si
     return outputs
 
 
-def _encode(case: Case, tensors: dict[str, Tensor]) -> Iterable[bytes]:
+def _encode(case: Case, tensors: dict[str, Tensor], out_shift: int) -> Iterable[bytes]:
     *_, heads, head_dim = case.shape
     kernel = as_kernel_size(case.kernel_size)
     dtype = tensors["query"].dtype
     yield struct.pack(
-        "=11qd",
+        "=12qd",
         DTYPES.index(dtype),
         *case.shape,
         *kernel,
         case.padding_mode == "masked",
         "bias" in tensors,
         "grad_lse" in tensors,
+        out_shift,
         head_dim**-0.5 if case.scale is None else case.scale,
     )
     steps = [step for pair in as_dilation(case.dilation, heads) for step in pair]

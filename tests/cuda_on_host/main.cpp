@@ -3,6 +3,7 @@
 // A case is 64-bit integers (see `Header`), the scale, the dilations, then its arrays, each as it
 // lies in memory. Every array gets an allocation of its own and of its exact size, so that the
 // address sanitizer sees a read outside; outputs are filled with NaN first.
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <vector>
@@ -15,7 +16,7 @@ using namespace sdwa;
 
 struct Header {
   int64_t dtype, batch, height, width, heads, head_dim, kernel_h, kernel_w, masked, has_bias,
-      has_grad_lse;
+      has_grad_lse, out_shift;
 };
 
 struct Files {
@@ -90,6 +91,10 @@ bool run_case(Files& files) {
        out.bytes.data(), lse.bytes.data()},
       0);
 
+  // The caller of the backward operator may bring an `out` that starts anywhere in its storage.
+  Array moved_out(map_bytes + header.out_shift * size);
+  std::copy(out.bytes.begin(), out.bytes.end(), moved_out.bytes.end() - map_bytes);
+
   Array grad_query(map_bytes), grad_key(map_bytes), grad_value(map_bytes), grad_bias(bias_bytes);
   const BackwardArgs backward{problem,
                               query.view,
@@ -97,7 +102,7 @@ bool run_case(Files& files) {
                               value.view,
                               grad_out.view,
                               header.has_bias ? bias.bytes.data() : nullptr,
-                              out.bytes.data(),
+                              moved_out.bytes.data() + header.out_shift * size,
                               lse.bytes.data(),
                               header.has_grad_lse ? grad_lse.bytes.data() : nullptr,
                               grad_query.bytes.data(),
