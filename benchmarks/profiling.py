@@ -21,8 +21,19 @@ OURS = [contender.name for contender in contenders() if contender.is_ours]
 
 
 def slowest(record: Record, count: int, backend: str) -> list[Measurement]:
-    """The measurements of a backend with the lowest fraction of the copy bandwidth."""
-    rows = [m for m in record.measurements if m.contender == backend and m.case != "large"]
+    """The single passes of a backend with the lowest fraction of the copy bandwidth.
+
+    Only of shapes that are to reach it: 3 x 3 windows, and more than one image to read.
+    """
+    rows = [
+        m
+        for m in record.measurements
+        if m.contender == backend
+        and m.what in ("forward", "backward")
+        and m.case != "large"
+        and m.details["shape"]["kernel_size"] == 3
+        and m.details["shape"]["batch"] > 1
+    ]
     return sorted(rows, key=lambda m: m.details["fewest_bytes"] / m.timing.p50_ms)[:count]
 
 
