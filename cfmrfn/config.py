@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -54,7 +55,7 @@ class ImageConfig:
     crop: bool = False
     """Train on random crops of 80 to 100 % of the area (named in the paper's abstract)."""
     jitter: bool = False
-    """Train with random brightness, contrast, saturation and hue (abstract)."""
+    """Train with random brightness, contrast and saturation (abstract)."""
     balanced: bool = False
     """Draw training images so that every class is equally likely, with repetition."""
     soft_labels: bool = False
@@ -280,11 +281,16 @@ def parse(
         if not stop.code:
             raise
     lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:-1]]
-    rules = [index for index, line in enumerate(lines) if line and not line.strip("─")]
-    problem = " ".join(lines[: rules[0] if rules else None]).rstrip(".")
+    # the title has a rule of its own where the terminal lacks characters to frame it
+    body = itertools.dropwhile(_is_rule, lines)
+    problem = " ".join(itertools.takewhile(lambda line: not _is_rule(line), body)).rstrip(".")
     if "Perhaps you meant:" in lines:
         problem += f"; perhaps {lines[lines.index('Perhaps you meant:') + 1]}"
     raise ConfigError(f"{problem} (--help lists all options)")
+
+
+def _is_rule(line: str) -> bool:
+    return line != "" and not line.strip("─-")
 
 
 def parse_config(args: Sequence[str], prog: str | None = None) -> Config:

@@ -1,6 +1,8 @@
 """Recipes, flags, and the one-line errors of both."""
 
 import dataclasses
+import io
+import sys
 
 import pytest
 
@@ -106,6 +108,13 @@ def test_bad_options_give_one_line(args, message):
         parse_config(args)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_line_does_not_depend_on_the_terminal(monkeypatch):
+    plain = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdout", plain)
+    with pytest.raises(ConfigError, match=r"^Unrecognized options: stray \(--help"):
+        parse_config(["stray"])
 
 
 def test_resume_refuses_another_configuration(tmp_path):
