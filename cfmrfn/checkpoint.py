@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import platform
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -42,10 +43,13 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
         os.replace(temporary, path)
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        # torch.save turns a failed write into a RuntimeError
         temporary.unlink(missing_ok=True)
+        # torch.save covers a failed write by errors about its own place in the file
+        reason: BaseException = error
+        while reason.__context__ is not None:
+            reason = reason.__context__
         kept = "; the checkpoint before it is intact" if path.exists() else ""
-        raise CheckpointError(f"cannot write {path}: {error}{kept}") from error
+        raise CheckpointError(f"cannot write {path}: {reason}{kept}") from error
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -53,7 +57,10 @@ def load(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
-        checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # of foreign files' pickle protocol, beside the error below
+            warnings.simplefilter("ignore")
+            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error type of its own
         raise CheckpointError(f"{path} is damaged, or no checkpoint of cfmrfn") from error
     if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
@@ -83,6 +90,9 @@ def describe(config: Config, class_names: tuple[str, ...]) -> dict[str, Any]:
 def build_network(config: Config, num_classes: int) -> CFMRFN:
     """The network of a configuration, with random weights."""
     network = config.network
+    presets = timm.list_models("cfmrfn_*")
+    if network.model not in presets:
+        raise ConfigError(f"model must be one of {', '.join(presets)}; got {network.model!r}")
     try:
         built: CFMRFN = timm.create_model(
             network.model,
@@ -91,17 +101,20 @@ def build_network(config: Config, num_classes: int) -> CFMRFN:
             **network.overrides(),
         )
         return built
-    except (RuntimeError, TypeError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"cannot build {network.model}: {error}") from error
 
 
 def load_network(path: Path) -> tuple[CFMRFN, dict[str, Any]]:
     """The network of a checkpoint, in evaluation mode, and what the checkpoint says about it."""
     checkpoint = load(path)
-    about = checkpoint["about"]
-    config = from_mapping(about["config"], str(path))
-    network = build_network(config, len(about["class_names"]))
-    network.load_state_dict(checkpoint["model"])
+    try:
+        about = checkpoint["about"]
+        config = from_mapping(about["config"], str(path))
+        network = build_network(config, len(about["class_names"]))
+        network.load_state_dict(checkpoint["model"])
+    except (KeyError, RuntimeError) as error:
+        raise CheckpointError(f"{path} lacks a part: {' '.join(str(error).split())}") from error
     return network.eval(), about
 
 

@@ -26,7 +26,8 @@ def full_disk(free_bytes):
 def test_full_disk_leaves_the_previous_checkpoint(tmp_path, free_bytes):
     path = tmp_path / "last.pt"
     checkpoint.save(path, {"model": {"weight": torch.ones(3)}})
-    with full_disk(free_bytes), pytest.raises(CheckpointError, match="the checkpoint before it"):
+    message = "File too large; the checkpoint before it is intact"
+    with full_disk(free_bytes), pytest.raises(CheckpointError, match=message):
         checkpoint.save(path, {"model": {"weight": torch.zeros(100_000)}})
     assert checkpoint.load(path)["model"]["weight"].tolist() == [1, 1, 1]
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
@@ -63,6 +64,23 @@ def test_cut_off_and_missing_files(tmp_path):
         checkpoint.load(path)
 
 
+@pytest.mark.parametrize(("part", "message"), [("about", "'about'"), ("model", "Missing key")])
+def test_checkpoints_that_lack_a_part(tmp_path, part, message):
+    config = parse_config(["--image-size", "64", "--depth", "1"])
+    network = checkpoint.build_network(config, 2)
+    parts = {
+        "model": network.state_dict(),
+        "about": checkpoint.describe(config, ("anger", "joy")),
+    }
+    if part == "model":
+        del parts["model"]["head.bias"]
+    else:
+        del parts[part]
+    checkpoint.save(tmp_path / "best.pt", parts)
+    with pytest.raises(CheckpointError, match=f"best.pt lacks a part: .*{message}"):
+        checkpoint.load_network(tmp_path / "best.pt")
+
+
 def test_network_comes_back_with_its_meaning(tmp_path):
     config = parse_config(
         ["--color", "BGR", "--image-size", "64", "--depth", "1", "--streams", "expression"]
@@ -86,7 +104,7 @@ def test_network_comes_back_with_its_meaning(tmp_path):
     [
         (["--image-size", "100"], "multiples of 32"),
         (["--head-dilations", "1", "2"], "head_dilations must be 8 numbers"),
-        (["--model", "resnet_unheard_of"], "resnet_unheard_of"),
+        (["--model", "resnet18"], "model must be one of cfmrfn_base, .*; got 'resnet18'"),
     ],
 )
 def test_networks_that_cannot_be_built(args, message):
