@@ -26,6 +26,7 @@ USER_ERRORS = (ConfigError, CheckpointError, DataError, TrainingError)
 def run(main: Callable[[], object]) -> None:
     """Run a command-line tool: a user's error becomes one line on stderr and exit status 2.
 
+    So does an error of the file system, such as a full disk or a folder that may not be written.
     Ctrl-C ends with the customary status 130.
     """
     try:
@@ -34,6 +35,10 @@ def run(main: Callable[[], object]) -> None:
         # an error in a loader's worker arrives with the worker's traceback in front of it
         message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
         print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        where = "" if error.filename is None else f"{error.filename}: "
+        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -122,6 +122,8 @@ def main(args: list[str] | None = None) -> None:
     tool = parse(Evaluate, sys.argv[1:] if args is None else args, prog="python -m cfmrfn.evaluate")
     if tool.batch_size < 1:
         raise errors.ConfigError(f"batch-size must be 1 or more, got {tool.batch_size}")
+    if tool.workers is not None and tool.workers < 0:
+        raise errors.ConfigError(f"workers must be 0 or more, got {tool.workers}")
     world = World(tool.device)
     paths = [tool.checkpoint]
     if tool.checkpoint.is_dir():

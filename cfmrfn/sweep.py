@@ -183,8 +183,10 @@ def main(args: list[str] | None = None) -> None:
     tool.config.check()
     if tool.config.run.resume is not None:
         raise errors.ConfigError("a sweep resumes by itself: leave --resume out")
-    if not tool.seeds or len(set(tool.seeds)) < len(tool.seeds):
-        raise errors.ConfigError(f"seeds must be distinct, at least one; got {tool.seeds}")
+    if not tool.seeds or len(set(tool.seeds)) < len(tool.seeds) or min(tool.seeds) < 0:
+        raise errors.ConfigError(
+            f"seeds must be distinct, 0 or more, at least one; got {tool.seeds}"
+        )
     try:
         print("\n" + sweep(tool.table, tool.seeds, tool.config))
     except Interrupted:

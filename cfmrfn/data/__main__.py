@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from PIL import Image
 
 from cfmrfn import errors
 from cfmrfn.config import parse
@@ -61,6 +62,8 @@ class Draw:
         if self.root is None and self.sheet is None:
             raise errors.ConfigError("name a folder to draw into, or a picture with --sheet")
         if self.sheet is not None:
+            if self.sheet.suffix.lower() not in Image.registered_extensions():
+                raise errors.ConfigError(f"sheet must end as pictures do, .png; got {self.sheet}")
             contact_sheet(self.classes, size=self.size, seed=self.seed).save(self.sheet)
             print(f"contact sheet: {self.sheet}")
         if self.root is not None:

@@ -61,6 +61,13 @@ def test_verify_says_what_a_rule_left_out(tmp_path, capsys):
         (("draw", "ROOT/faces", "--train", "3"), "train must be at least one face a class"),
         (("draw", "ROOT/faces", "--size", "8"), "size must be at least 32 pixels, got 8"),
         (("draw", "ROOT/faces", "--seed", "-1"), "seed must not be negative, got -1"),
+        (
+            ("draw", "--sheet", "ROOT/a.png", "--size", "0"),
+            "size must be at least 32 pixels, got 0",
+        ),
+        (("draw", "--sheet", "ROOT/a.png", "--seed", "-1"), "seed must not be negative, got -1"),
+        (("draw", "--sheet", "ROOT/a.foo"), "sheet must end as pictures do, .png; got ROOT/a.foo"),
+        (("draw", "--sheet", "ROOT/no/a.png", "--size", "32"), "ROOT/no/a.png: No such file"),
         (("prepare", "ROOT/nowhere"), "data folder ROOT/nowhere does not exist"),
         (("prepare", "ROOT"), "ROOT/fer2013new.csv is missing"),
     ],

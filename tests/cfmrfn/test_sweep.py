@@ -56,6 +56,7 @@ def test_sweep_trains_resumes_and_compares(options, tmp_path, capsys, monkeypatc
     [
         (["table7"], "table7"),
         (["table4", "--seeds", "1", "1"], "seeds must be distinct"),
+        (["table4", "--seeds", "-1"], "seeds must be distinct, 0 or more"),
         (["table4", "--resume", "x"], "leave --resume out"),
         (["table4", "--batch-size", "0"], "batch-size must be 1 or more"),
     ],

@@ -80,14 +80,10 @@ def write_faces(
         DataError: an argument is out of range, or ``root`` holds something else, or faces drawn
             with other arguments.
     """
-    _check_classes(classes)
+    _check(classes, size, seed)
     for name, count in (("train", train), ("test", test)):
         if count < classes:
             raise DataError(f"{name} must be at least one face a class ({classes}), got {count}")
-    if size < 32:
-        raise DataError(f"size must be at least 32 pixels, got {size}")
-    if seed < 0:
-        raise DataError(f"seed must not be negative, got {seed}")
     root = Path(root)
     description: Description = {
         "what": "faces drawn by cfmrfn",
@@ -136,7 +132,7 @@ def contact_sheet(
     classes: int = 7, columns: int = 8, size: int = 128, seed: int = 0
 ) -> Image.Image:
     """A picture with one row of faces an expression, labelled; for eyes."""
-    _check_classes(classes)
+    _check(classes, size, seed)
     label_width, gap = 84, 2
     cell = size + gap
     sheet = Image.new("RGB", (label_width + columns * cell, classes * cell), "white")
@@ -149,9 +145,13 @@ def contact_sheet(
     return sheet
 
 
-def _check_classes(classes: int) -> None:
+def _check(classes: int, size: int, seed: int) -> None:
     if classes not in (7, 8):
         raise DataError(f"classes must be 7 or 8 (with contempt), got {classes}")
+    if size < 32:
+        raise DataError(f"size must be at least 32 pixels, got {size}")
+    if seed < 0:
+        raise DataError(f"seed must not be negative, got {seed}")
 
 
 def _write(folder: Path, description: Description, workers: int, progress: bool) -> None:
