@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from cfmrfn.config import ImageConfig
 from cfmrfn.data import (
+    DataError,
     ExpressionDataset,
     Sample,
     derived_seed,
@@ -73,6 +74,10 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
     if images.on_broken == "skip":
         # training takes another image in their place; evaluation must count each image once
         chosen, held_out = readable(chosen), readable(held_out)
+    if not held_out:
+        raise DataError(
+            f"{opened.name}: no image in the {opened.held_out} split, which results are reported on"
+        )
     return Splits(opened.name, opened.class_names, train, chosen, held_out)
 
 
@@ -230,8 +235,12 @@ def evaluation_loader(
 
 
 def default_workers() -> int:
-    """A worker for each core that computing leaves spare, at most 8."""
-    return min(8, len(os.sched_getaffinity(0)) - 1)
+    """A worker for each core that computing leaves spare, at most 8, in each process of the run."""
+    # not every system tells which cores a process may use
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, max(cores // processes - 1, 0))
 
 
 def _leave_signals_to_main(_: int) -> None:

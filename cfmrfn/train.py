@@ -184,7 +184,9 @@ class Trainer:
             targets.to(device, non_blocking=True),
             self._step_number(),
         )
-        if not result.applied and not self.step.may_overflow:
+        # a lower loss scale may yet mend a gradient, but never a loss
+        mendable = math.isfinite(result.loss) and self.step.may_overflow
+        if not (result.applied or mendable):
             raise TrainingError(self._not_finite(result))
         if self.ema is not None:
             self.ema.update_parameters(self.network)
@@ -225,8 +227,9 @@ class Trainer:
             f"epoch {row['epoch']:3}/{self.config.optim.epochs}  loss {row['train_loss']:.4f}  "
             f"accuracy: train {row['train_accuracy']:.3f}, {scores}  {speed}"
         )
-        if broken := self.dataset.broken():
-            names = ", ".join(sample.path for sample in broken)
+        broken = self.world.sum(self.dataset.is_broken.int().to(self.world.device)).nonzero()
+        if len(broken):
+            names = ", ".join(self.splits.train[index].path for index in broken.flatten().tolist())
             self.log(f"skipped {len(broken)} unreadable images so far: {names}")
 
     def _report(self) -> Path:
@@ -356,10 +359,11 @@ class Trainer:
         ]
         self.log(f"batch: {' '.join(names)}")
         what = "gradient" if math.isfinite(result.loss) else "loss"
+        more = f" and {len(names) - 3} more images" if len(names) > 3 else ""
         return (
             f"the {what} is not finite at epoch {self.progress.epoch + 1}, step "
-            f"{self.progress.step + 1}, batch of {', '.join(names[:3])} and {len(names) - 3} more "
-            f"images (all in {self.folder.path / 'log.txt'}); try a lower --lr, or --clip"
+            f"{self.progress.step + 1}, batch of {', '.join(names[:3])}{more} "
+            f"(all in {self.folder.path / 'log.txt'}); try a lower --lr, or --clip"
         )
 
     def _progress_bar(self) -> tqdm:

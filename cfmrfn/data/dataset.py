@@ -48,14 +48,17 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
         color: "RGB", or "BGR" for backbones trained that way. Channels are swapped before
             ``transform``, whose mean and std then apply by position, as in POSTER.
         on_broken: what a file that cannot be decoded does: "error" raises a ``DataError`` that
-            names it; "skip" takes the next readable sample instead and remembers the file, see
-            :meth:`broken`. (Not for evaluation, which would count that sample twice: leave
+            names it; "skip" takes the next readable sample instead and marks the file in
+            ``is_broken``. (Not for evaluation, which would count that sample twice: leave
             samples out beforehand by :func:`why_unreadable`.)
         soft_labels: give the votes, a float tensor (classes,), instead of the label.
         at_least: the side in pixels that ``transform`` needs; lets large JPEGs decode faster.
         seed: None leaves augmentation to the global random state. A number makes it a function
             of (seed, epoch, index) only, whatever the number of workers and wherever in an epoch
             a run resumes; :meth:`set_epoch` must then be called before each epoch.
+
+    Attributes:
+        is_broken: bool (len(samples),); what this process and its workers could not read so far.
     """
 
     def __init__(
@@ -94,7 +97,7 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
         self.seed = seed
         # Shared memory: workers mark what they could not read, the main process reads the marks
         # (and sets the epoch, also for workers that persist).
-        self._is_broken = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
+        self.is_broken = torch.zeros(len(samples), dtype=torch.bool).share_memory_()
         self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
 
     def __len__(self) -> int:
@@ -120,10 +123,6 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
         """Choose the augmentation of ``epoch``; has an effect only with ``seed``."""
         self._epoch.fill_(epoch)
 
-    def broken(self) -> list[Sample]:
-        """The samples that could not be read so far, by this process and its workers."""
-        return [self.samples[index] for index in self._is_broken.nonzero().flatten().tolist()]
-
     def _seeded(self, image: Image.Image, seed: int) -> Tensor:
         # not torch.manual_seed and fork_rng, which see to every device and cost more than a decode
         before = torch.get_rng_state()
@@ -142,7 +141,7 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
             except UNREADABLE as error:
                 if self.on_broken == "error":
                     raise DataError(f"cannot read image {sample.path}: {error}") from error
-                self._is_broken[candidate] = True
+                self.is_broken[candidate] = True
         raise DataError(f"not one of {len(self)} images can be read, {self.samples[0].path} first")
 
 

@@ -127,13 +127,32 @@ def test_evaluate_and_predict_read_the_run(run, faces, tmp_path, capsys):
         assert sum(map(float, scores[1::2])) == pytest.approx(1, abs=0.01)
 
 
-def test_not_finite_loss_names_the_batch(run):
+@pytest.mark.parametrize(
+    ("more", "tail"),
+    [
+        ([], " and 5 more images (all in"),
+        (["--precision", "fp16"], " and 5 more images (all in"),
+        (["--batch-size", "2"], "_aligned.jpg (all in"),
+    ],
+)
+def test_not_finite_loss_names_the_batch(run, more, tail):
     with pytest.raises(TrainingError) as caught:
-        run("--lr", "1e30", "--warmup-epochs", "0")
+        run("--lr", "1e30", "--warmup-epochs", "0", *more)
     message = str(caught.value)
-    assert "is not finite at epoch 1, step" in message
+    assert "the loss is not finite at epoch 1, step" in message
     assert "train_000" in message
-    assert "5 more images" in message
+    assert tail in message
+
+
+def test_no_held_out_image(run, faces, tmp_path):
+    root = tmp_path / "faces"
+    shutil.copytree(faces, root)
+    labels = root / "EmoLabel" / "list_patition_label.txt"
+    lines = labels.read_text().splitlines(keepends=True)
+    labels.write_text("".join(line for line in lines if line.startswith("train")))
+    for validation in ("0", "0.25"):
+        with pytest.raises(errors.DataError, match="no image in the test split"):
+            run("--data", str(root), "--validation", validation)
 
 
 def test_broken_image_in_an_epoch(run, faces, tmp_path):
@@ -195,6 +214,11 @@ def test_bad_input_is_one_line_and_status_2(options, more, message, capsys):
         (evaluate, ["nowhere.pt", "--data", "DATA"], "there is no checkpoint nowhere.pt"),
         (evaluate, ["nowhere.pt"], "--data"),
         (evaluate, ["nowhere.pt", "--data", "DATA", "--batch-size", "0"], "batch-size must be"),
+        (
+            evaluate,
+            ["nowhere.pt", "--data", "DATA", "--workers", "-1"],
+            "workers must be 0 or more",
+        ),
         (predict, ["nowhere.pt", "a.jpg"], "there is no checkpoint nowhere.pt"),
         (predict, ["nowhere.pt", "a.jpg", "--top", "0"], "top must be 1 or more"),
     ],
@@ -204,6 +228,15 @@ def test_bad_input_of_the_other_tools(tool, args, message, faces, capsys):
         errors.run(lambda: tool.main([str(faces) if a == "DATA" else a for a in args]))
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_an_error_of_the_file_system_is_one_line(tmp_path, capsys):
+    taken = tmp_path / "taken"
+    taken.write_text("")
+    with pytest.raises(SystemExit) as stop:
+        errors.run(taken.mkdir)
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == f"error: {taken}: File exists\n"
 
 
 def test_resume_refuses_other_data(options, tmp_path, faces):
