@@ -45,8 +45,8 @@ def prepare(
                 *(key.shape, key.dtype, key.device, key.stride(4)),
                 *(value.shape, value.dtype, value.device, value.stride(4)),
                 None if bias is None else (bias.shape, bias.dtype, bias.device),
-                # 3 and 3.0 are equal, but only one is legal
-                *(kernel_size, kernel_size.__class__, dilation, dilation.__class__),
+                # (1, 2) and (1, 2.0) are equal, but only one is legal
+                *(kernel_size, id(kernel_size), dilation, id(dilation)),
                 *(scale, scale.__class__, padding_mode, backend),
             )
             known = _prepared.get(facts)
@@ -103,11 +103,19 @@ def available_backends(
         device: the device to ask about; None: the GPU where PyTorch sees one, else the CPU. Every
             backend is then asked about the device that it is made for.
 
+    Raises:
+        ValueError: PyTorch knows no such device.
+
     Example:
         >>> sdwa.available_backends("cpu")["cpu"]
         ()
     """
-    if device is not None:
+    if device is None:
+        return {b.name: b.unavailable(torch.device(b.device_type)) for b in BACKENDS}
+    try:
         asked = torch.device(device)
-        return {backend.name: backend.unavailable(asked) for backend in BACKENDS}
-    return {b.name: b.unavailable(torch.device(b.device_type)) for b in BACKENDS}
+    except RuntimeError as error:
+        raise ValueError(
+            f'device must be one that PyTorch knows, such as "cpu" or "cuda:0", got {device!r}'
+        ) from error
+    return {backend.name: backend.unavailable(asked) for backend in BACKENDS}

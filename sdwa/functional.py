@@ -71,7 +71,7 @@ def sliding_dilated_window_attention(
         query, key, value: (batch, height, width, heads, head_dim), float32, bfloat16, float16 or
             float64, of one shape, dtype and device. Any strides, so slices of a packed projection
             are read in place; the last stride must be 1. head_dim from 1 to 256.
-        kernel_size: taps along each side of the window, odd; or (kernel_h, kernel_w).
+        kernel_size: taps along each side of the window, odd, up to 255; or (kernel_h, kernel_w).
         dilation: distance of neighbouring taps in pixels: one for all heads, or a sequence with one
             entry per head, an int or (dilation_h, dilation_w). It may exceed the map.
         bias: (heads, kernel_h, kernel_w), added to the scores; float32 or the dtype of query.

@@ -8,8 +8,20 @@ import torch
 from torch import Tensor, nn
 
 from sdwa import reference
+from sdwa.dispatch import named
 from sdwa.functional import sliding_dilated_window_attention
-from sdwa.problem import Dilation, Size, as_dilation, as_kernel_size, make_problem
+from sdwa.problem import (
+    MAX_HEAD_DIM,
+    Dilation,
+    Size,
+    as_dilation,
+    as_kernel_size,
+    as_scale,
+    check_count,
+    check_padding_mode,
+    check_share,
+    make_problem,
+)
 from sdwa.registration import autocast_tensors
 
 
@@ -27,18 +39,19 @@ def head_dilations(
         dilations: the dilations of the other heads.
 
     Raises:
-        ValueError: the shares are not whole numbers of heads.
+        ValueError: a number out of range, or shares that are not whole numbers of heads.
+        TypeError: an argument of the wrong type.
 
     Example:
         >>> head_dilations(8, 1 / 4, (2, 3))
         (1, 1, 2, 2, 2, 3, 3, 3)
     """
-    if num_heads < 1:
-        raise ValueError(f"num_heads must be at least 1, got {num_heads}")
-    if not 0 <= standard_ratio <= 1:
-        raise ValueError(f"standard_ratio must be from 0 to 1, got {standard_ratio}")
-    if any(d < 1 for d in dilations):
-        raise ValueError(f"dilations must be at least 1, got {tuple(dilations)}")
+    check_count("num_heads", num_heads)
+    check_share("standard_ratio", standard_ratio)
+    if not isinstance(dilations, Sequence) or isinstance(dilations, (str, bytes)):
+        raise TypeError(f"dilations must be a sequence of ints, got {dilations!r}")
+    for n, dilation in enumerate(dilations):
+        check_count(f"dilations[{n}]", dilation)
     standard = round(standard_ratio * num_heads)
     if abs(standard - standard_ratio * num_heads) > 1e-6:
         raise ValueError(
@@ -118,10 +131,24 @@ class SlidingDilatedWindowAttention(nn.Module):
         backend: str | None = None,
     ) -> None:
         super().__init__()
-        if num_heads < 1 or dim < 1 or dim % num_heads:
+        check_count("dim", dim)
+        check_count("num_heads", num_heads)
+        if dim % num_heads:
             raise ValueError(
                 f"dim must be a multiple of num_heads, got {dim} and {num_heads} heads"
             )
+        if dim // num_heads > MAX_HEAD_DIM:
+            raise ValueError(
+                f"dim must leave a head at most {MAX_HEAD_DIM} channels, got {dim} and "
+                f"{num_heads} heads"
+            )
+        if context_dim is not None:
+            check_count("context_dim", context_dim)
+        check_share("attn_drop", attn_drop)
+        check_share("proj_drop", proj_drop)
+        check_padding_mode(padding_mode)
+        if backend is not None:
+            named(backend)
         if attn_drop and backend not in (None, "reference"):
             raise ValueError(
                 f'attn_drop={attn_drop} needs backend=None or "reference", got {backend!r}: '
@@ -133,7 +160,7 @@ class SlidingDilatedWindowAttention(nn.Module):
         self.context_dim = dim if context_dim is None else context_dim
         self.kernel_size = as_kernel_size(kernel_size)
         self.dilation = deal_dilation(dilation, num_heads)
-        self.scale = scale
+        self.scale = as_scale(scale, self.head_dim)
         self.padding_mode = padding_mode
         self.backend = backend
         self.q = nn.Linear(dim, dim, bias=qkv_bias) if q_proj else nn.Identity()
@@ -156,6 +183,7 @@ class SlidingDilatedWindowAttention(nn.Module):
             (batch, height, width, dim).
 
         Raises:
+            TypeError: a map that is not a tensor.
             ValueError: a map of another shape.
         """
         source = x if context is None else context
@@ -167,7 +195,10 @@ class SlidingDilatedWindowAttention(nn.Module):
                 f"context must have the batch, height and width of x, {tuple(x.shape[:3])}: "
                 f"got shape {tuple(source.shape)}"
             )
-        query = self.q(x).view(batch, height, width, self.num_heads, self.head_dim)
+        query = self.q(x)
+        if query.stride(3) != 1:  # not projected, and a view of a channels-first map
+            query = query.contiguous()
+        query = query.view(batch, height, width, self.num_heads, self.head_dim)
         packed = self.kv(source).view(batch, height, width, 2, self.num_heads, self.head_dim)
         out = self._attend(query, packed[:, :, :, 0], packed[:, :, :, 1])
         return self.proj_drop(self.proj(out.view(batch, height, width, self.dim)))  # type: ignore[no-any-return]
@@ -202,6 +233,8 @@ class SlidingDilatedWindowAttention(nn.Module):
 
     @staticmethod
     def _check_map(name: str, x: Tensor, channels: int) -> None:
+        if not isinstance(x, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
         if x.dim() != 4 or x.shape[3] != channels:
             raise ValueError(
                 f"{name} must be (batch, height, width, {channels}), got shape {tuple(x.shape)}"
@@ -244,6 +277,7 @@ class SlidingDilatedWindowAttention(nn.Module):
         Raises:
             ValueError: keys are missing or unexpected, shapes do not fit, or the heads cannot be
                 shared equally.
+            TypeError: num_heads is not an int.
         """
         layer = {
             key.removeprefix(prefix): tensor
@@ -258,6 +292,7 @@ class SlidingDilatedWindowAttention(nn.Module):
                 f"state_dict must hold qkv.weight, proj.weight, proj.bias and maybe qkv.bias under "
                 f"prefix {prefix!r}: missing {missing}, unexpected {unexpected}"
             )
+        check_count("num_heads", num_heads)
         groups = len(dilation) if isinstance(dilation, Sequence) else 1
         if groups == 0 or num_heads % groups:
             raise ValueError(
@@ -266,11 +301,14 @@ class SlidingDilatedWindowAttention(nn.Module):
             )
         weight = layer["qkv.weight"].flatten(1)  # (3 * dim, dim, 1, 1) -> (3 * dim, dim)
         dim = weight.shape[1]
-        if weight.shape[0] != 3 * dim:
-            raise ValueError(
-                "state_dict must hold a qkv.weight of shape (3 * dim, dim, 1, 1), "
-                f"got {tuple(layer['qkv.weight'].shape)}"
-            )
+        shapes = {"proj.weight": (dim, dim), "proj.bias": (dim,), "qkv.bias": (3 * dim,)}
+        for name, tensor in (layer | {"qkv.weight": weight}).items():
+            legal_shape = shapes.get(name, (3 * dim, dim))
+            if tuple(tensor.shape) != legal_shape:
+                raise ValueError(
+                    f"state_dict must hold {prefix}{name} of shape {legal_shape} beside a "
+                    f"qkv.weight of (3 * dim, dim, 1, 1), got {tuple(layer[name].shape)}"
+                )
         attention = cls(
             dim,
             num_heads,

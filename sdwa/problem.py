@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PADDING_MODES = ("zeros", "masked")
 MAX_HEAD_DIM = 256
+MAX_KERNEL_SIZE = 255
+MAX_DILATION = 2**31 - 1
 
 Size = int | Sequence[int]
 Dilation = int | Sequence[int | Sequence[int]]
@@ -49,6 +53,12 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on for tensors of this device."""
+    kind = device.type
+    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+
+
 def make_problem(
     query: Tensor,
     key: Tensor,
@@ -67,21 +77,16 @@ def make_problem(
             is legal.
     """
     _check_tensors(query, key, value)
+    check_padding_mode(padding_mode)
     heads, head_dim = query.shape[3], query.shape[4]
     kernel = as_kernel_size(kernel_size)
     if bias is not None:
         _check_bias(bias, query, (heads, *kernel))
-    if padding_mode not in PADDING_MODES:
-        raise ValueError(f'padding_mode must be "zeros" or "masked", got {padding_mode!r}')
-    if scale is None:
-        scale = head_dim**-0.5
-    elif isinstance(scale, bool) or not isinstance(scale, (int, float)):
-        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
     return AttentionProblem(
         shape=tuple(query.shape),
         kernel_size=kernel,
         flat_dilation=tuple(step for pair in as_dilation(dilation, heads) for step in pair),
-        scale=float(scale),
+        scale=as_scale(scale, head_dim),
         masked=padding_mode == "masked",
         dtype=query.dtype,
         device=query.device,
@@ -95,16 +100,18 @@ def as_kernel_size(kernel_size: Size) -> tuple[int, int]:
         raise TypeError(
             f"kernel_size must be an odd int or a pair (kernel_h, kernel_w), got {kernel_size!r}"
         )
-    if any(size < 1 or size % 2 == 0 for size in pair):
-        raise ValueError(f"kernel_size must be odd and at least 1, got {kernel_size!r}")
+    if any(not 1 <= size <= MAX_KERNEL_SIZE or size % 2 == 0 for size in pair):
+        raise ValueError(
+            f"kernel_size must be odd and from 1 to {MAX_KERNEL_SIZE}, got {kernel_size!r}"
+        )
     return pair
 
 
 def as_dilation(dilation: Dilation, heads: int) -> tuple[tuple[int, int], ...]:
     """(dilation_h, dilation_w) of each head, from one int or one entry per head."""
-    if _is_int(dilation):
+    if is_int(dilation):
         entries: Sequence[Any] = (dilation,) * heads
-    elif isinstance(dilation, Sequence) and not isinstance(dilation, str):
+    elif isinstance(dilation, Sequence) and not isinstance(dilation, (str, bytes)):
         entries = dilation
     else:
         raise TypeError(
@@ -124,21 +131,63 @@ def as_dilation(dilation: Dilation, heads: int) -> tuple[tuple[int, int], ...]:
                 "dilation entries must be ints or pairs (dilation_h, dilation_w), "
                 f"got {entry!r} in {dilation!r}"
             )
-        if min(pair) < 1:
-            raise ValueError(f"dilation must be at least 1, got {entry!r} in {dilation!r}")
+        if not all(1 <= step <= MAX_DILATION for step in pair):
+            raise ValueError(
+                f"dilation must be from 1 to {MAX_DILATION}, got {entry!r} in {dilation!r}"
+            )
         pairs.append(pair)
     return tuple(pairs)
 
 
-def _is_int(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+def as_scale(scale: float | None, head_dim: int) -> float:
+    """The factor of the scores, `head_dim ** -0.5` for None."""
+    if scale is None:
+        return float(head_dim**-0.5)
+    if not is_number(scale):
+        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+    number = float(scale)
+    if not abs(number) <= sys.float_info.max:  # torch.compile cannot trace `math.isfinite`
+        raise ValueError(f"scale must be finite, got {scale!r}")
+    return number
+
+
+def check_padding_mode(padding_mode: str) -> None:
+    """Raises ValueError where it is not one of `PADDING_MODES`."""
+    if padding_mode not in PADDING_MODES:
+        raise ValueError(f'padding_mode must be "zeros" or "masked", got {padding_mode!r}')
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError where the argument `name` is not an int of at least 1."""
+    if not is_int(value):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError where the argument `name` is not a number from 0 to 1."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
+
+
+def is_int(value: Any) -> bool:
+    """Whether it is an int, NumPy's too; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float, NumPy's too; a bool is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _as_pair(value: Any) -> tuple[int, int] | None:
-    if _is_int(value):
-        return (value, value)
-    if isinstance(value, Sequence) and len(value) == 2 and all(_is_int(v) for v in value):
-        return (value[0], value[1])
+    if is_int(value):
+        return (int(value), int(value))
+    if isinstance(value, Sequence) and len(value) == 2 and all(is_int(v) for v in value):
+        return (int(value[0]), int(value[1]))
     return None
 
 

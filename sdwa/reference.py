@@ -11,7 +11,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from sdwa.problem import AttentionProblem, accumulation_dtype
+from sdwa.problem import AttentionProblem, accumulation_dtype, autocasts
 
 
 def attention(
@@ -35,7 +35,7 @@ def attention(
         lse: (batch, height, width, heads), the natural log of the sum of the exponentials of the
             scores, in the accumulation type: float32, or float64 where query is.
     """
-    if torch.is_autocast_enabled(query.device.type):  # it would round the scores
+    if autocasts(query.device):  # it would round the scores
         with torch.autocast(query.device.type, enabled=False):
             return attention(problem, query, key, value, bias, dropout)
     accumulate = accumulation_dtype(query.dtype)

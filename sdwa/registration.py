@@ -25,7 +25,7 @@ from torch.autograd import Function, forward_ad
 from torch.utils.flop_counter import register_flop_formula
 
 from sdwa import reference
-from sdwa.problem import AttentionProblem, accumulation_dtype
+from sdwa.problem import AttentionProblem, accumulation_dtype, autocasts
 
 Attend = Callable[..., tuple[Tensor, Tensor]]
 
@@ -176,9 +176,9 @@ def autocast_tensors(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor,
     Raises:
         TypeError: float64 beside another dtype, which autocast does not bring together.
     """
-    device_type = query.device.type
-    if not torch.is_autocast_enabled(device_type):
+    if not autocasts(query.device):
         return query, key, value
+    device_type = query.device.type
     dtypes = [tensor.dtype for tensor in (query, key, value)]
     if torch.float64 in dtypes:
         if len(set(dtypes)) > 1:

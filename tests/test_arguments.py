@@ -1,7 +1,9 @@
 """What is refused, and that the message names the argument, what came and what is legal."""
 
 import re
+from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,15 +23,23 @@ REFUSED = {
     "zero kernel": ({"kernel_size": 0}, ValueError, "kernel_size must be odd.*got 0"),
     "float kernel": ({"kernel_size": 3.0}, TypeError, "kernel_size must be an odd int.*got 3.0"),
     "kernel of three": ({"kernel_size": (3, 3, 3)}, TypeError, "kernel_size.*pair"),
+    "huge kernel": ({"kernel_size": 257}, ValueError, "kernel_size.* from 1 to 255, got 257"),
     "even in pair": ({"kernel_size": (3, 2)}, ValueError, r"kernel_size must be odd.*\(3, 2\)"),
-    "dilation 0": ({"dilation": 0}, ValueError, "dilation must be at least 1, got 0"),
+    "dilation 0": ({"dilation": 0}, ValueError, "dilation must be from 1 to .*, got 0"),
+    "huge dilation": ({"dilation": 2**31}, ValueError, "dilation must be from 1 to 2147483647"),
     "short dilation": ({"dilation": (1, 2)}, ValueError, "dilation.*got 2 entries.*4 heads"),
     "long dilation": ({"dilation": (1,) * 5}, ValueError, "dilation.*got 5 entries.*4 heads"),
     "negative entry": ({"dilation": (1, 2, -1, 1)}, ValueError, "dilation.*got -1"),
     "float entry": ({"dilation": (1, 2, 1.5, 1)}, TypeError, "dilation entries.*got 1.5"),
+    "bool entry": ({"dilation": (1, 2, True, 1)}, TypeError, "dilation entries.*got True"),
     "text dilation": ({"dilation": "1234"}, TypeError, "dilation must be an int.*got str"),
+    "bytes dilation": ({"dilation": b"1234"}, TypeError, "dilation must be an int.*got bytes"),
     "padding": ({"padding_mode": "reflect"}, ValueError, "padding_mode.*\"masked\", got 'reflect'"),
     "scale": ({"scale": "1"}, TypeError, "scale must be a number or None, got str"),
+    "bool scale": ({"scale": True}, TypeError, "scale must be a number or None, got bool"),
+    "tensor scale": ({"scale": torch.ones(())}, TypeError, "scale must be a number.*got Tensor"),
+    "NaN scale": ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
+    "infinite scale": ({"scale": float("inf")}, ValueError, "scale must be finite, got inf"),
     "backend": ({"backend": "numpy"}, ValueError, "backend must be None or one of.*got 'numpy'"),
     "bias shape": (
         {"bias": torch.zeros(4, 3, 5)},
@@ -103,11 +113,39 @@ def test_error_lists_the_reasons_of_every_backend(monkeypatch):
         sdwa.sliding_dilated_window_attention(**tensors())
 
 
+LEGAL = ({"kernel_size": (3, 3)}, {"dilation": (1, 2, 1, 1)}, {"dilation": ((1, 1), 2, 1, 1)})
+EQUAL = (
+    {"kernel_size": (3.0, 3)},
+    {"dilation": (1, 2.0, 1, True)},
+    {"dilation": ((1, 1.0), 2, 1, 1)},
+)
+
+
+@pytest.mark.parametrize(("legal", "equal"), list(zip(LEGAL, EQUAL, strict=True)))
+def test_refused_also_after_an_equal_call(legal, equal):
+    assert legal == equal
+    sdwa.sliding_dilated_window_attention(**(tensors() | legal))
+    (name,) = equal
+    with pytest.raises(TypeError, match=f"{name}.*must be"):
+        sdwa.sliding_dilated_window_attention(**(tensors() | equal))
+
+
 def test_available_backends():
     found = sdwa.available_backends()
     assert found["reference"] == ()
     assert all(isinstance(reasons, tuple) for reasons in found.values())
     assert any("cuda" in reason for reason in sdwa.available_backends("cuda")["cpu"])
+    assert any("meta" in r for r in sdwa.available_backends(torch.device("meta"))["cpu"])
+    with pytest.raises(ValueError, match="device must be one that PyTorch knows.*got 'abacus'"):
+        sdwa.available_backends("abacus")
+
+
+def test_meta_tensors_give_meta_tensors():
+    inputs = [tensor.to("meta") for tensor in tensors().values()]
+    out, lse = sdwa.sliding_dilated_window_attention(*inputs, return_lse=True)
+    assert (out.shape, lse.shape, out.device.type) == (SHAPE, SHAPE[:4], "meta")
+    with torch.autocast("cpu"):
+        assert sdwa.sliding_dilated_window_attention(*inputs).dtype == torch.float32
 
 
 def test_sizes_are_normalised():
@@ -116,6 +154,16 @@ def test_sizes_are_normalised():
     assert as_dilation(2, 3) == ((2, 2),) * 3
     assert as_dilation([1, (2, 3)], 2) == ((1, 1), (2, 3))
     assert as_dilation((2, 3), 2) == ((2, 2), (3, 3))
+    assert as_dilation(torch.Size([2, 3]), 2) == ((2, 2), (3, 3))
+
+
+def test_numbers_of_numpy_are_numbers(backend):
+    inputs = [tensor.to(backend.device_type) for tensor in tensors().values()]
+    attend = partial(sdwa.sliding_dilated_window_attention, *inputs, backend=backend.name)
+    expected = attend((3, 5), (1, 2, 2, 3), scale=0.5)
+    kernel_size, dilation = np.array([3, 5]), np.array([1, 2, 2, 3])
+    assert torch.equal(attend(tuple(kernel_size), list(dilation), scale=np.float32(0.5)), expected)
+    assert torch.equal(attend(np.int64(3), np.int32(2)), attend(3, 2))
 
 
 @pytest.mark.parametrize(

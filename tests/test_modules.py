@@ -1,5 +1,8 @@
 """The layer, the allocation of heads, and DilateFormer's checkpoints."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -36,11 +39,25 @@ def test_head_dilations(heads, ratio, dilations, expected):
         ((8, 0.3, (2,)), "whole number of heads"),
         ((8, 0.25, (2, 3, 4, 5)), "share 6 heads equally, got 4"),
         ((8, 0.25, ()), "share 6 heads equally, got 0"),
-        ((8, 0.25, (2, 0)), "dilations must be at least 1"),
+        ((8, 0.25, (2, 0)), r"dilations\[1\] must be at least 1, got 0"),
     ],
 )
 def test_head_dilations_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
+        sdwa.head_dilations(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((8.0, 0.5, (2,)), "num_heads must be an int, got 8.0"),
+        ((8, "0.5", (2,)), "standard_ratio must be a number, got '0.5'"),
+        ((8, 0.5, 2), "dilations must be a sequence of ints, got 2"),
+        ((8, 0.5, (2, 1.5)), r"dilations\[1\] must be an int, got 1.5"),
+    ],
+)
+def test_head_dilations_of_the_wrong_type_refused(arguments, message):
+    with pytest.raises(TypeError, match=message):
         sdwa.head_dilations(*arguments)
 
 
@@ -87,6 +104,34 @@ def test_cross_attention_takes_key_and_value_from_context():
         layer(x)  # without a context, x would have to have its channels
     with pytest.raises(ValueError, match="context must have the batch, height and width of x"):
         layer(x, context[:, :4])
+    with pytest.raises(TypeError, match="context must be a tensor, got list"):
+        layer(x, [1.0])
+
+
+@pytest.mark.parametrize("q_proj", (True, False))
+def test_views_of_channels_first_maps(backend, q_proj):
+    layer = sdwa.SlidingDilatedWindowAttention(
+        16, 4, dilation=(1, 2), q_proj=q_proj, backend=backend.name
+    ).to(backend.device_type)
+    x = torch.randn(2, 16, 5, 6, device=backend.device_type).permute(0, 2, 3, 1)
+    torch.testing.assert_close(layer(x), layer(x.contiguous()))
+
+
+def test_copies_and_conversions():
+    torch.manual_seed(0)
+    layer = sdwa.SlidingDilatedWindowAttention(16, 4, dilation=(1, 2), relative_bias=True).eval()
+    torch.nn.init.normal_(layer.relative_bias)
+    x = torch.randn(2, 5, 6, 16)
+    expected = layer(x)
+    names = {f"{part}.{kind}" for part in ("q", "kv", "proj") for kind in ("weight", "bias")}
+    assert layer.state_dict().keys() == names | {"relative_bias"}
+    for copied in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        assert repr(copied) == repr(layer)
+        assert torch.equal(copied(x), expected)
+    for dtype, tolerance in ((torch.float64, 1e-5), (torch.float16, 1e-2), (torch.bfloat16, 6e-2)):
+        out = copy.deepcopy(layer).to(dtype)(x.to(dtype))
+        assert out.dtype == dtype
+        torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
 
 
 def test_attention_dropout_drops_weights_in_training_only():
@@ -104,13 +149,34 @@ def test_attention_dropout_drops_weights_in_training_only():
     ("arguments", "message"),
     [
         ({"dim": 10, "num_heads": 4}, "dim must be a multiple of num_heads, got 10 and 4"),
-        ({"dim": 8, "num_heads": 0}, "dim must be a multiple of num_heads"),
+        ({"dim": 8, "num_heads": 0}, "num_heads must be at least 1, got 0"),
+        ({"dim": 514, "num_heads": 2}, "at most 256 channels, got 514 and 2 heads"),
         ({"dim": 8, "num_heads": 2, "kernel_size": 2}, "kernel_size must be odd"),
         ({"dim": 8, "num_heads": 2, "dilation": (1, 2, 3)}, "got 3 entries.*2 heads"),
+        ({"dim": 8, "context_dim": 0}, "context_dim must be at least 1, got 0"),
+        ({"dim": 8, "scale": float("nan")}, "scale must be finite, got nan"),
+        ({"dim": 8, "attn_drop": 1.5}, "attn_drop must be from 0 to 1, got 1.5"),
+        ({"dim": 8, "proj_drop": -0.5}, "proj_drop must be from 0 to 1, got -0.5"),
+        ({"dim": 8, "padding_mode": "same"}, "padding_mode must be .*got 'same'"),
+        ({"dim": 8, "backend": "numpy"}, "backend must be None or one of.*got 'numpy'"),
     ],
 )
 def test_layer_refuses(arguments, message):
     with pytest.raises(ValueError, match=message):
+        sdwa.SlidingDilatedWindowAttention(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dim": 8.0}, "dim must be an int, got 8.0"),
+        ({"dim": 8, "num_heads": True}, "num_heads must be an int, got True"),
+        ({"dim": 8, "scale": "1"}, "scale must be a number or None, got str"),
+        ({"dim": 8, "attn_drop": "0.1"}, "attn_drop must be a number, got '0.1'"),
+    ],
+)
+def test_layer_refuses_types(arguments, message):
+    with pytest.raises(TypeError, match=message):
         sdwa.SlidingDilatedWindowAttention(**arguments)
 
 
@@ -157,3 +223,11 @@ def test_dilateformer_checkpoint_refused():
         load(state | {"norm.weight": torch.ones(1)}, **options)
     with pytest.raises(ValueError, match="num_heads must be a multiple.*got 4 heads"):
         load(state, num_heads=4, dilation=(1, 2, 3))
+    for name, wrong in (
+        ("qkv.weight", state["qkv.weight"][:-1]),
+        ("qkv.bias", torch.zeros(5)),
+        ("proj.weight", torch.zeros(5, 72)),
+        ("proj.bias", torch.zeros(5)),
+    ):
+        with pytest.raises(ValueError, match=f"state_dict must hold {name} of shape.*got"):
+            load(state | {name: wrong}, **options)
