@@ -1,9 +1,13 @@
 """Window arithmetic of the Triton kernels against tables written by hand."""
 
+import threading
+
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
+from sdwa.backends.triton import launch
 from sdwa.backends.triton.blocks import Shape, choose_blocks, chunk_width, fit_blocks, table_key
 from sdwa.backends.triton.geometry import head_table, tiles
 from sdwa.backends.triton.launch import (
@@ -134,14 +138,45 @@ def test_small_maps_take_small_tiles():
     assert blocks == (1, 1, 1, 64, 1)  # block_h, block_w, strip, block_d, warps
 
 
-def test_maps_beyond_32_bit_coordinates_are_refused():
-    with pytest.raises(ValueError, match="height and width up to"):
-        attention_plan(
-            "forward",
-            (1, 1, MAX_EXTENT + 1, 1, 1),
-            ((0, 0, 1, 0),) * 3,
-            2,
-            (3, 3),
-            (1, 1),
-            False,
-        )
+@pytest.mark.parametrize(
+    "shape, message",
+    [
+        ((1, 1, MAX_EXTENT + 1, 1, 1), "height and width up to"),
+        ((1, 1, 2**22, 16, 17), r"elements in a row \(width \* heads \* head_dim\)"),
+        ((2**31, 1, 1, 1, 1), "programs"),
+    ],
+)
+@pytest.mark.parametrize("which, tensors", [("forward", 3), ("backward", 4)])
+def test_maps_beyond_32_bits_are_refused(which, tensors, shape, message):
+    strides = ((shape[1] * shape[2], shape[2], 1, 1),) * tensors
+    with pytest.raises(ValueError, match=message):
+        attention_plan(which, shape, strides, 2, (3, 3), (1, 1) * shape[3], False)
+
+
+def test_more_rows_than_a_grid_holds_are_refused():
+    with pytest.raises(ValueError, match="programs"):
+        delta_plan((2**25, 64, 1, 1, 1), (64, 1, 1, 1), 2)
+
+
+def test_head_tables_are_kept_for_captures(monkeypatch):
+    table, device = ((1, 1, 7, 0, 7),), torch.device("cuda", 0)
+    kept = torch.zeros(1, 5)
+    monkeypatch.setitem(launch._TABLES, (table, device), kept)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert launch._table_on(table, device) is kept
+
+
+def test_head_tables_are_made_once_and_in_another_thread(monkeypatch):
+    # CUDA graphs of torch.compile own what the calling thread allocates.
+    made_in = []
+
+    def tensor(*args, **options):
+        made_in.append(threading.get_ident())
+        return torch.zeros(1, 5)
+
+    monkeypatch.setattr(launch, "_TABLES", {})
+    monkeypatch.setattr(torch, "tensor", tensor)
+    first, again = (launch._table_on(((1, 1, 7, 0, 7),), torch.device("cpu")) for _ in range(2))
+    assert first is again
+    assert len(made_in) == 1
+    assert made_in[0] != threading.get_ident()

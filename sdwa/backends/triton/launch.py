@@ -9,8 +9,9 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -31,6 +32,8 @@ from sdwa.backends.triton.geometry import head_table, tiles
 KERNELS: dict[str, Any] = {"forward": forward_kernel, "backward": backward_kernel}
 # Coordinates are 32-bit, and the taps of a window reach several maps beyond the map.
 MAX_EXTENT = 2**26
+# So are the strides of a row and the offsets inside it, where tensors are contiguous.
+MAX_ROW = 2**30
 MAX_PROGRAMS = 2**31 - 1
 DELTA_WARPS = 4
 # Said, because its default depends on Triton's version: a product and a sum become one instruction.
@@ -38,6 +41,8 @@ OPTIONS = {"enable_fp_fusion": True}
 
 Extents = tuple[int, ...]
 Table = tuple[tuple[int, ...], ...]
+
+_TABLES: dict[tuple[Table, torch.device], Tensor] = {}
 
 
 class Plan(NamedTuple):
@@ -71,7 +76,8 @@ def attention_forward(
     of each head. lse: (batch, height, width, heads) float32.
 
     Raises:
-        ValueError: height or width beyond 2**26, or more tiles than a grid holds.
+        ValueError: height or width beyond 2**26, a row of the map (width * heads * head_dim) beyond
+            2**30 elements, or more tiles than a grid holds.
     """
     out = query.new_empty(query.shape)
     lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
@@ -116,9 +122,9 @@ def attention_backward(
     if not query.shape[0]:
         return dq, dk, dv, lse.new_zeros((0,) if bias is None else bias.shape)
     delta = torch.empty_like(lse)
-    arguments, grid = delta_plan(tuple(query.shape), _strides(grad_out), query.element_size())
+    arguments, programs = delta_plan(tuple(query.shape), _strides(grad_out), query.element_size())
     with _on_device(query):
-        delta_kernel[grid](
+        delta_kernel[programs](
             grad_out, out, grad_lse, delta, **arguments, num_warps=DELTA_WARPS, **OPTIONS
         )
     tensors = {
@@ -207,7 +213,8 @@ def attention_plan(
     element_size: bytes. blocks: None for the choice of the table.
 
     Raises:
-        ValueError: height or width beyond 2**26, or more tiles than a grid holds.
+        ValueError: height or width beyond 2**26, a row of the map (width * heads * head_dim) beyond
+            2**30 elements, or more tiles than a grid holds.
     """
     batch, height, width, heads, head_dim = shape
     if max(height, width) > MAX_EXTENT:
@@ -215,17 +222,17 @@ def attention_plan(
             f"query must have height and width up to {MAX_EXTENT} on the Triton backend, "
             f"got shape {shape}"
         )
+    if width * heads * head_dim > MAX_ROW:
+        raise ValueError(
+            f"query must have up to {MAX_ROW} elements in a row (width * heads * head_dim) on the "
+            f"Triton backend, got shape {shape}"
+        )
     if blocks is None:
         blocks = choose_blocks(which, element_size, head_dim, kernel_size, height, width)
     table = head_table(dilation, height, width, blocks.strip)
     tiles_y, tiles_x = tiles(table, height, blocks.block_h, blocks.block_w)
     units = batch * tiles_y * tiles_x
     programs = units * heads * (2 if which == "backward" else 1)
-    if programs > MAX_PROGRAMS:
-        raise ValueError(
-            f"query must need at most {MAX_PROGRAMS} programs on the Triton backend, "
-            f"got shape {shape}, which needs {programs}"
-        )
     contiguous = (height * width * heads * head_dim, width * heads * head_dim, heads * head_dim)
     names = ("q_strides", "k_strides", "v_strides", "dout_strides")
     arguments = {
@@ -243,7 +250,7 @@ def attention_plan(
         "INDEX_64": needs_index_64(shape, (*strides, contiguous)),
         **blocks.constants,
     }
-    return Plan((programs,), units, table, arguments, blocks.warps)
+    return Plan(grid(programs, shape), units, table, arguments, blocks.warps)
 
 
 @lru_cache(maxsize=4096)
@@ -267,12 +274,25 @@ def delta_plan(
         "HEAD_DIM": head_dim,
         "ALIGN": alignment((strides,)),
         # A row of the map, pixels by heads, is what this kernel takes for a map.
-        "INDEX_64": (width - 1) * strides[2] + (heads - 1) * strides[3] + head_dim >= 2**31
-        or width * heads * head_dim >= 2**31,
+        "INDEX_64": (width - 1) * strides[2] + (heads - 1) * strides[3] + head_dim >= 2**31,
         "BLOCK": block,
         "BLOCK_D": block_d,
     }
-    return arguments, (batch * height * blocks,)
+    return arguments, grid(batch * height * blocks, shape)
+
+
+def grid(programs: int, shape: Extents) -> tuple[int]:
+    """The grid of so many programs for a query of that shape.
+
+    Raises:
+        ValueError: more than a grid holds.
+    """
+    if programs > MAX_PROGRAMS:
+        raise ValueError(
+            f"query must need at most {MAX_PROGRAMS} programs on the Triton backend, "
+            f"got shape {shape}, which needs {programs}"
+        )
+    return (programs,)
 
 
 def alignment(strides: Sequence[Extents]) -> int:
@@ -299,6 +319,9 @@ def _strides(tensor: Tensor) -> Extents:
 
 def _table_on(table: Table, device: torch.device) -> Tensor:
     """The head table on the device, int32 (heads, columns)."""
+    kept = _TABLES.get((table, device))
+    if kept is not None:
+        return kept
     if device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         # A copy from the host cannot be captured and fills can: a table that was not needed before
         # the capture becomes part of the graph.
@@ -308,13 +331,11 @@ def _table_on(table: Table, device: torch.device) -> Tensor:
             for entry in row
         ]
         return torch.cat(entries).view(len(table), -1)
-    return _kept_table(table, device)
-
-
-@cache
-def _kept_table(table: Table, device: torch.device) -> Tensor:
-    """As `_table_on`, kept for good: a captured graph may hold its address."""
-    return torch.tensor(table, dtype=torch.int32, device=device)
+    # Kept for good, for a captured graph may hold its address. Made in a thread of its own: while
+    # torch.compile warms up its CUDA graphs, what this thread allocates is theirs to reuse.
+    with ThreadPoolExecutor(1) as thread:
+        made = thread.submit(torch.tensor, table, dtype=torch.int32, device=device).result()
+    return _TABLES.setdefault((table, device), made)
 
 
 def _on_device(tensor: Tensor) -> AbstractContextManager[Any]:
