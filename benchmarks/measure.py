@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -180,29 +181,30 @@ def time_call(
         first_ms: what one call took just before, which warmed up; None: one is made.
     """
     calls = [calls] if callable(calls) else list(calls)
-    sample = _event_sample if device.type == "cuda" else _clock_sample
+    measure = _event_sample if device.type == "cuda" else _clock_sample
+    turns = itertools.cycle(calls)
+
+    def sample(bunch: int = 1) -> float:
+        return measure([next(turns) for _ in range(bunch)])
+
     if first_ms is None:
-        first_ms = sample(calls[0], 1)
+        first_ms = sample()
     if first_ms > 2e3 * seconds:
-        slow = sample(calls[0], 1)
+        slow = sample()
         return Timing(slow, slow, slow, runs=1)
-    for call in calls[1:]:
-        call()
+    for _ in calls:
+        next(turns)()
     # A GPU needs some time to leave its idle clock.
     warm_until = time.perf_counter() + min(0.2, seconds / 4)
-    estimate = sample(calls[0], 1)
-    turn = 0
+    estimate = sample()
     while time.perf_counter() < warm_until:
-        turn += 1
-        estimate = min(estimate, sample(calls[turn % len(calls)], 1))
+        estimate = min(estimate, sample())
     # An event costs microseconds: very short calls are timed in bunches.
     bunch = max(1, int(0.1 / max(estimate, 1e-3))) if device.type == "cuda" else 1
     runs = int(seconds * 1e3 / max(estimate * bunch, 1e-6))
     runs = min(max(runs, fewest_runs), most_runs)
     gc.collect()
-    samples = []
-    for run in range(runs):
-        samples.append(sample(calls[run % len(calls)], bunch))
+    samples = [sample(bunch) for _ in range(runs)]
     return Timing(*_percentiles(samples), runs=runs)
 
 
@@ -234,22 +236,23 @@ def time_replay(
     return Timing(*parts, runs=whole.runs)
 
 
-def _clock_sample(call: Call, bunch: int) -> float:
+def _clock_sample(calls: Sequence[Call]) -> float:
+    """Milliseconds of one of the calls, made one after the other."""
     start = time.perf_counter()
-    for _ in range(bunch):
+    for call in calls:
         call()
-    return (time.perf_counter() - start) * 1e3 / bunch
+    return (time.perf_counter() - start) * 1e3 / len(calls)
 
 
-def _event_sample(call: Call, bunch: int) -> float:
+def _event_sample(calls: Sequence[Call]) -> float:
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     torch.cuda.synchronize()
     start.record()
-    for _ in range(bunch):
+    for call in calls:
         call()
     end.record()
     end.synchronize()
-    return start.elapsed_time(end) / bunch
+    return start.elapsed_time(end) / len(calls)
 
 
 def _percentiles(samples: list[float]) -> tuple[float, float, float]:
@@ -281,7 +284,8 @@ def peak_memory(call: Call, device: torch.device) -> tuple[int, float]:
         peak = torch.cuda.max_memory_allocated(device) - before
         return peak, (time.perf_counter() - start) * 1e3
     activities = [torch.profiler.ProfilerActivity.CPU]
-    os.environ.setdefault("KINETO_LOG_LEVEL", "5")  # else it complains where there is no GPU
+    # Else it complains where there is no GPU, and newer ones tell when they start and stop.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     with torch.profiler.profile(
         activities=activities, profile_memory=True, acc_events=True
     ) as profile:

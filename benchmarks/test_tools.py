@@ -1,6 +1,7 @@
 """The tools themselves: records, comparison, report, and what they do with wrong input."""
 
 import dataclasses
+import itertools
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from benchmarks import attention, compare, measure, peers, plots, report
+from benchmarks import attention, compare, measure, peers, plots, profiling, report
 from benchmarks.measure import Measurement, Record, Timing, UserError
 from benchmarks.shapes import Shape
 
@@ -50,6 +51,21 @@ def test_measures_time_memory_and_error(record):
 def test_peak_memory_is_that_of_the_tensors():
     x = torch.ones(1000, 1000)
     assert measure.peak_memory(lambda: (x + 1) + (x + 2), CPU)[0] == 3 * 4_000_000
+
+
+def test_no_input_is_taken_twice_in_a_row(monkeypatch):
+    bunches = []
+
+    def sample(calls):
+        bunches.append(calls)
+        return 0.01  # ms: short enough for bunches of ten
+
+    monkeypatch.setattr(measure, "_event_sample", sample)
+    calls = [lambda: None for _ in range(3)]
+    measure.time_call(calls, torch.device("cuda"), seconds=0.001, first_ms=0.01)
+    assert len(bunches[-1]) == 10
+    made = [call for bunch in bunches for call in bunch]
+    assert all(first is not second for first, second in itertools.pairwise(made))
 
 
 def test_wrong_results_are_not_timed():
@@ -142,6 +158,15 @@ def test_report_stands_between_its_markers(record, tmp_path):
     readme.write_text("no markers")
     with pytest.raises(UserError, match="must hold"):
         report.rewrite(readme, "")
+
+
+def test_slow_single_passes_of_several_images_are_profiled(record):
+    chosen = profiling.slowest(record, 9, "cpu")
+    assert {(m.case, m.what) for m in chosen} == {("map6", "forward"), ("map7", "forward")}
+    bandwidths = [m.details["fewest_bytes"] / m.timing.p50_ms for m in chosen]
+    assert bandwidths == sorted(bandwidths)
+    one_image = dataclasses.replace(SMALL, batch=1)
+    assert profiling.slowest(small_record((one_image,)), 9, "cpu") == []
 
 
 def test_plots_are_drawn(record, tmp_path):
