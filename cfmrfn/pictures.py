@@ -1,19 +1,26 @@
-"""Learning curves and confusion matrices as PNG."""
+"""Learning curves, confusion matrices, maps on faces and t-SNE as PNG."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
 from cfmrfn.metrics import Report
 
 # Okabe-Ito colours, which colour-blind readers can tell apart
 COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
+CLASS_COLORS = [*COLORS.values(), "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000"]
 NAMES = {"train": "training", "val": "set aside", "test": "held out"}
 
 
@@ -65,6 +72,137 @@ def plot_confusion(path: Path, report: Report, title: str) -> None:
     )
     figure.colorbar(image, label="% of the true class", shrink=0.8)
     _save(figure, path)
+
+
+@dataclass(frozen=True)
+class FaceMaps:
+    """A face and what the network makes of it.
+
+    Attributes:
+        title: true and predicted class.
+        face: (height, width, 3), RGB in 0..1.
+        landmarks: (68, 2), x and y in pixels of the face; None: not predicted.
+        attention: by stream, (heads, rows, columns), weights of the places.
+        evidence: by stream, (rows, columns), for the predicted class.
+    """
+
+    title: str
+    face: np.ndarray
+    landmarks: np.ndarray | None
+    attention: Mapping[str, np.ndarray]
+    evidence: Mapping[str, np.ndarray]
+
+
+def plot_faces(
+    path: Path, faces: Sequence[FaceMaps], title: str, *, landmarks_trained: bool = True
+) -> None:
+    """A row for each face: the face, its landmarks, and each stream's attention and evidence.
+
+    All faces must have the same streams. Colours mean the same down a column, and in both columns
+    of evidence.
+    ``landmarks_trained``: False says above the landmarks that their weights are random.
+    """
+    with_landmarks = faces[0].landmarks is not None
+    streams = list(faces[0].attention)
+    width = 1 + with_landmarks + 2 * len(streams)
+    figure = Figure(figsize=(1 + 1.7 * width, 1.3 + 1.75 * len(faces)), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    grid = figure.subplots(len(faces), width, squeeze=False)
+    for face, axes in zip(faces, grid, strict=True):
+        for one in axes:
+            _show_face(one, face)
+        axes[0].set_ylabel(face.title, fontsize=7)
+        if face.landmarks is not None:
+            axes[1].plot(*face.landmarks.T, ".", markersize=2.5, color="#00E0FF")
+    grid[0, 0].set_title("face", fontsize=8)
+    if with_landmarks:
+        heading = "landmarks" if landmarks_trained else "landmarks\n(random weights)"
+        grid[0, 1].set_title(heading, fontsize=8)
+
+    def overlay(column: int, maps: list[np.ndarray], heading: str, **style: Any) -> None:
+        for axes, values in zip(grid[:, column], maps, strict=True):
+            _show_map(axes, values, alpha=0.6, interpolation="bilinear", **style)
+        grid[0, column].set_title(heading, fontsize=8)
+        scale = ScalarMappable(style["norm"], style["cmap"])
+        below = grid[-1, column].inset_axes((0, -0.1, 1, 0.05))  # takes no room from the column
+        figure.colorbar(scale, cax=below, orientation="horizontal")
+        below.tick_params(labelsize=6)
+
+    most = max((np.abs(maps).max() for face in faces for maps in face.evidence.values()), default=0)
+    for index, stream in enumerate(streams, 1 + with_landmarks):
+        attention = [face.attention[stream].mean(0) for face in faces]
+        norm = Normalize(np.min(attention), np.max(attention))
+        overlay(index, attention, f"attention,\n{stream} stream", norm=norm, cmap="inferno")
+        evidence = [face.evidence[stream] for face in faces]
+        norm = Normalize(-most, most)
+        heading = f"evidence,\n{stream} stream"
+        overlay(index + len(streams), evidence, heading, norm=norm, cmap="RdBu_r")
+    _save(figure, path)
+
+
+def plot_heads(
+    path: Path,
+    face: FaceMaps,
+    title: str,
+    dilations: Sequence[int] | None,
+    token: tuple[int, int] | None = None,
+) -> None:
+    """Attention of each head on one face: a row for each stream, a column for each head.
+
+    ``dilations``: one a head; None: global attention. ``token``: row and column of the query, which
+    is outlined; weights of zero, as outside of its window, leave the face free.
+    """
+    heads = len(next(iter(face.attention.values())))
+    figure = Figure(figsize=(1 + 1.5 * heads, 1 + 1.7 * len(face.attention)), layout="constrained")
+    figure.suptitle(title, fontsize=9)
+    grid = figure.subplots(len(face.attention), heads, squeeze=False)
+    norm = Normalize(0, max(maps.max() for maps in face.attention.values()))
+    for row, (stream, maps) in zip(grid, face.attention.items(), strict=True):
+        row[0].set_ylabel(f"{stream} stream", fontsize=8)
+        for head, (axes, values) in enumerate(zip(row, maps, strict=True)):
+            _show_face(axes, face)
+            shown = np.ma.masked_equal(values, 0)
+            _show_map(axes, shown, alpha=0.6, norm=norm, cmap="inferno")
+            if token is not None:
+                height, width = (
+                    side / count for side, count in zip(face.face.shape, values.shape, strict=False)
+                )
+                corner = (token[1] * width, token[0] * height)
+                axes.add_patch(Rectangle(corner, width, height, fill=False, color="#00E0FF"))
+            reach = "" if dilations is None else f", dilation {dilations[head]}"
+            axes.set_title(f"head {head + 1}{reach}", fontsize=8)
+    scale = ScalarMappable(norm, "inferno")
+    figure.colorbar(scale, ax=list(grid.flat), label="attention weight", shrink=0.8)
+    _save(figure, path)
+
+
+def plot_tsne(
+    path: Path, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str
+) -> None:
+    """Points (images, 2), coloured by ``labels`` (images,), which index ``class_names``."""
+    figure = Figure(figsize=(6.5, 5), layout="constrained")
+    axes = figure.subplots()
+    for label, name in enumerate(class_names):
+        x, y = points[labels == label].T
+        axes.scatter(x, y, s=9, color=CLASS_COLORS[label], linewidths=0, label=name)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_title(title, fontsize=9)
+    figure.legend(loc="outside right center", markerscale=2, fontsize=8)
+    _save(figure, path)
+
+
+def _show_face(axes: Axes, face: FaceMaps) -> None:
+    height, width, _ = face.face.shape
+    axes.imshow(face.face, extent=(0, width, height, 0))
+    axes.autoscale(False)  # landmarks may lie off the face
+    axes.set_xticks([])
+    axes.set_yticks([])
+
+
+def _show_map(axes: Axes, values: np.ndarray, **style: Any) -> None:
+    """A map of places over the face that the axes show."""
+    axes.imshow(values, extent=axes.get_images()[0].get_extent(), **style)
 
 
 def _save(figure: Figure, path: Path) -> None:
