@@ -7,7 +7,9 @@
 #
 # PYTHON    the interpreter (python); NATTEN takes part if it is installed there:
 #           pip install --no-build-isolation natten==0.17.5
-# POSTER    a checkout of https://github.com/zczcwh/POSTER, to be timed beside the network
+#           (it asks for C++17, so not beside a PyTorch whose headers ask for C++20, as 2.14's do)
+# POSTER    a checkout of https://github.com/zczcwh/POSTER, to be timed beside the network; it
+#           imports einops
 # PREFIX    goes before each command, such as "taskset -c 0-3"
 # RESUME=1  keeps what the files hold of this machine and commit, and times the rest
 set -uo pipefail
