@@ -119,12 +119,14 @@ class CFMRFN(nn.Module):
         _check_choice("padding_mode", padding_mode, PADDING_MODES)
         if in_chans != 3:
             raise ValueError(f"in_chans must be 3, got {in_chans}")
-        if num_heads < 1 or embed_dim % num_heads:
+        if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
             raise ValueError(
                 f"num_heads must divide embed_dim, got {num_heads} heads for {embed_dim} channels"
             )
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
+        if not 0 <= drop_path_rate <= 1:
+            raise ValueError(f"drop_path_rate must be 0 to 1, got {drop_path_rate}")
         if len(image_widths) != 3:
             raise ValueError(f"image_widths must have 3 entries, got {tuple(image_widths)}")
         dilation = _choose_dilation(attention, head_dilations, num_heads)
