@@ -43,7 +43,7 @@ def plot_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     rate.set_ylim(bottom=0)
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
