@@ -97,6 +97,20 @@ def test_compiled_transforms(backend, transform):
     torch.testing.assert_close(compiled(query, key, value), function(query, key, value))
 
 
+def test_compiled_layer_serves_all_batches_and_maps(backend):
+    """`torch.compile(dynamic=True)` of the layer, one compilation for all batch and map sizes"""
+    layer = sdwa.SlidingDilatedWindowAttention(16, 2, dilation=(1, 2), backend=backend.name)
+    layer.to(backend.device_type)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(layer, backend=counter, fullgraph=True, dynamic=True)
+    frames = []
+    for batch, height, width in ((2, 5, 6), (3, 7, 9), (5, 3, 4), (2, 12, 2)):
+        x = torch.randn(batch, height, width, 16, device=backend.device_type)
+        torch.testing.assert_close(compiled(x), layer(x))
+        frames.append(counter.frame_count)
+    assert frames[-1] == frames[0]
+
+
 def test_compiled_layer_under_autocast(backend):
     layer = sdwa.SlidingDilatedWindowAttention(
         16, 2, dilation=(1, 2), q_proj=False, relative_bias=True, backend=backend.name

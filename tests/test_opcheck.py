@@ -138,6 +138,19 @@ def test_deterministic_mode(backend, case):
     )
 
 
+@pytest.mark.parametrize("changed", ("query", "key", "value", "bias"))
+def test_a_change_in_place_before_the_backward_pass_is_noticed(backend, changed):
+    operators(backend)
+    tensors = draw(CASES["bias"], torch.float32, backend.device_type)
+    inputs = {n: tensors[n].requires_grad_() * 1 for n in ("query", "key", "value", "bias")}
+    out = sdwa.sliding_dilated_window_attention(
+        **inputs, kernel_size=(3, 5), dilation=(1, 2), backend=backend.name
+    )
+    inputs[changed].add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 def test_packed_projection_is_read_in_place(backend):
     """packed projections without copies"""
     operators(backend)
