@@ -35,10 +35,10 @@ class BackwardItem {
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
         layout_(window_.columns, window_.width, scratch),
         step_(rows_per_step(layout_)),
-        query_(ring_rows(), row_size(), scratch),
-        key_(ring_rows(), row_size(), scratch),
-        value_(ring_rows(), row_size(), scratch),
-        grad_out_(ring_rows(), row_size(), scratch),
+        query_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
+        key_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
+        value_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
+        grad_out_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
         delta_(step_, layout_.slots, scratch),
         lse_(step_, layout_.slots, scratch),
         probability_(ring_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
@@ -73,7 +73,6 @@ class BackwardItem {
     return layout.run_count >= kRuns ? 1 : kRuns / layout.run_count;
   }
   int32_t ring_rows() const { return window_.rows.size - 1 + step_; }
-  int64_t row_size() const { return int64_t(layout_.slots) * stride_; }
 
   template <typename Prefetch>
   void run_sub_map(int32_t phase, const SubMapRows& rows, Prefetch& prefetch) {
@@ -122,20 +121,17 @@ class BackwardItem {
     A* const lse = lse_.row(row);
     const int64_t first = ((batch_ * p_.height + y) * p_.width) * p_.heads + head_;
     const T* const out = static_cast<const T*>(args_.out);
-    for_each_slot(
-        layout_,
-        [&](int32_t slot, int32_t x) __attribute__((always_inline)) {
-          const int64_t token = first + x * p_.heads;
-          read_token(out + token * p_.head_dim, p_.head_dim, result_);
-          Vec<A> sum = {};
-          for (int d = 0; d < stride_; d += kWidth) {
-            sum += load(grads + int64_t(slot) * stride_ + d) * load(result_ + d);
-          }
-          delta[slot] = sum_lanes<A>(sum);
-          if (args_.grad_lse) delta[slot] -= static_cast<const A*>(args_.grad_lse)[token];
-          lse[slot] = static_cast<const A*>(args_.lse)[token];
-        },
-        [](int32_t, int32_t) {});
+    for_each_slot(layout_, [&](int32_t slot, int32_t x) __attribute__((always_inline)) {
+      const int64_t token = first + x * p_.heads;
+      read_token(out + token * p_.head_dim, p_.head_dim, result_);
+      Vec<A> sum = {};
+      for (int d = 0; d < stride_; d += kWidth) {
+        sum += load(grads + int64_t(slot) * stride_ + d) * load(result_ + d);
+      }
+      delta[slot] = sum_lanes<A>(sum);
+      if (args_.grad_lse) delta[slot] -= static_cast<const A*>(args_.grad_lse)[token];
+      lse[slot] = static_cast<const A*>(args_.lse)[token];
+    });
   }
 
   template <typename Prefetch>
@@ -149,9 +145,12 @@ class BackwardItem {
         lse[u * kRun + i] = lse_.row(at.row)[at.run.slot + i];
       }
     }
-    score_block(block, query_, key_, rows.on_map, window_, stride_, products_, token_rows_,
+    const auto of = [&](const RowRing<A>& ring) {
+      return [&](const BlockRun& at) { return run_tokens(at, ring, stride_); };
+    };
+    score_block(block, of(query_), key_, rows.on_map, window_, stride_, products_, token_rows_,
                 partial_, scores_);
-    score_block(block, grad_out_, value_, rows.on_map, window_, stride_, products_, token_rows_,
+    score_block(block, of(grad_out_), value_, rows.on_map, window_, stride_, products_, token_rows_,
                 partial_, grad_probability_);
     differentiate(block, load(delta), load(lse), rows);
     for (int32_t u = 0; u < block.count; ++u) {
@@ -211,7 +210,8 @@ class BackwardItem {
           grad_score_.row(at.row) + int64_t(h) * window_.columns.size * layout_.slots + at.run.slot;
     }
     products_.sum(run_window(at, key_, 0, rows_on_map, window_, stride_, token_rows_),
-                  RunWeights<A>{weight_rows_, layout_.slots}, result_);
+                  RunWeights<A>{weight_rows_, layout_.slots},
+                  RunTokens<A>{result_, stride_, at.run.count});
     write_result(at, args_.grad_query);
   }
 
@@ -238,7 +238,8 @@ class BackwardItem {
       weight_rows_[h] =
           weights.row(row) + int64_t(tap) * layout_.slots + at.run.slot - columns.reach();
     }
-    products_.sum(window, RunWeights<A>{weight_rows_, 1 - layout_.slots}, result_);
+    products_.sum(window, RunWeights<A>{weight_rows_, 1 - layout_.slots},
+                  RunTokens<A>{result_, stride_, at.run.count});
     write_result(at, target);
   }
 

@@ -52,17 +52,24 @@ SDWA_INLINE RunWindow<A> run_window(const BlockRun& at, const RowRing<A>& ring, 
   return {rows, window.rows.size, window.columns.size, stride};
 }
 
-// Scores of a block's queries with the tokens of `ring`, one vector a tap, one lane a query.
+// Tokens of a run in scratch.
 template <typename A>
-SDWA_INLINE void score_block(const Block& block, const RowRing<A>& queries, const RowRing<A>& ring,
+SDWA_INLINE RunTokens<const A> run_tokens(const BlockRun& at, const RowRing<A>& ring, int stride) {
+  return {ring.row(at.row) + int64_t(at.run.slot) * stride, stride, at.run.count};
+}
+
+// Scores of a block's queries with the tokens of `ring`, one vector a tap, one lane a query.
+// queries(run) tells where the queries' tokens are.
+template <typename A, typename Queries>
+SDWA_INLINE void score_block(const Block& block, Queries&& queries, const RowRing<A>& ring,
                              int32_t rows_on_map, const HeadWindow& window, int stride,
                              const Products<A>& products, const A** rows, Vec<A>* partial,
                              Vec<A>* scores) {
   constexpr int kRuns = kRunsPerBlock<A>;
   for (int32_t u = 0; u < block.count; ++u) {
     const BlockRun& at = block.runs[u];
-    products.score(queries.row(at.row) + int64_t(at.run.slot) * stride,
-                   run_window(at, ring, 0, rows_on_map, window, stride, rows), partial + u);
+    products.score(queries(at), run_window(at, ring, 0, rows_on_map, window, stride, rows),
+                   partial + u);
   }
   for (int32_t t = 0; t < window.taps(); ++t) {
     scores[t] = fold_all<A, kRuns, kRuns>(partial + t * kRuns);

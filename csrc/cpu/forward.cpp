@@ -3,6 +3,8 @@
 // An item is one head of one band of one image. Its rows are walked sub-map by sub-map; the last
 // kernel_h rows of key and value stay in scratch, converted to the accumulation type, so each of
 // their bytes is read from the tensors once (but for the band's halo).
+#include <type_traits>
+
 #include "block.h"
 #include "kernels.h"
 #include "prefetch.h"
@@ -23,15 +25,17 @@ class ForwardItem {
         p_(args.problem),
         batch_(batch),
         head_(head),
+        queries_(args.query, batch, head),
         streaming_(streaming && can_stream<T>(args.out, p_.head_dim)),
+        in_place_(std::is_same_v<T, A> && p_.head_dim % kWidth == 0),
         stride_(token_stride<A>(p_.head_dim)),
         window_(p_, head),
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
         layout_(window_.columns, window_.width, scratch),
         step_(rows_per_step(layout_)),
-        query_(step_, int64_t(layout_.slots) * stride_, scratch),
-        key_(window_.rows.size - 1 + step_, int64_t(layout_.slots) * stride_, scratch),
-        value_(window_.rows.size - 1 + step_, int64_t(layout_.slots) * stride_, scratch),
+        query_(token_ring<A>(step_, layout_, stride_, scratch)),
+        key_(token_ring<A>(window_.rows.size - 1 + step_, layout_, stride_, scratch)),
+        value_(token_ring<A>(window_.rows.size - 1 + step_, layout_, stride_, scratch)),
         partial_(scratch.take<Vec<A>>(window_.taps() * kRuns)),
         scores_(scratch.take<Vec<A>>(window_.taps())),
         result_(scratch.take<A>(int64_t(kRun) * stride_)),
@@ -40,7 +44,6 @@ class ForwardItem {
 
   template <typename Prefetch>
   void run(int64_t band_begin, int64_t band_end, Prefetch& prefetch) {
-    const Plane<T> query(args_.query, batch_, head_);
     const Plane<T> key(args_.key, batch_, head_);
     const Plane<T> value(args_.value, batch_, head_);
     const int32_t reach = window_.rows.reach();
@@ -58,7 +61,10 @@ class ForwardItem {
         Block block;
         for (int32_t r = row; r < end; ++r) {
           const int32_t y = phase + r * window_.rows.dilation;
-          read_row(query.row(y), query.width_stride, layout_, p_.head_dim, stride_, query_.row(r));
+          if (!in_place_) {
+            read_row(queries_.row(y), queries_.width_stride, layout_, p_.head_dim, stride_,
+                     query_.row(r));
+          }
           for (int32_t i = 0; i < layout_.run_count; ++i) {
             block.runs[block.count++] = {r, y, layout_.runs[i]};
             if (block.count == kRuns) finish(block, rows.on_map, prefetch);
@@ -77,14 +83,25 @@ class ForwardItem {
 
   template <typename Prefetch>
   void finish(Block& block, int32_t rows_on_map, Prefetch& prefetch) {
-    score_block(block, query_, key_, rows_on_map, window_, stride_, products_, token_rows_,
-                partial_, scores_);
+    score_block(
+        block, [&](const BlockRun& at) { return queries(at); }, key_, rows_on_map, window_, stride_,
+        products_, token_rows_, partial_, scores_);
     const Vec<A> lse = softmax(block);
     for (int32_t u = 0; u < block.count; ++u) {
       prefetch.advance(block.runs[u].run.count);
       write(block.runs[u], u, rows_on_map, lse);
     }
     block.count = 0;
+  }
+
+  RunTokens<const A> queries(const BlockRun& at) const {
+    if constexpr (std::is_same_v<T, A>) {
+      if (in_place_) {
+        return {queries_.row(at.y) + at.run.x * queries_.width_stride,
+                window_.columns.dilation * queries_.width_stride, at.run.count};
+      }
+    }
+    return run_tokens(at, query_, stride_);
   }
 
   // Turns scores into probabilities, and returns lse.
@@ -113,21 +130,30 @@ class ForwardItem {
     for (int32_t h = 0; h < window_.rows.size; ++h) {
       weight_rows_[h] = reinterpret_cast<const A*>(scores_ + h * window_.columns.size) + u * kRun;
     }
+    const int64_t token = ((batch_ * p_.height + at.y) * p_.width + at.run.x) * p_.heads + head_;
+    const int64_t step = window_.columns.dilation * p_.heads;
+    T* const out = static_cast<T*>(args_.out) + token * p_.head_dim;
+    const int64_t out_step = step * p_.head_dim;
+    RunTokens<A> results{result_, stride_, at.run.count};
+    if constexpr (std::is_same_v<T, A>) {
+      if (in_place_ && !streaming_) results = {out, out_step, at.run.count};
+    }
     products_.sum(run_window(at, value_, 0, rows_on_map, window_, stride_, token_rows_),
-                  RunWeights<A>{weight_rows_, kWidth}, result_);
-    int64_t pixel = (batch_ * p_.height + at.y) * p_.width + at.run.x;
-    for (int32_t i = 0; i < at.run.count; ++i, pixel += window_.columns.dilation) {
-      const int64_t token = pixel * p_.heads + head_;
-      write_token(result_ + i * stride_, p_.head_dim, streaming_,
-                  static_cast<T*>(args_.out) + token * p_.head_dim);
-      static_cast<A*>(args_.lse)[token] = lse[u * kRun + i];
+                  RunWeights<A>{weight_rows_, kWidth}, results);
+    for (int32_t i = 0; i < at.run.count; ++i) {
+      if (results.first == result_) {
+        write_token(result_ + i * stride_, p_.head_dim, streaming_, out + i * out_step);
+      }
+      static_cast<A*>(args_.lse)[token + i * step] = lse[u * kRun + i];
     }
   }
 
   const ForwardArgs& args_;
   const Problem& p_;
   const int64_t batch_, head_;
+  const Plane<T> queries_;
   const bool streaming_;
+  const bool in_place_;  // a query's token is its scratch form: it needs none
   const int stride_;
   const HeadWindow window_;
   const Products<A> products_;

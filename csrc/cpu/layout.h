@@ -6,6 +6,9 @@
 // tokens:
 //
 //   slot:  margin | x = 0, r, 2r, ... | margin | x = 1, r + 1, ... | margin | ... | margin | spare
+//
+// Rows of tokens overlap, so that more of them fit into the first cache: the last margin of one is
+// the first of the next, and what a run's absent queries read there does not matter.
 #pragma once
 
 #include <cstddef>
@@ -45,6 +48,7 @@ struct RowLayout {
   WindowAxis axis;
   int32_t width;
   int32_t slots;
+  int32_t pitch;  // slots from one row of tokens to the next
   int32_t run_count;
   const Run* runs;
 
@@ -52,7 +56,8 @@ struct RowLayout {
       : axis(window), width(map_width) {
     const int32_t margin = axis.reach();
     const int32_t phases = axis.phases(width);
-    slots = (phases + 1) * margin + width + kRun;
+    pitch = phases * margin + width;
+    slots = pitch + margin + kRun;
     Run* run = scratch.take<Run>(width / kRun + phases);
     runs = run;
     run_count = 0;
@@ -69,18 +74,13 @@ struct RowLayout {
   }
 };
 
-// Calls token(slot, x) for each slot of a pixel and margin(slot, count) for each stretch of zeros.
-template <typename Token, typename Margin>
-SDWA_INLINE void for_each_slot(const RowLayout& layout, Token&& token, Margin&& margin) {
+// Calls token(slot, x) for each slot of a pixel.
+template <typename Token>
+SDWA_INLINE void for_each_slot(const RowLayout& layout, Token&& token) {
   const WindowAxis axis = layout.axis;
-  const int32_t reach = axis.reach();
-  const int32_t phases = axis.phases(layout.width);
-  margin(0, reach);
-  int32_t slot = reach;
-  for (int32_t phase = 0; phase < phases; ++phase) {
+  int32_t slot = axis.reach();
+  for (int32_t phase = 0; phase < axis.phases(layout.width); ++phase, slot += axis.reach()) {
     for (int32_t x = phase; x < layout.width; x += axis.dilation) token(slot++, x);
-    margin(slot, reach);
-    slot += reach;
   }
 }
 
@@ -100,36 +100,56 @@ struct Plane {
   const T* row(int64_t y) const { return data + y * height_stride; }
 };
 
-// The last few rows of a sub-map, as tokens of the accumulation type.
+// The last few rows of a sub-map; `spare` numbers follow the last of them.
 template <typename A>
 class RowRing {
  public:
-  RowRing(int32_t rows, int64_t row_size, Scratch& scratch)
-      : rows_(rows), row_size_(row_size), data_(scratch.take<A>(rows * row_size)) {}
+  RowRing(int32_t rows, int64_t row_size, Scratch& scratch, int64_t spare = 0)
+      : rows_(rows),
+        inverse_((uint64_t(1) << 32) / rows + 1),
+        row_size_(row_size),
+        data_(scratch.take<A>(rows * row_size + spare)) {}
 
-  A* row(int32_t index) const { return data_ + (index % rows_) * row_size_; }
+  // index % rows, without a division: exact as long as index * rows is below 2^32.
+  A* row(int32_t index) const {
+    const auto turns = static_cast<int32_t>((uint64_t(index) * inverse_) >> 32);
+    return data_ + (index - turns * rows_) * row_size_;
+  }
   A* data() const { return data_; }
   int64_t size() const { return rows_ * row_size_; }
 
  private:
   int32_t rows_;
+  uint64_t inverse_;
   int64_t row_size_;
   A* data_;
 };
 
+// A ring of rows of tokens, with zeros on all margins. They stay: only pixels are read into a row.
+template <typename A>
+RowRing<A> token_ring(int32_t rows, const RowLayout& layout, int stride, Scratch& scratch) {
+  const WindowAxis axis = layout.axis;
+  const int64_t margin = int64_t(axis.reach()) * stride;
+  const int64_t row_size = int64_t(layout.pitch) * stride;
+  const RowRing<A> ring(rows, row_size, scratch, margin + int64_t(kRun) * stride);
+  if (ring.data() == nullptr) return ring;
+  for (int32_t r = 0; r < rows; ++r) {
+    A* at = ring.data() + r * row_size;
+    std::memset(at, 0, sizeof(A) * margin);
+    for (int32_t phase = 0; phase < axis.phases(layout.width); ++phase) {
+      at += margin + int64_t(axis.phase_length(layout.width, phase)) * stride;
+      std::memset(at, 0, sizeof(A) * margin);
+    }
+  }
+  return ring;
+}
+
 template <typename T>
 void read_row(const T* source, int64_t width_stride, const RowLayout& layout, int head_dim,
               int stride, Acc<T>* row) {
-  using A = Acc<T>;
-  for_each_slot(
-      layout,
-      [&](int32_t slot, int32_t x) __attribute__((always_inline)) {
-        read_token(source + x * width_stride, head_dim, row + int64_t(slot) * stride);
-      },
-      [&](int32_t slot, int32_t count) __attribute__((always_inline)) {
-        A* const zeros = row + int64_t(slot) * stride;
-        for (int32_t d = 0; d < count * stride; d += kLanes<A>) store<A>(zeros + d, Vec<A>{});
-      });
+  for_each_slot(layout, [&](int32_t slot, int32_t x) __attribute__((always_inline)) {
+    read_token(source + x * width_stride, head_dim, row + int64_t(slot) * stride);
+  });
 }
 
 // head_dim rounded up to whole vectors.

@@ -45,7 +45,8 @@ class Prefetcher {
         element_(element_size(p.dtype)),
         token_bytes_(static_cast<int>(p.head_dim) * element_),
         item_(begin),
-        end_(end) {
+        end_(end),
+        bounds_(p, plan, begin) {
     enter_item();
   }
 
@@ -70,19 +71,18 @@ class Prefetcher {
  private:
   void enter_item() {
     if (item_ >= end_) return;
-    const ItemBounds bounds(p_, plan_, item_);
-    y_ = bounds.row_begin;
+    bounds_ = ItemBounds(p_, plan_, item_);
+    y_ = bounds_.row_begin;
     phase_ = 0;
     enter_row();
   }
 
   void next_row() {
-    const ItemBounds bounds(p_, plan_, item_);
-    y_ += p_.dilation[2 * bounds.head];
-    if (y_ >= bounds.row_end) {
+    y_ += p_.dilation[2 * bounds_.head];
+    if (y_ >= bounds_.row_end) {
       ++phase_;
-      y_ = bounds.row_begin + phase_;
-      if (y_ >= bounds.row_end || phase_ >= p_.dilation[2 * bounds.head]) {
+      y_ = bounds_.row_begin + phase_;
+      if (y_ >= bounds_.row_end || phase_ >= p_.dilation[2 * bounds_.head]) {
         ++item_;
         return enter_item();
       }
@@ -91,13 +91,12 @@ class Prefetcher {
   }
 
   void enter_row() {
-    const ItemBounds bounds(p_, plan_, item_);
     x_ = 0;
     for (int v = 0; v < kViews; ++v) {
       const InputView& view = views_[v];
       rows_[v] = static_cast<const char*>(view.data) +
-                 (bounds.batch * view.batch_stride + y_ * view.height_stride +
-                  bounds.head * view.head_stride) *
+                 (bounds_.batch * view.batch_stride + y_ * view.height_stride +
+                  bounds_.head * view.head_stride) *
                      element_;
     }
   }
@@ -108,6 +107,7 @@ class Prefetcher {
   const int element_;
   const int token_bytes_;
   int64_t item_, end_;
+  ItemBounds bounds_;
   int64_t phase_ = 0, y_ = 0, x_ = 0;
   const char* rows_[kViews] = {};
 };

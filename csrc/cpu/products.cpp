@@ -10,19 +10,20 @@
 namespace sdwa::cpu::SDWA_ISA {
 namespace {
 
-// Scores of kTaps neighbouring taps of a run.
-template <int kTaps, int kVectors, typename A>
-SDWA_INLINE void score_taps(const A* query, const A* tokens, int runtime_stride, Vec<A>* partial) {
+// Scores of kTaps neighbouring taps of a run's first kCount queries.
+template <int kCount, int kTaps, int kVectors, typename A>
+SDWA_INLINE void score_taps(const A* const (&queries)[kRun], const A* tokens, int runtime_stride,
+                            Vec<A>* partial) {
   const int stride = kVectors > 0 ? kVectors * kLanes<A> : runtime_stride;
   Vec<A> sum[kTaps][kRun] = {};
   for (int d = 0; d < stride; d += kLanes<A>) {
-    Vec<A> q[kRun];
-    unroll<kRun>([&](auto i) __attribute__((always_inline)) {
-      q[i] = in_register<A>(load(query + i * stride + d));
+    Vec<A> q[kCount];
+    unroll<kCount>([&](auto i) __attribute__((always_inline)) {
+      q[i] = in_register<A>(load(queries[i] + d));
     });
-    unroll<kRun + kTaps - 1>([&](auto c) __attribute__((always_inline)) {
+    unroll<kCount + kTaps - 1>([&](auto c) __attribute__((always_inline)) {
       const Vec<A> token = in_register<A>(load(tokens + c * stride + d));
-      unroll<kRun>([&](auto i) __attribute__((always_inline)) {
+      unroll<kCount>([&](auto i) __attribute__((always_inline)) {
         constexpr int kTap = c - i;
         if constexpr (kTap >= 0 && kTap < kTaps) sum[kTap][i] += q[i] * token;
       });
@@ -34,49 +35,65 @@ SDWA_INLINE void score_taps(const A* query, const A* tokens, int runtime_stride,
 }
 
 // As many taps at a time as there are registers for.
-template <int KW, int kVectors, typename A>
-void score(const A* query, const RunWindow<A>& window, Vec<A>* partial) {
+template <int kCount, int KW, int kVectors, typename A>
+SDWA_INLINE void score_run(const RunTokens<const A>& run, const RunWindow<A>& window,
+                           Vec<A>* partial) {
   constexpr int kRuns = kRunsPerBlock<A>;
+  const A* queries[kRun];
+  // Whatever stands in for a query that is not there: nobody uses its scores.
+  unroll<kRun>([&](auto i) __attribute__((always_inline)) {
+    queries[i] = run.first + (i < run.count ? i * run.step : 0);
+  });
   const int stride = window.stride;
   for (int h = 0; h < window.kernel_h; ++h, partial += window.kernel_w * kRuns) {
     const A* const row = window.rows[h];
     if (row == nullptr) {
       for (int t = 0; t < window.kernel_w; ++t) partial[t * kRuns] = Vec<A>{};
     } else if constexpr (KW == 3 || KW == 5) {
-      score_taps<KW, kVectors>(query, row, stride, partial);
+      score_taps<kCount, KW, kVectors>(queries, row, stride, partial);
     } else if constexpr (KW == 7) {
-      score_taps<4, kVectors>(query, row, stride, partial);
-      score_taps<3, kVectors>(query, row + 4 * stride, stride, partial + 4 * kRuns);
+      score_taps<kCount, 4, kVectors>(queries, row, stride, partial);
+      score_taps<kCount, 3, kVectors>(queries, row + 4 * stride, stride, partial + 4 * kRuns);
     } else {
       int t = 0;
       for (; t + 4 <= window.kernel_w; t += 4) {
-        score_taps<4, kVectors>(query, row + t * stride, stride, partial + t * kRuns);
+        score_taps<kCount, 4, kVectors>(queries, row + t * stride, stride, partial + t * kRuns);
       }
       for (; t < window.kernel_w; ++t) {
-        score_taps<1, kVectors>(query, row + t * stride, stride, partial + t * kRuns);
+        score_taps<kCount, 1, kVectors>(queries, row + t * stride, stride, partial + t * kRuns);
       }
     }
   }
 }
 
+// Narrow maps and wide dilations have many runs that are half empty.
+template <int KW, int kVectors, typename A>
+void score(const RunTokens<const A>& run, const RunWindow<A>& window, Vec<A>* partial) {
+  if (run.count > kRun / 2) {
+    score_run<kRun, KW, kVectors>(run, window, partial);
+  } else {
+    score_run<kRun / 2, KW, kVectors>(run, window, partial);
+  }
+}
+
 // kChunk vectors of the results, from vector `first` on.
-template <int KW, int kVectors, int kChunk, typename A>
+template <int kCount, int KW, int kVectors, int kChunk, typename A>
 SDWA_INLINE void sum_chunk(const RunWindow<A>& window, const RunWeights<A>& weights, int first,
-                           A* result) {
+                           const RunTokens<A>& results) {
   constexpr int kWidth = kLanes<A>;
   const int stride = kVectors > 0 ? kVectors * kWidth : window.stride;
-  Vec<A> sum[kRun][kChunk] = {};
+  Vec<A> sum[kCount][kChunk] = {};
   for (int h = 0; h < window.kernel_h; ++h) {
     if (window.rows[h] == nullptr) continue;
     const A* const row = window.rows[h] + first * kWidth;
     const A* const weight = weights.rows[h];
     if constexpr (KW > 0) {
-      unroll<kRun + KW - 1>([&](auto c) __attribute__((always_inline)) {
+      unroll<kCount + KW - 1>([&](auto c) __attribute__((always_inline)) {
         Vec<A> token[kChunk];
         unroll<kChunk>([&](auto n) __attribute__((always_inline)) {
           token[n] = in_register<A>(load(row + c * stride + n * kWidth));
         });
-        unroll<kRun>([&](auto i) __attribute__((always_inline)) {
+        unroll<kCount>([&](auto i) __attribute__((always_inline)) {
           constexpr int kTap = c - i;
           if constexpr (kTap >= 0 && kTap < KW) {
             const Vec<A> w = broadcast(weight[kTap * weights.step + i]);
@@ -87,7 +104,7 @@ SDWA_INLINE void sum_chunk(const RunWindow<A>& window, const RunWeights<A>& weig
       });
     } else {
       for (int t = 0; t < window.kernel_w; ++t) {
-        unroll<kRun>([&](auto i) __attribute__((always_inline)) {
+        unroll<kCount>([&](auto i) __attribute__((always_inline)) {
           const Vec<A> w = broadcast(weight[t * weights.step + i]);
           unroll<kChunk>([&](auto n) __attribute__((always_inline)) {
             sum[i][n] += w * load(row + (t + i) * stride + n * kWidth);
@@ -96,31 +113,42 @@ SDWA_INLINE void sum_chunk(const RunWindow<A>& window, const RunWeights<A>& weig
       }
     }
   }
-  unroll<kRun>([&](auto i) __attribute__((always_inline)) {
-    unroll<kChunk>([&](auto n) __attribute__((always_inline)) {
-      store<A>(result + i * stride + (first + n) * kWidth, sum[i][n]);
-    });
+  unroll<kCount>([&](auto i) __attribute__((always_inline)) {
+    if (i >= results.count) return;
+    A* const result = results.first + i * results.step + first * kWidth;
+    unroll<kChunk>(
+        [&](auto n) __attribute__((always_inline)) { store<A>(result + n * kWidth, sum[i][n]); });
   });
 }
 
-template <int KW, int kVectors, typename A>
-void sum(const RunWindow<A>& window, const RunWeights<A>& weights, A* result) {
+template <int kCount, int KW, int kVectors, typename A>
+SDWA_INLINE void sum_run(const RunWindow<A>& window, const RunWeights<A>& weights,
+                         const RunTokens<A>& results) {
   const int vectors = kVectors > 0 ? kVectors : window.stride / kLanes<A>;
   int n = 0;
   for (; vectors - n >= 4 && vectors - n != 5; n += 4) {
-    sum_chunk<KW, kVectors, 4>(window, weights, n, result);
+    sum_chunk<kCount, KW, kVectors, 4>(window, weights, n, results);
   }
   if constexpr (kVectors == 0 || kVectors == 3) {
     if (vectors - n == 5 || vectors - n == 3) {
-      sum_chunk<KW, kVectors, 3>(window, weights, n, result);
+      sum_chunk<kCount, KW, kVectors, 3>(window, weights, n, results);
       n += 3;
     }
   }
   if constexpr (kVectors == 0 || kVectors == 2) {
-    if (vectors - n == 2) sum_chunk<KW, kVectors, 2>(window, weights, n, result);
+    if (vectors - n == 2) sum_chunk<kCount, KW, kVectors, 2>(window, weights, n, results);
   }
   if constexpr (kVectors == 0 || kVectors == 1) {
-    if (vectors - n == 1) sum_chunk<KW, kVectors, 1>(window, weights, n, result);
+    if (vectors - n == 1) sum_chunk<kCount, KW, kVectors, 1>(window, weights, n, results);
+  }
+}
+
+template <int KW, int kVectors, typename A>
+void sum(const RunWindow<A>& window, const RunWeights<A>& weights, const RunTokens<A>& results) {
+  if (results.count > kRun / 2) {
+    sum_run<kRun, KW, kVectors>(window, weights, results);
+  } else {
+    sum_run<kRun / 2, KW, kVectors>(window, weights, results);
   }
 }
 

@@ -30,13 +30,22 @@ struct RunWeights {
   int64_t step;
 };
 
+// Tokens of a run's queries, `step` elements apart: the first `count` of them are there.
+template <typename A>
+struct RunTokens {
+  A* first;
+  int64_t step;
+  int count;
+};
+
 template <typename A>
 struct Products {
   // partial[tap * kRunsPerBlock] = <query, token>, still spread over kRunsPerBlock neighbouring
-  // lanes for each of the kRun queries; `query` points at the first one's token.
-  void (*score)(const A* query, const RunWindow<A>& window, Vec<A>* partial);
-  // result[i] = sum over taps of weight * token, as tokens.
-  void (*sum)(const RunWindow<A>& window, const RunWeights<A>& weights, A* result);
+  // lanes for each of the kRun queries.
+  void (*score)(const RunTokens<const A>& queries, const RunWindow<A>& window, Vec<A>* partial);
+  // results[i] = sum over taps of weight * token.
+  void (*sum)(const RunWindow<A>& window, const RunWeights<A>& weights,
+              const RunTokens<A>& results);
 };
 
 // The products specialised for a window's width and the vectors of a token.
