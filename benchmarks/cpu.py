@@ -2,8 +2,8 @@
 
     python -m benchmarks.cpu --json benchmarks/results/cpu-floor.json
 
-What is compared is timed in turns, round by round, so that whatever else the machine does at the
-time falls on all alike. Whatever computes a wrong result is not timed.
+What is compared is timed in turns, so that whatever else the machine does at the time falls on all
+alike. Whatever computes a wrong result is not timed.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ CPU = torch.device("cpu")
 LARGE = Shape("8x56x56", 8, 56, 56, 8, 64, PAPER)
 NETWORK = Shape("50x7x7", 50, 7, 7, 8, 64, PAPER)
 SIDES = (7, 14, 28, 56, 112, 224)
-MAPS = tuple(Shape(f"side{s}", max(1, 25088 // s**2), s, s, 8, 64, PAPER) for s in SIDES)
+MAPS = tuple(Shape(f"side{s}", SIDES[-1] ** 2 // s**2, s, s, 8, 64, PAPER) for s in SIDES)
 TABLE = tuple(
     Shape(f"k{kernel}d{head_dim}", 4, 56, 56, 8, head_dim, PAPER, kernel_size=kernel)
     for kernel in (3, 5, 7)
@@ -38,7 +38,8 @@ TABLE = tuple(
 )
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PARTS = ("large", "network", "maps", "table")
-SLOWEST_ROUNDS = 3
+FEWEST_ROUNDS = 5
+NETWORK_TURNS = 3
 
 Calls = Mapping[str, Callable[[], object]]
 
@@ -61,12 +62,13 @@ class Goal:
         )
 
 
-def in_turns(calls: Calls, seconds: float, warm: bool = False) -> dict[str, Timing]:
-    """Times calls in turns, each for about `seconds`; a slow one takes part in few rounds.
+def in_turns(calls: Calls, seconds: float, turns: int | None = None) -> dict[str, Timing]:
+    """Times calls in turns, each for about `seconds`.
 
     Args:
-        warm: Each is called once more, untimed, before. Tensors that fit into the caches are then
-            found there, whatever ran in between; for larger ones it makes no difference.
+        turns: Number of turns that each call's rounds are spread over. With a few, a call mostly
+            follows itself, and tensors that fit into the caches are found there. None: as many as
+            the quickest call has rounds.
     """
     estimates = {}
     for name, call in calls.items():
@@ -75,21 +77,18 @@ def in_turns(calls: Calls, seconds: float, warm: bool = False) -> dict[str, Timi
         call()
         estimates[name] = time.perf_counter() - start
     rounds = {
-        name: min(300, max(SLOWEST_ROUNDS, round(seconds / estimate)))
+        name: min(300, max(FEWEST_ROUNDS, round(seconds / estimate)))
         for name, estimate in estimates.items()
     }
     samples: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(max(rounds.values())):
+    turns = turns or max(rounds.values())
+    for turn in range(1, turns + 1):
         for name, call in calls.items():
-            # Spreads the rounds of slow calls over those of the quick ones.
-            if turn * rounds[name] // max(rounds.values()) < len(samples[name]):
-                continue
-            if warm:
-                call()
-            start = time.perf_counter()
-            result = call()
-            samples[name].append((time.perf_counter() - start) * 1e3)
-            del result
+            while len(samples[name]) < rounds[name] * turn // turns:
+                start = time.perf_counter()
+                result = call()
+                samples[name].append((time.perf_counter() - start) * 1e3)
+                del result
     timings = {}
     for name, values in samples.items():
         fifths = statistics.quantiles(values, n=5, method="inclusive")
@@ -184,8 +183,8 @@ def run_network(record: Record, seconds: float) -> list[Goal]:
             *heads_first
         ),
     }
-    times = in_turns(calls, seconds, warm=True)
-    note(record, NETWORK, times, error=error, warm=True)
+    times = in_turns(calls, seconds, turns=NETWORK_TURNS)
+    note(record, NETWORK, times, error=error)
     ms = {name: timing.p50_ms for name, timing in times.items()}
     best_global = min(ms["global, forward"], ms["global heads-first, forward"])
     return [
