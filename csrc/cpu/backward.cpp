@@ -210,7 +210,7 @@ class BackwardItem {
           grad_score_.row(at.row) + int64_t(h) * window_.columns.size * layout_.slots + at.run.slot;
     }
     products_.sum(run_window(at, key_, 0, rows_on_map, window_, stride_, token_rows_),
-                  RunWeights<A>{weight_rows_, layout_.slots},
+                  RunWeights<A>{weight_rows_, 0, layout_.slots},
                   RunTokens<A>{result_, stride_, at.run.count});
     write_result(at, args_.grad_query);
   }
@@ -238,7 +238,7 @@ class BackwardItem {
       weight_rows_[h] =
           weights.row(row) + int64_t(tap) * layout_.slots + at.run.slot - columns.reach();
     }
-    products_.sum(window, RunWeights<A>{weight_rows_, 1 - layout_.slots},
+    products_.sum(window, RunWeights<A>{weight_rows_, 0, 1 - layout_.slots},
                   RunTokens<A>{result_, stride_, at.run.count});
     write_result(at, target);
   }

@@ -43,11 +43,14 @@ template <typename A>
 SDWA_INLINE RunWindow<A> run_window(const BlockRun& at, const RowRing<A>& ring, int32_t rows_begin,
                                     int32_t rows_end, const HeadWindow& window, int stride,
                                     const A** rows) {
+  const int64_t first = int64_t(at.run.slot - window.columns.reach()) * stride;
+  const int32_t above = at.row - window.rows.reach();
+  const A* data = ring.row(above < rows_begin ? rows_begin : above);
   for (int32_t h = 0; h < window.rows.size; ++h) {
-    const int32_t row = at.row + h - window.rows.reach();
-    rows[h] = row < rows_begin || row >= rows_end
-                  ? nullptr
-                  : ring.row(row) + int64_t(at.run.slot - window.columns.reach()) * stride;
+    const int32_t row = above + h;
+    const bool on_map = row >= rows_begin && row < rows_end;
+    rows[h] = on_map ? data + first : nullptr;
+    if (on_map) data = ring.next(data);
   }
   return {rows, window.rows.size, window.columns.size, stride};
 }

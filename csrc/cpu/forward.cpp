@@ -40,7 +40,12 @@ class ForwardItem {
         scores_(scratch.take<Vec<A>>(window_.taps())),
         result_(scratch.take<A>(int64_t(kRun) * stride_)),
         token_rows_(scratch.take<const A*>(window_.rows.size)),
-        weight_rows_(scratch.take<const A*>(window_.rows.size)) {}
+        weight_rows_(scratch.take<const A*>(window_.rows.size)) {
+    if (scores_ == nullptr) return;
+    for (int32_t h = 0; h < window_.rows.size; ++h) {
+      weight_rows_[h] = reinterpret_cast<const A*>(scores_ + h * window_.columns.size);
+    }
+  }
 
   template <typename Prefetch>
   void run(int64_t band_begin, int64_t band_end, Prefetch& prefetch) {
@@ -127,9 +132,6 @@ class ForwardItem {
   }
 
   void write(const BlockRun& at, int32_t u, int32_t rows_on_map, Vec<A> lse) {
-    for (int32_t h = 0; h < window_.rows.size; ++h) {
-      weight_rows_[h] = reinterpret_cast<const A*>(scores_ + h * window_.columns.size) + u * kRun;
-    }
     const int64_t token = ((batch_ * p_.height + at.y) * p_.width + at.run.x) * p_.heads + head_;
     const int64_t step = window_.columns.dilation * p_.heads;
     T* const out = static_cast<T*>(args_.out) + token * p_.head_dim;
@@ -139,7 +141,7 @@ class ForwardItem {
       if (in_place_ && !streaming_) results = {out, out_step, at.run.count};
     }
     products_.sum(run_window(at, value_, 0, rows_on_map, window_, stride_, token_rows_),
-                  RunWeights<A>{weight_rows_, kWidth}, results);
+                  RunWeights<A>{weight_rows_, u * kRun, kWidth}, results);
     for (int32_t i = 0; i < at.run.count; ++i) {
       if (results.first == result_) {
         write_token(result_ + i * stride_, p_.head_dim, streaming_, out + i * out_step);

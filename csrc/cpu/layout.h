@@ -115,6 +115,11 @@ class RowRing {
     const auto turns = static_cast<int32_t>((uint64_t(index) * inverse_) >> 32);
     return data_ + (index - turns * rows_) * row_size_;
   }
+  // The row after the one that `row` returned.
+  const A* next(const A* row) const {
+    const A* const after = row + row_size_;
+    return after == data_ + rows_ * row_size_ ? data_ : after;
+  }
   A* data() const { return data_; }
   int64_t size() const { return rows_ * row_size_; }
 

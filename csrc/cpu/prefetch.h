@@ -47,6 +47,7 @@ class Prefetcher {
         item_(begin),
         end_(end),
         bounds_(p, plan, begin) {
+    for (int v = 0; v < kViews; ++v) token_steps_[v] = views[v].width_stride * element_;
     enter_item();
   }
 
@@ -55,20 +56,31 @@ class Prefetcher {
   }
 
   SDWA_INLINE void advance(int tokens) {
+    // The common case, 64 numbers of 4 bytes, without an inner loop.
+    if (token_bytes_ == 256) {
+      advance_lines<4>(tokens, 4);
+    } else {
+      advance_lines<0>(tokens, (token_bytes_ + 63) / 64);
+    }
+  }
+
+ private:
+  template <int kLines>
+  SDWA_INLINE void advance_lines(int tokens, int runtime_lines) {
+    const int lines = kLines > 0 ? kLines : runtime_lines;
     for (int i = 0; i < tokens && item_ < end_; ++i) {
       unroll<kViews>([&](auto v) __attribute__((always_inline)) {
         if (v >= kRead && plan_.streaming) return;
         const char* token = rows_[v];
-        rows_[v] += views_[v].width_stride * element_;
-        for (int byte = 0; byte < token_bytes_; byte += 64) {
-          __builtin_prefetch(token + byte, v < kRead ? 0 : 1, 2);
+        rows_[v] += token_steps_[v];
+        for (int line = 0; line < lines; ++line) {
+          __builtin_prefetch(token + 64 * line, v < kRead ? 0 : 1, 2);
         }
       });
       if (++x_ == p_.width) next_row();
     }
   }
 
- private:
   void enter_item() {
     if (item_ >= end_) return;
     bounds_ = ItemBounds(p_, plan_, item_);
@@ -109,6 +121,7 @@ class Prefetcher {
   int64_t item_, end_;
   ItemBounds bounds_;
   int64_t phase_ = 0, y_ = 0, x_ = 0;
+  int64_t token_steps_[kViews];  // bytes
   const char* rows_[kViews] = {};
 };
 

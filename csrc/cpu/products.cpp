@@ -66,14 +66,22 @@ SDWA_INLINE void score_run(const RunTokens<const A>& run, const RunWindow<A>& wi
   }
 }
 
-// Narrow maps and wide dilations have many runs that are half empty.
+// Calls f(integral_constant n), n queries being enough for a run of `count`. Narrow maps and wide
+// dilations have many runs that are not full.
+template <typename F>
+SDWA_INLINE void with_count(int count, F&& f) {
+  if (count == kRun) return f(std::integral_constant<int, kRun>{});
+  if constexpr (kRun == 4) {
+    if (count == 3) return f(std::integral_constant<int, 3>{});
+  }
+  return f(std::integral_constant<int, kRun / 2>{});
+}
+
 template <int KW, int kVectors, typename A>
 void score(const RunTokens<const A>& run, const RunWindow<A>& window, Vec<A>* partial) {
-  if (run.count > kRun / 2) {
-    score_run<kRun, KW, kVectors>(run, window, partial);
-  } else {
-    score_run<kRun / 2, KW, kVectors>(run, window, partial);
-  }
+  with_count(run.count, [&](auto n) __attribute__((always_inline)) {
+    score_run<decltype(n)::value, KW, kVectors>(run, window, partial);
+  });
 }
 
 // kChunk vectors of the results, from vector `first` on.
@@ -86,7 +94,7 @@ SDWA_INLINE void sum_chunk(const RunWindow<A>& window, const RunWeights<A>& weig
   for (int h = 0; h < window.kernel_h; ++h) {
     if (window.rows[h] == nullptr) continue;
     const A* const row = window.rows[h] + first * kWidth;
-    const A* const weight = weights.rows[h];
+    const A* const weight = weights.rows[h] + weights.first;
     if constexpr (KW > 0) {
       unroll<kCount + KW - 1>([&](auto c) __attribute__((always_inline)) {
         Vec<A> token[kChunk];
@@ -145,11 +153,9 @@ SDWA_INLINE void sum_run(const RunWindow<A>& window, const RunWeights<A>& weight
 
 template <int KW, int kVectors, typename A>
 void sum(const RunWindow<A>& window, const RunWeights<A>& weights, const RunTokens<A>& results) {
-  if (results.count > kRun / 2) {
-    sum_run<kRun, KW, kVectors>(window, weights, results);
-  } else {
-    sum_run<kRun / 2, KW, kVectors>(window, weights, results);
-  }
+  with_count(results.count, [&](auto n) __attribute__((always_inline)) {
+    sum_run<decltype(n)::value, KW, kVectors>(window, weights, results);
+  });
 }
 
 }  // namespace

@@ -21,12 +21,13 @@ struct RunWindow {
   int stride;  // elements from token to token, whole vectors
 };
 
-// Weights of a run's taps: row h, tap t, query i has weight rows[h][t * step + i]. Where the
-// weights belong to the tokens instead of the queries, `step` counts the one token that a tap moves
-// as well.
+// Weights of a run's taps: row h, tap t, query i has weight rows[h][first + t * step + i]. Where
+// the weights belong to the tokens instead of the queries, `step` counts the one token that a tap
+// moves as well.
 template <typename A>
 struct RunWeights {
   const A* const* rows;
+  int64_t first;
   int64_t step;
 };
 

@@ -163,7 +163,7 @@ template <>
 struct ExpLog<float> {
   static constexpr float kRoundMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
   static constexpr float kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  static constexpr float kSmallest = -87.3f, kLargest = 88.7f;
+  static constexpr float kSmallest = -87.3f;
   static constexpr int kMantissaBits = 23, kBias = 127;
   static constexpr int kExpTerms = 7, kLogTerms = 5;
 };
@@ -171,23 +171,21 @@ template <>
 struct ExpLog<double> {
   static constexpr double kRoundMagic = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLn2High = 6.93145751953125e-1, kLn2Low = 1.42860682030941723212e-6;
-  static constexpr double kSmallest = -708.3, kLargest = 709.7;
+  static constexpr double kSmallest = -708.3;
   static constexpr int kMantissaBits = 52, kBias = 1023;
   static constexpr int kExpTerms = 13, kLogTerms = 11;
 };
 
 constexpr double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
 
-// exp(x). Exactly 0 below the normal numbers (so for minus infinity), NaN for NaN; the relative
-// error is about one unit in the last place.
+// exp(x) for x up to -kSmallest. Exactly 0 below the normal numbers (so for minus infinity), NaN
+// for NaN; the relative error is about one unit in the last place.
 template <typename A>
 SDWA_INLINE Vec<A> exp(Vec<A> x) {
   using C = ExpLog<A>;
-  const Vec<A> clamped = x > C::kLargest ? broadcast<A>(C::kLargest) : x;
-  const Vec<A> bounded = clamped < C::kSmallest ? broadcast<A>(C::kSmallest) : clamped;
-  const Vec<A> shifted = bounded * A(1.44269504088896340736) + C::kRoundMagic;
+  const Vec<A> shifted = x * A(1.44269504088896340736) + C::kRoundMagic;
   const Vec<A> n = shifted - C::kRoundMagic;
-  const Vec<A> r = (bounded - n * C::kLn2High) - n * C::kLn2Low;
+  const Vec<A> r = (x - n * C::kLn2High) - n * C::kLn2Low;
   // The Taylor series; |r| <= log(2) / 2.
   Vec<A> sum = broadcast<A>(A(1 / factorial(C::kExpTerms)));
   unroll<C::kExpTerms>([&](auto i) __attribute__((always_inline)) {
