@@ -89,7 +89,7 @@ def table_source(table: dict[tuple[str, int, int, int], tuple[int, ...]], machin
         "`blocks.Shape`.\n\n"
         f"Written by `python -m benchmarks.triton_tune` on {machine}.\n"
         '"""\n\n'
-        "BLOCK_TABLE: dict[tuple[str, int, int, int], tuple[int, int, int, int]] = {\n"
+        "BLOCK_TABLE: dict[tuple[str, int, int, int], tuple[int, int, int, int, int]] = {\n"
         f"{rows}\n}}\n"
     ).replace("'", '"')
 

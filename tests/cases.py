@@ -53,7 +53,7 @@ CASES = (
     Case(
         "window_7_masked", (1, 11, 13, 2, 10), kernel_size=7, dilation=(1, 2), padding_mode="masked"
     ),
-    Case("window_9", (1, 10, 7, 1, 12), kernel_size=9),
+    Case("window_11x9", (1, 10, 7, 1, 12), kernel_size=(11, 9)),
     Case("window_13_beyond_map", (1, 6, 5, 2, 4), kernel_size=13, dilation=(1, 2)),
     Case("head_dim_1", (1, 5, 7, 3, 1), dilation=(1, 2, 3)),
     Case("head_dim_3", (2, 5, 4, 2, 3), dilation=(1, 2)),

@@ -150,7 +150,7 @@ def test_golden(path, dtype, program, tmp_path):
 
 
 def test_no_grad_lse_is_zero_grad_lse(program, tensors, tmp_path):
-    chosen = ["paper-bfloat16", "bias-float32", "window_9-float32"]
+    chosen = ["paper-bfloat16", "bias-float32", "window_11x9-float32"]
     with_zeros = [
         (
             PROBLEMS[name][0],

@@ -134,7 +134,7 @@ def test_wide_maps_take_64_bit_offsets():
 
 
 def test_small_maps_take_small_tiles():
-    blocks = fit_blocks(Shape(4, 1, 2, 8), 2, 64, 1, 1)
+    blocks = fit_blocks(Shape(4, 1, 2, 8, 16), 2, 64, 1, 1)
     assert blocks == (1, 1, 1, 64, 1)  # block_h, block_w, strip, block_d, warps
 
 

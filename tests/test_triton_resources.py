@@ -19,7 +19,10 @@ KERNELS = (
     ("backward", "bf16", 64, 3, True, False),
     ("backward", "fp32", 64, 3, False, False),
     ("backward", "fp16", 24, 5, True, True),
+    ("backward", "bf16", 24, 7, True, False),
     ("backward", "bf16", 128, 7, False, False),
+    ("backward", "bf16", 64, 13, True, False),
+    ("backward", "fp32", 96, 13, True, True),
 )
 
 

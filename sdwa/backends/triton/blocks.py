@@ -17,13 +17,15 @@ class Shape(NamedTuple):
     """An entry of the table. What it says nothing about follows from the problem.
 
     strip: queries of one row that a lane works on together. chunks: at most so many tiles hold a
-    token. block_w: strips side by side in a tile. warps: of 32 threads each.
+    token. block_w: strips side by side in a tile. warps: of 32 threads each. lane_bytes: of every
+    chunk of a token that a lane owns; less than 16 where a lane has no registers for them.
     """
 
     strip: int
     chunks: int
     block_w: int
     warps: int
+    lane_bytes: int
 
 
 class Blocks(NamedTuple):
@@ -85,23 +87,24 @@ def candidates(
     # Elements of one tensor that a lane holds at a time: beyond this nothing fits the registers.
     limit = 64 if which == "forward" else 24
     return [
-        Shape(strip, chunks, block_w, warps)
+        Shape(strip, chunks, block_w, warps, lane_bytes)
         for strip in strips
         for chunks in (1, 2, 3)
         for block_w in (1, 2, 4)
         for warps in (2, 4, 8)
-        if strip * chunks * 16 // element_size <= limit
+        for lane_bytes in (8, 16)
+        if strip * chunks * lane_bytes // element_size <= limit
     ]
 
 
 def fit_blocks(shape: Shape, element_size: int, head_dim: int, height: int, width: int) -> Blocks:
     """The launch parameters that an entry means for a problem: tiles no larger than a small map.
 
-    A lane owns 16 bytes of every chunk of a token, so that each warp holds as many strips as its
-    lanes make up.
+    A lane owns the same bytes of every chunk of a token, so that each warp holds as many strips as
+    its lanes make up.
     """
     block_d = chunk_width(head_dim, shape.chunks)
-    lanes = max(1, block_d * element_size // 16)
+    lanes = max(1, block_d * element_size // shape.lane_bytes)
     strips = max(1, 32 * shape.warps // lanes)
     strip = min(shape.strip, width)
     block_w = min(shape.block_w, strips, power_of_two(-(-width // strip)))
