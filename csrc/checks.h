@@ -4,10 +4,12 @@
 // operator from reading outside its tensors.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
+#include <torch/headeronly/util/shim_utils.h>
 
 #include <optional>
 #include <tuple>
@@ -38,6 +40,26 @@ inline Dtype dtype_of(const Tensor& tensor) {
 // The type of lse, bias and everything summed: float64 for float64, else float32.
 inline ScalarType accumulation_type(const Tensor& query) {
   return query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+}
+
+// An uninitialised contiguous tensor like query, or of the accumulation type. It is what
+// `torch::stable::new_empty` makes, which looks its operator up by name: as slow as a small kernel.
+inline Tensor allocate(const Tensor& query, const std::vector<int64_t>& shape, ScalarType type) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t d = shape.size() - 1; d > 0; --d) {
+    strides[d - 1] = strides[d] * (shape[d] > 1 ? shape[d] : 1);
+  }
+  int32_t dtype = aoti_torch_dtype_float32();
+  if (type == query.scalar_type()) {
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(query.get(), &dtype));
+  }
+  int32_t device_type;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(query.get(), &device_type));
+  AtenTensorHandle tensor;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                  strides.data(), dtype, device_type,
+                                                  query.get_device_index(), &tensor));
+  return Tensor(tensor);
 }
 
 inline Problem make_problem(const Tensor& query, const std::vector<int64_t>& kernel_size,
@@ -102,9 +124,9 @@ inline ForwardCall prepare_forward(const Tensor& query, const Tensor& key, const
                                    const std::vector<int64_t>& dilation, double scale,
                                    bool masked) {
   Problem p = make_problem(query, kernel_size, dilation, scale, masked);
-  Tensor out = torch::stable::new_empty(query, {p.batch, p.height, p.width, p.heads, p.head_dim});
-  Tensor lse = torch::stable::new_empty(query, {p.batch, p.height, p.width, p.heads},
-                                        accumulation_type(query));
+  Tensor out =
+      allocate(query, {p.batch, p.height, p.width, p.heads, p.head_dim}, query.scalar_type());
+  Tensor lse = allocate(query, {p.batch, p.height, p.width, p.heads}, accumulation_type(query));
   ForwardArgs args{p,
                    input_view(query, query, "query"),
                    input_view(key, query, "key"),
@@ -130,12 +152,12 @@ inline BackwardCall prepare_backward(const Tensor& grad_out, const std::optional
   STD_TORCH_CHECK(out.is_contiguous(), "sdwa: out must be contiguous");
   std::vector<int64_t> shape{p.batch, p.height, p.width, p.heads, p.head_dim};
   std::vector<int64_t> lse_shape{p.batch, p.height, p.width, p.heads};
-  Tensor grad_query = torch::stable::new_empty(query, shape);
-  Tensor grad_key = torch::stable::new_empty(query, shape);
-  Tensor grad_value = torch::stable::new_empty(query, shape);
+  Tensor grad_query = allocate(query, shape, query.scalar_type());
+  Tensor grad_key = allocate(query, shape, query.scalar_type());
+  Tensor grad_value = allocate(query, shape, query.scalar_type());
   std::vector<int64_t> bias_shape{p.heads, p.kernel_h, p.kernel_w};
-  Tensor grad_bias = torch::stable::new_empty(query, bias ? bias_shape : std::vector<int64_t>{0},
-                                              accumulation_type(query));
+  Tensor grad_bias =
+      allocate(query, bias ? bias_shape : std::vector<int64_t>{0}, accumulation_type(query));
   BackwardArgs args{p,
                     input_view(query, query, "query"),
                     input_view(key, query, "key"),

@@ -117,7 +117,7 @@ Plan make_plan(const Problem& p, int64_t smallest_band) {
 
 // Items a thread should take at least, so that waking it pays.
 int64_t grain(const Problem& p, const Plan& plan) {
-  constexpr int64_t kProducts = 1 << 18;
+  constexpr int64_t kProducts = 1 << 19;
   const int64_t products = plan.band_rows * p.width * p.head_dim * (p.kernel_h * p.kernel_w + 8);
   return kProducts / (products + 1) + 1;
 }
@@ -139,7 +139,8 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
       prepare_forward(query, key, value, bias, kernel_size, dilation, scale, masked);
   const Problem& p = call.args.problem;
   if (p.head_dim > 0) {
-    const Plan plan = make_plan(p, 4);
+    // A band reads the rows of its halo again.
+    const Plan plan = make_plan(p, 2 * (p.kernel_h - 1) * largest_dilation_h(p));
     advise_huge_pages(call.out);
     const int64_t bytes = kernels().forward_scratch(p);
     torch::stable::parallel_for(0, plan.items, grain(p, plan), [&](int64_t begin, int64_t end) {
