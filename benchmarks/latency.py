@@ -1,0 +1,122 @@
+"""Latency of the whole network for one image, by kind of attention, call by call in turns.
+
+    python -m benchmarks.latency --json benchmarks/results/cpu-latency.json
+
+Nearly all of the time goes into convolutions, the same for all, so the kinds lie a few percent
+apart, which is less than a machine wavers from minute to minute. So all contenders hold the same
+weights, every round calls each of them once, one after the other in changing order, and what
+counts is the difference within a round: its median, with an interval that holds the true median
+with 95 % confidence. "unfold" is the dilated network on the reference backend.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+import cfmrfn  # noqa: F401  registers the networks
+from benchmarks import measure
+from benchmarks.measure import Measurement, Timing, UserError
+from benchmarks.training import NUM_CLASSES, make_inference
+
+CONTENDERS = {
+    "dilated": {"attention": "dilated"},
+    "unfold": {"attention": "dilated", "backend": "reference"},
+    "window": {"attention": "window"},
+    "global": {"attention": "global"},
+}
+CPU = torch.device("cpu")
+
+
+def networks(model: str) -> dict[str, nn.Module]:
+    """The contenders, in eval mode, with one set of weights."""
+    first, *_ = found = {
+        name: timm.create_model(model, num_classes=NUM_CLASSES, **options).eval()
+        for name, options in CONTENDERS.items()
+    }
+    weights = found[first].state_dict()
+    for network in found.values():
+        network.load_state_dict(weights, assign=True)
+    return found
+
+
+def in_rounds(calls: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
+    """Milliseconds of each call in each round; the first to be called changes every round."""
+    names = list(calls)
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    for number in range(-1, rounds):  # the first round is not counted
+        turn = number % len(names)
+        for name in names[turn:] + names[:turn]:
+            start = time.perf_counter()
+            calls[name]()
+            if number >= 0:
+                samples[name].append((time.perf_counter() - start) * 1e3)
+    return samples
+
+
+def median_with_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """(median, low, high): order statistics between which the true median is, 95 times of 100."""
+    ordered = sorted(values)
+    half = 0.98 * math.sqrt(len(ordered))  # 1.96 deviations of a binomial's number at 1/2
+    low = max(0, math.floor(len(ordered) / 2 - half))
+    high = min(len(ordered) - 1, math.ceil(len(ordered) / 2 + half))
+    return statistics.median(ordered), ordered[low], ordered[high]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.latency",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--model", default="cfmrfn_base", help="preset (%(default)s)")
+    parser.add_argument("--image-size", type=int, default=224, help="side (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=200, help="(%(default)s)")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    arguments = parser.parse_args()
+    if arguments.rounds < 10:
+        raise UserError(f"--rounds must be at least 10, got {arguments.rounds}")
+    if not timm.is_model(arguments.model):
+        raise UserError(
+            f"--model must be one of {', '.join(timm.list_models('cfmrfn*'))}; "
+            f"got {arguments.model}"
+        )
+    torch.manual_seed(0)
+    record = measure.start_record("latency", CPU)
+    size = arguments.image_size
+    image = torch.randn(1, 3, size, size).contiguous(memory_format=torch.channels_last)
+    calls = {
+        name: make_inference(network, image, "float32")
+        for name, network in networks(arguments.model).items()
+    }
+    torch.testing.assert_close(calls["dilated"](), calls["unfold"](), rtol=1e-3, atol=1e-4)
+    samples = in_rounds(calls, arguments.rounds)
+    case = f"{arguments.model}, batch 1, {size} px"
+    print(f"{case}, {arguments.rounds} rounds")
+    print(f"{'':10}{'p50 ms':>9}   {'more than dilated, ms (95 %)':>34}")
+    for name, values in samples.items():
+        fifths = statistics.quantiles(values, n=5, method="inclusive")
+        timing = Timing(fifths[0], statistics.median(values), fifths[3], len(values))
+        more = [a - b for a, b in zip(values, samples["dilated"], strict=True)]
+        median, low, high = median_with_interval(more)
+        details = {"more_than_dilated_ms": {"median": median, "low": low, "high": high}}
+        record.measurements.append(
+            Measurement(case, name, "latency", "float32", timing, None, details)
+        )
+        print(f"{name:10}{timing.p50_ms:>9.2f}   {f'{median:.2f} ({low:.2f}..{high:.2f})':>34}")
+    if arguments.json is not None:
+        record.save(arguments.json)
+        print(f"written: {arguments.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    measure.run_main(main)
