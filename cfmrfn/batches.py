@@ -28,6 +28,7 @@ from cfmrfn.data import (
     derived_seed,
     eval_transform,
     open_set,
+    set_kind,
     train_transform,
     why_unreadable,
 )
@@ -61,7 +62,8 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
     """Open the data set, drawing the faces first where no ``data`` is given."""
     root = images.data
     if root is None:
-        if images.kind not in ("auto", "drawn"):
+        named = set_kind(images.kind)
+        if named is not None and named.name != "drawn":
             raise ConfigError(f"--data must be given: the root folder of the {images.kind} data")
         root = world.on_main(lambda: _drawn_faces(images))
     opened = open_set(root, images.kind, images.classes)

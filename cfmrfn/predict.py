@@ -13,7 +13,7 @@ import tyro
 from cfmrfn import checkpoint, errors
 from cfmrfn.batches import evaluation_loader
 from cfmrfn.config import parse
-from cfmrfn.data import Sample
+from cfmrfn.data import Sample, is_image
 from cfmrfn.distributed import World
 
 
@@ -42,6 +42,23 @@ def predict(
             yield dict(zip(about["class_names"], probabilities, strict=True))
 
 
+def image_files(paths: Sequence[Path]) -> list[Path]:
+    """The files among ``paths``, and in place of a folder the images in it, by name.
+
+    Raises:
+        ConfigError: a folder holds no images, or there are no paths.
+    """
+    files = []
+    for path in paths:
+        inside = sorted(p for p in path.iterdir() if is_image(p.name)) if path.is_dir() else [path]
+        if not inside:
+            raise errors.ConfigError(f"there are no images in folder {path}")
+        files += inside
+    if not files:
+        raise errors.ConfigError("no images were given")
+    return files
+
+
 @dataclass(frozen=True)
 class Predict:
     """Print the most likely expressions of each image, which shows one cropped face."""
@@ -49,7 +66,7 @@ class Predict:
     checkpoint: tyro.conf.Positional[Path]
     """best.pt or last.pt of a run."""
     images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files."""
+    """Image files, or folders of them."""
     top: int = 3
     """Expressions to print for each image."""
     device: str = "auto"
@@ -61,10 +78,9 @@ def main(args: list[str] | None = None) -> None:
     tool = parse(Predict, sys.argv[1:] if args is None else args, prog="python -m cfmrfn.predict")
     if tool.top < 1:
         raise errors.ConfigError(f"top must be 1 or more, got {tool.top}")
-    if not tool.images:
-        raise errors.ConfigError("no images were given")
-    results = predict(tool.checkpoint, tool.images, device=tool.device)
-    for image, probabilities in zip(tool.images, results, strict=True):
+    images = image_files(tool.images)
+    results = predict(tool.checkpoint, images, device=tool.device)
+    for image, probabilities in zip(images, results, strict=True):
         ranked = sorted(probabilities.items(), key=lambda item: -item[1])[: tool.top]
         print(f"{image}  " + "  ".join(f"{name} {value:.3f}" for name, value in ranked))
 

@@ -69,15 +69,17 @@ def create(config: Config) -> RunFolder:
     """Make the folder and write the configuration; refuse a folder that exists."""
     stem = Path(config.run.recipe).stem
     path = config.run.output or Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
-    try:
-        path.mkdir(parents=True)
-    except FileExistsError:
+    if path.exists():
         raise CheckpointError(
             f"run folder {path} exists; continue it with --resume {path}, "
             "or choose another --output"
-        ) from None
+        )
+    # It appears with its configuration in it, so that a run killed just now can be repeated.
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+        RunFolder(partial).write("config.yaml", config.to_yaml())
+        partial.rename(path)
     except OSError as error:
         raise CheckpointError(f"cannot make run folder {path}: {error}") from error
-    folder = RunFolder(path)
-    folder.write("config.yaml", config.to_yaml())
-    return folder
+    return RunFolder(path)

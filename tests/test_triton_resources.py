@@ -16,6 +16,8 @@ KERNELS = (
     ("forward", "fp32", 64, 3, False, False),
     ("forward", "bf16", 96, 3, True, True),
     ("forward", "fp16", 60, 5, False, False),
+    ("forward", "fp32", 64, 13, False, False),
+    ("backward", "bf16", 60, 3, False, False),
     ("backward", "bf16", 64, 3, True, False),
     ("backward", "fp32", 64, 3, False, False),
     ("backward", "fp16", 24, 5, True, True),

@@ -5,8 +5,9 @@
 everywhere, never by number.
 """
 
-from cfmrfn.data.catalog import SET_KINDS, open_set
+from cfmrfn.data.catalog import SET_KINDS, open_set, set_kind
 from cfmrfn.data.dataset import ExpressionDataset, derived_seed, read_image, why_unreadable
+from cfmrfn.data.folder import is_image
 from cfmrfn.data.samples import (
     EXPRESSIONS,
     DataError,
@@ -26,8 +27,10 @@ __all__ = [
     "canonical_name",
     "derived_seed",
     "eval_transform",
+    "is_image",
     "open_set",
     "read_image",
+    "set_kind",
     "train_transform",
     "why_unreadable",
 ]

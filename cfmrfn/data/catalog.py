@@ -38,6 +38,18 @@ SET_KINDS = (
 )
 
 
+def set_kind(name: str) -> SetKind | None:
+    """The kind of that name in :data:`SET_KINDS`; None for "auto".
+
+    Raises:
+        DataError: there is none.
+    """
+    kinds = {"auto": None, **{kind.name: kind for kind in SET_KINDS}}
+    if name not in kinds:
+        raise DataError(f"kind must be {', '.join(kinds)}; got {name!r}")
+    return kinds[name]
+
+
 def open_set(
     root: str | Path, kind: str = "auto", classes: int | Sequence[str] | None = None
 ) -> ExpressionSet:
@@ -55,13 +67,11 @@ def open_set(
             disagrees, (unless mapped onto names) a class has no training image, or ``kind`` is
             unknown.
     """
-    names = [known.name for known in SET_KINDS]
-    if kind != "auto" and kind not in names:
-        raise DataError(f"kind must be auto, {', '.join(names)}; got {kind!r}")
+    named = set_kind(kind)
     root = os.fspath(root)
     if not os.path.isdir(root):
         raise DataError(f"data folder {root} does not exist")
-    chosen = _recognise(root) if kind == "auto" else SET_KINDS[names.index(kind)]
+    chosen = named or _recognise(root)
     if classes is None or isinstance(classes, int):
         opened = chosen.load(root, classes)
         if classes not in (None, len(opened.class_names)):

@@ -26,7 +26,7 @@ def recognise(root: str) -> bool:
     known = {name for spellings in _SPLITS.values() for name in spellings} | set(EXPRESSIONS)
     with os.scandir(root) as entries:
         return any(
-            canonical_name(entry.name) in known if entry.is_dir() else _is_image(entry.name)
+            canonical_name(entry.name) in known if entry.is_dir() else is_image(entry.name)
             for entry in entries
         )
 
@@ -58,7 +58,7 @@ def load(root: str, classes: int | None = None) -> ExpressionSet:
             Sample(os.path.join(found[split], name, image), class_names[name][0])
             for name in order
             for image in sorted(os.listdir(os.path.join(found[split], name)))
-            if _is_image(image)
+            if is_image(image)
         ]
     ordered = tuple(name for _, name in sorted(class_names.values()))
     return ExpressionSet(f"class folders{note}", ordered, splits)
@@ -68,7 +68,7 @@ def _class_folders(path: str) -> list[str]:
     with os.scandir(path) as entries:
         contents = list(entries)
     folders = sorted(entry.name for entry in contents if entry.is_dir())
-    if not folders or any(_is_image(entry.name) for entry in contents):
+    if not folders or any(is_image(entry.name) for entry in contents):
         raise DataError(
             f"{path} holds images beside, or instead of, class folders, "
             f"so they have no label; {_LAYOUT}"
@@ -101,5 +101,6 @@ def _class_names(folders: list[str], path: str) -> tuple[dict[str, tuple[int, st
     return {folder: (order.index(name), name) for folder, name in by_name.items()}, ""
 
 
-def _is_image(name: str) -> bool:
+def is_image(name: str) -> bool:
+    """Whether a file's name ends as an image's does."""
     return name.lower().endswith(_IMAGES)

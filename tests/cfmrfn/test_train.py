@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from cfmrfn import checkpoint, errors, evaluate, predict, train
+from cfmrfn import checkpoint, errors, evaluate, predict, run_folder, train
 from cfmrfn.config import parse_config
 from cfmrfn.errors import CheckpointError, ConfigError, TrainingError
 from cfmrfn.train import Trainer
@@ -118,7 +118,13 @@ def test_evaluate_and_predict_read_the_run(run, faces, tmp_path, capsys):
     }
 
     images = sorted((faces / "Image" / "aligned").glob("test_*"))[:3]
-    predict.main([str(folder / "best.pt"), *map(str, images), "--top", "7"])
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    (pictures / "note.txt").write_text("not an image")
+    for image in images[1:]:
+        shutil.copy(image, pictures)
+    images[1:] = [pictures / image.name for image in images[1:]]
+    predict.main([str(folder / "best.pt"), str(images[0]), str(pictures), "--top", "7"])
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 3
     for line, image in zip(lines, images, strict=True):
@@ -183,6 +189,21 @@ def test_full_disk_is_told_and_leaves_the_run(run, monkeypatch):
         run()
 
 
+def test_a_run_killed_while_it_makes_its_folder_can_be_repeated(tmp_path, monkeypatch):
+    config = parse_config(["--output", str(tmp_path / "run")])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run_folder.RunFolder, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            run_folder.create(config)
+    assert not (tmp_path / "run").exists()
+    folder = run_folder.create(config)
+    assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [
@@ -221,6 +242,7 @@ def test_bad_input_is_one_line_and_status_2(options, more, message, capsys):
         ),
         (predict, ["nowhere.pt", "a.jpg"], "there is no checkpoint nowhere.pt"),
         (predict, ["nowhere.pt", "a.jpg", "--top", "0"], "top must be 1 or more"),
+        (predict, ["nowhere.pt", "DATA"], "there are no images in folder"),
     ],
 )
 def test_bad_input_of_the_other_tools(tool, args, message, faces, capsys):
