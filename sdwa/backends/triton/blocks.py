@@ -101,10 +101,11 @@ def fit_blocks(shape: Shape, element_size: int, head_dim: int, height: int, widt
     """The launch parameters that an entry means for a problem: tiles no larger than a small map.
 
     A lane owns the same bytes of every chunk of a token, so that each warp holds as many strips as
-    its lanes make up.
+    its lanes make up. Where tokens are aligned to less than 16 bytes it takes 8.
     """
     block_d = chunk_width(head_dim, shape.chunks)
-    lanes = max(1, block_d * element_size // shape.lane_bytes)
+    aligned = (head_dim & -head_dim) * element_size >= 16
+    lanes = max(1, block_d * element_size // (shape.lane_bytes if aligned else 8))
     strips = max(1, 32 * shape.warps // lanes)
     strip = min(shape.strip, width)
     block_w = min(shape.block_w, strips, power_of_two(-(-width // strip)))
