@@ -22,7 +22,7 @@ BLOCK_TABLE: dict[tuple[str, int, int, int], tuple[int, int, int, int, int]] = {
     ("forward", 2, 256, 13): (1, 3, 1, 4, 16),
     ("forward", 4, 16, 3): (3, 3, 2, 4, 16),
     ("forward", 4, 16, 5): (2, 3, 2, 4, 16),
-    ("forward", 4, 16, 13): (1, 3, 1, 4, 16),
+    ("forward", 4, 16, 13): (1, 3, 2, 4, 16),
     ("forward", 4, 32, 3): (3, 3, 2, 4, 16),
     ("forward", 4, 32, 5): (2, 3, 2, 4, 16),
     ("forward", 4, 32, 13): (1, 3, 1, 4, 16),
