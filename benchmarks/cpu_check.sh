@@ -3,7 +3,7 @@
 #
 #   benchmarks/cpu_check.sh                 everything
 #   benchmarks/cpu_check.sh maps training   some steps, of
-#       paper dilateformer maps kernels training report
+#       paper dilateformer maps kernels training latency report
 #
 # PYTHON    the interpreter (python); NATTEN takes part if it is installed there:
 #           pip install --no-build-isolation natten==0.17.5
@@ -27,7 +27,7 @@ step() {  # step NAME COMMAND...
     ${PREFIX:-} "$@" || failed+=("$name")
 }
 
-[ $# -gt 0 ] || set -- paper dilateformer maps kernels training report
+[ $# -gt 0 ] || set -- paper dilateformer maps kernels training latency report
 for name in "$@"; do
     case $name in
         paper | dilateformer | maps | kernels)
@@ -39,13 +39,16 @@ for name in "$@"; do
                 --json "$results/cpu-training.json" ${RESUME:+--resume} \
                 ${POSTER:+--poster "$POSTER"}
             ;;
+        latency)
+            step latency "$python" -m benchmarks.latency --json "$results/cpu-latency.json"
+            ;;
         report)
             step plots "$python" -m benchmarks.plots \
                 "$results"/cpu-{paper,dilateformer,maps,kernels}.json
             step report "$python" -m benchmarks.report
             ;;
         *)
-            echo "error: steps are paper dilateformer maps kernels training report; got $name" >&2
+            echo "error: steps are paper dilateformer maps kernels training latency report; got $name" >&2
             exit 2
             ;;
     esac

@@ -35,6 +35,7 @@ def section(records: Sequence[Record], pictures: Sequence[str]) -> str:
         parts += [f"![{Path(p).stem.replace('-', ' ')}]({p})" for p in pictures]
     training = [r for r in records if r.benchmark == "training"]
     parts += [training_table(record) for record in training]
+    parts += [latency_table(record) for record in records if record.benchmark == "latency"]
     return "\n\n".join(parts)
 
 
@@ -141,6 +142,22 @@ def training_table(record: Record) -> str:
     ]
     if record.left_out:
         lines += ["", "Left out: " + "; ".join(record.left_out) + "."]
+    return "\n".join(lines)
+
+
+def latency_table(record: Record) -> str:
+    """One row for each kind of attention, with what it takes more than the dilated one."""
+    lines = [_source(record), ""]
+    lines += [_row(["network", "ms", "more than dilated, ms (95 %)"]), _row(["---"] * 3)]
+    for m in record.measurements:
+        more = m.details["more_than_dilated_ms"]
+        text = f"{more['median']:.2f} ({more['low']:.2f}..{more['high']:.2f})"
+        lines.append(_row([f"{m.case}, {m.contender}", _milliseconds(m), text]))
+    lines += [
+        "",
+        'Calls alternate and differences are taken within a round. "unfold" is the dilated network '
+        "on the reference backend.",
+    ]
     return "\n".join(lines)
 
 

@@ -5,11 +5,12 @@ import itertools
 import json
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 import torch
 
-from benchmarks import attention, compare, measure, peers, plots, profiling, report
+from benchmarks import attention, compare, latency, measure, peers, plots, profiling, report
 from benchmarks.measure import Measurement, Record, Timing, UserError
 from benchmarks.shapes import Shape
 
@@ -202,3 +203,16 @@ def test_wrong_arguments_end_in_one_line(arguments, message):
     assert last.startswith("error: ")
     assert message in last
     assert "Traceback" not in result.stderr
+
+
+def test_latency_calls_everyone_in_each_round_and_changes_who_is_first():
+    called = []
+    calls = {name: partial(called.append, name) for name in "abc"}
+    samples = latency.in_rounds(calls, 3)
+    assert "".join(called[3:]) == "abcbcacab"  # the first round is not counted
+    assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_latency_interval_is_of_order_statistics():
+    assert latency.median_with_interval(range(101)) == (50, 40, 61)
+    assert latency.median_with_interval([3, 1, 2]) == (2, 1, 3)
