@@ -16,6 +16,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 import cfmrfn  # noqa: F401  registers the networks
 from benchmarks import measure
 from benchmarks.measure import Measurement, Timing, UserError
-from benchmarks.training import NUM_CLASSES, make_inference
+from benchmarks.training import NUM_CLASSES
 
 CONTENDERS = {
     "dilated": {"attention": "dilated"},
@@ -46,6 +47,12 @@ def networks(model: str) -> dict[str, nn.Module]:
     for network in found.values():
         network.load_state_dict(weights, assign=True)
     return found
+
+
+@torch.no_grad()
+def infer(network: nn.Module, image: Tensor) -> Tensor:
+    """Its logits."""
+    return network(image)  # type: ignore[no-any-return]
 
 
 def in_rounds(calls: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
@@ -79,6 +86,7 @@ def main() -> int:
     )
     parser.add_argument("--model", default="cfmrfn_base", help="preset (%(default)s)")
     parser.add_argument("--image-size", type=int, default=224, help="side (%(default)s)")
+    parser.add_argument("--compile", action="store_true", help="compile the networks")
     parser.add_argument("--rounds", type=int, default=200, help="(%(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
     arguments = parser.parse_args()
@@ -94,12 +102,13 @@ def main() -> int:
     size = arguments.image_size
     image = torch.randn(1, 3, size, size).contiguous(memory_format=torch.channels_last)
     calls = {
-        name: make_inference(network, image, "float32")
+        name: partial(infer, torch.compile(network) if arguments.compile else network, image)
         for name, network in networks(arguments.model).items()
     }
     torch.testing.assert_close(calls["dilated"](), calls["unfold"](), rtol=1e-3, atol=1e-4)
     samples = in_rounds(calls, arguments.rounds)
-    case = f"{arguments.model}, batch 1, {size} px"
+    how = "compiled" if arguments.compile else "eager"
+    case = f"{arguments.model}, batch 1, {size} px, {how}"
     print(f"{case}, {arguments.rounds} rounds")
     print(f"{'':10}{'p50 ms':>9}   {'more than dilated, ms (95 %)':>34}")
     for name, values in samples.items():
