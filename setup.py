@@ -50,8 +50,9 @@ INSTRUCTION_SETS = {
         "avx512bf16": f"{AVX512} -mavx512bf16",
     },
 }
-# RTX 30xx and A-series, RTX 40xx, Hopper, Blackwell. The last also carries PTX, for newer ones.
-DEFAULT_ARCHITECTURES = "8.0;8.6;8.9;9.0;10.0;12.0+PTX"
+# A100, RTX 30xx (and RTX 40xx, which run the same code), Hopper, Blackwell. The last also carries
+# PTX, for newer ones.
+DEFAULT_ARCHITECTURES = "8.0;8.6;9.0;10.0;12.0+PTX"
 
 
 def say(message: str) -> None:

@@ -67,19 +67,19 @@ SDWA_INLINE void score_run(const RunTokens<const A>& run, const RunWindow<A>& wi
 }
 
 // Calls f(integral_constant n), n queries being enough for a run of `count`. Narrow maps and wide
-// dilations have many runs that are not full.
-template <typename F>
+// dilations have many runs that are not full. Code for three is made for the common window only.
+template <int KW, typename F>
 SDWA_INLINE void with_count(int count, F&& f) {
-  if (count == kRun) return f(std::integral_constant<int, kRun>{});
-  if constexpr (kRun == 4) {
+  if constexpr (kRun == 4 && KW == 3) {
     if (count == 3) return f(std::integral_constant<int, 3>{});
   }
+  if (count > kRun / 2) return f(std::integral_constant<int, kRun>{});
   return f(std::integral_constant<int, kRun / 2>{});
 }
 
 template <int KW, int kVectors, typename A>
 void score(const RunTokens<const A>& run, const RunWindow<A>& window, Vec<A>* partial) {
-  with_count(run.count, [&](auto n) __attribute__((always_inline)) {
+  with_count<KW>(run.count, [&](auto n) __attribute__((always_inline)) {
     score_run<decltype(n)::value, KW, kVectors>(run, window, partial);
   });
 }
@@ -153,7 +153,7 @@ SDWA_INLINE void sum_run(const RunWindow<A>& window, const RunWeights<A>& weight
 
 template <int KW, int kVectors, typename A>
 void sum(const RunWindow<A>& window, const RunWeights<A>& weights, const RunTokens<A>& results) {
-  with_count(results.count, [&](auto n) __attribute__((always_inline)) {
+  with_count<KW>(results.count, [&](auto n) __attribute__((always_inline)) {
     sum_run<decltype(n)::value, KW, kVectors>(window, weights, results);
   });
 }
