@@ -102,16 +102,21 @@ void advise_huge_pages([[maybe_unused]] const Tensor& tensor) {
 #endif
 }
 
-// Items enough for many cores, however few images and heads there are. Depends on the shape alone.
+// Items enough for many cores, however few images and heads there are, of bands that the caches
+// hold until all heads have been there. Depends on the shape alone.
 Plan make_plan(const Problem& p, int64_t smallest_band) {
   constexpr int64_t kItems = 64;
+  constexpr int64_t kBandBytes = int64_t(8) << 20;  // of one tensor
   const int64_t maps = p.batch * p.heads;
-  const int64_t wanted = maps > 0 ? (kItems + maps - 1) / maps : 1;
+  const int64_t row_bytes = p.width * p.heads * p.head_dim * element_size(p.dtype);
+  const int64_t for_items = maps > 0 ? (kItems + maps - 1) / maps : 1;
+  const int64_t for_caches = p.height * row_bytes / kBandBytes + 1;
+  const int64_t wanted = for_items > for_caches ? for_items : for_caches;
   int64_t rows = (p.height + wanted - 1) / wanted;
   rows = rows < smallest_band ? smallest_band : rows;
   const int64_t bands = p.height > 0 ? (p.height + rows - 1) / rows : 0;
   constexpr int64_t kCaches = int64_t(16) << 20;
-  const int64_t bytes = maps * p.height * p.width * p.head_dim * element_size(p.dtype);
+  const int64_t bytes = p.batch * p.height * row_bytes;
   return {bands, rows, maps * bands, bytes > kCaches};
 }
 
