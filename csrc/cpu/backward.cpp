@@ -5,8 +5,9 @@
 //   ds = p * (<dout, v> - delta); dq is summed from ds and the keys around, and p and ds stay in
 //   scratch;
 // - keys: for the row whose queries are now all there, dk is summed from ds and the queries around,
-// dv
-//   from p and the output gradients around. Gathered, so there is nothing atomic.
+//   dv from p and the output gradients around. Gathered, so there is nothing atomic.
+#include <optional>
+
 #include "block.h"
 #include "kernels.h"
 #include "prefetch.h"
@@ -14,19 +15,17 @@
 namespace sdwa::cpu::SDWA_ISA {
 namespace {
 
+// Runs items of heads of one dilation, in scratch that is laid out for it.
 template <typename T>
-class BackwardItem {
+class BackwardKernel {
   using A = Acc<T>;
   static constexpr int kWidth = kLanes<A>;
   static constexpr int kRuns = kRunsPerBlock<A>;
 
  public:
-  BackwardItem(const BackwardArgs& args, int64_t batch, int64_t head, bool streaming,
-               Scratch& scratch)
+  BackwardKernel(const BackwardArgs& args, int64_t head, bool streaming, Scratch& scratch)
       : args_(args),
         p_(args.problem),
-        batch_(batch),
-        head_(head),
         streaming_(streaming && can_stream<T>(args.grad_query, p_.head_dim) &&
                    can_stream<T>(args.grad_key, p_.head_dim) &&
                    can_stream<T>(args.grad_value, p_.head_dim)),
@@ -51,16 +50,21 @@ class BackwardItem {
         token_rows_(scratch.take<const A*>(window_.rows.size)),
         weight_rows_(scratch.take<const A*>(window_.rows.size)) {}
 
-  // grad_bias: (kernel_h, kernel_w) sums over the band's queries, or null.
+  bool serves(int64_t head) const { return window_.same_dilation(p_, head); }
+
+  // grad_bias: (kernel_h, kernel_w) sums over the item's queries, or null.
   template <typename Prefetch>
-  void run(int64_t band_begin, int64_t band_end, A* grad_bias, Prefetch& prefetch) {
+  void run(const ItemBounds& item, A* grad_bias, Prefetch& prefetch) {
+    batch_ = item.batch;
+    head_ = item.head;
     const int32_t taps = window_.taps();
     // Margins and rows of weights are read before they are written: as zeros.
     std::memset(probability_.data(), 0, sizeof(A) * probability_.size());
     std::memset(grad_score_.data(), 0, sizeof(A) * grad_score_.size());
     for (int32_t t = 0; t < taps; ++t) grad_bias_[t] = Vec<A>{};
     for (int32_t phase = 0; phase < window_.rows.phases(window_.height); ++phase) {
-      run_sub_map(phase, SubMapRows(window_.rows, window_.height, phase, band_begin, band_end),
+      run_sub_map(phase,
+                  SubMapRows(window_.rows, window_.height, phase, item.row_begin, item.row_end),
                   prefetch);
     }
     if (grad_bias == nullptr) return;
@@ -253,7 +257,7 @@ class BackwardItem {
 
   const BackwardArgs& args_;
   const Problem& p_;
-  const int64_t batch_, head_;
+  int64_t batch_, head_;  // of the item
   const bool streaming_;
   const int stride_;
   const HeadWindow window_;
@@ -286,13 +290,14 @@ void run_items(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_
                              contiguous_view(p, args.grad_key),
                              contiguous_view(p, args.grad_value)};
   Prefetcher<5, 8> prefetch(p, plan, views, begin, end);
-  prefetch.skip_rows(static_cast<int>(p.kernel_h / 2) + kPrefetchRows);
-  for (int64_t item = begin; item < end; ++item) {
-    const ItemBounds bounds(p, plan, item);
-    Scratch scratch(buffer);
-    Acc<T>* const sums = grad_bias ? static_cast<Acc<T>*>(grad_bias) + item * taps : nullptr;
-    BackwardItem<T>(args, bounds.batch, bounds.head, plan.streaming, scratch)
-        .run(bounds.row_begin, bounds.row_end, sums, prefetch);
+  std::optional<BackwardKernel<T>> kernel;
+  for (int64_t i = begin; i < end; ++i) {
+    const ItemBounds item(p, plan, i);
+    if (!kernel || !kernel->serves(item.head)) {
+      Scratch scratch(buffer);
+      kernel.emplace(args, item.head, plan.streaming, scratch);
+    }
+    kernel->run(item, grad_bias ? static_cast<Acc<T>*>(grad_bias) + i * taps : nullptr, prefetch);
   }
   finish_streaming();
 }
@@ -306,9 +311,9 @@ int64_t backward_scratch(const Problem& problem) {
   for (int64_t head = 0; head < problem.heads; ++head) {
     Scratch scratch(nullptr);
     if (problem.dtype == Dtype::kFloat64) {
-      BackwardItem<double>(args, 0, head, false, scratch);
+      BackwardKernel<double>(args, head, false, scratch);
     } else {
-      BackwardItem<float>(args, 0, head, false, scratch);
+      BackwardKernel<float>(args, head, false, scratch);
     }
     most = scratch.used() > most ? scratch.used() : most;
   }

@@ -21,6 +21,11 @@ struct HeadWindow {
 
   int32_t taps() const { return rows.size * columns.size; }
 
+  bool same_dilation(const Problem& p, int64_t head) const {
+    return rows.dilation == smaller(p.dilation[2 * head], p.height) &&
+           columns.dilation == smaller(p.dilation[2 * head + 1], p.width);
+  }
+
   // A dilation of the map's size reaches nothing but the centre, and so does any larger one.
   static int32_t smaller(int64_t dilation, int64_t length) {
     return static_cast<int32_t>(dilation < length ? dilation : length);
@@ -52,7 +57,7 @@ SDWA_INLINE RunWindow<A> run_window(const BlockRun& at, const RowRing<A>& ring, 
     rows[h] = on_map ? data + first : nullptr;
     if (on_map) data = ring.next(data);
   }
-  return {rows, window.rows.size, window.columns.size, stride};
+  return {rows, window.rows.size, window.columns.size, stride, at.run.alone};
 }
 
 // Tokens of a run in scratch.
@@ -75,7 +80,7 @@ SDWA_INLINE void score_block(const Block& block, Queries&& queries, const RowRin
                    partial + u);
   }
   for (int32_t t = 0; t < window.taps(); ++t) {
-    scores[t] = fold_all<A, kRuns, kRuns>(partial + t * kRuns);
+    scores[t] = transposed<A, kRun>(fold_all<A, kRuns, kRuns>(partial + t * kRuns));
   }
 }
 

@@ -3,6 +3,7 @@
 // An item is one head of one band of one image. Its rows are walked sub-map by sub-map; the last
 // kernel_h rows of key and value stay in scratch, converted to the accumulation type, so each of
 // their bytes is read from the tensors once (but for the band's halo).
+#include <optional>
 #include <type_traits>
 
 #include "block.h"
@@ -12,20 +13,17 @@
 namespace sdwa::cpu::SDWA_ISA {
 namespace {
 
+// Runs items of heads of one dilation, in scratch that is laid out for it.
 template <typename T>
-class ForwardItem {
+class ForwardKernel {
   using A = Acc<T>;
   static constexpr int kWidth = kLanes<A>;
   static constexpr int kRuns = kRunsPerBlock<A>;
 
  public:
-  ForwardItem(const ForwardArgs& args, int64_t batch, int64_t head, bool streaming,
-              Scratch& scratch)
+  ForwardKernel(const ForwardArgs& args, int64_t head, bool streaming, Scratch& scratch)
       : args_(args),
         p_(args.problem),
-        batch_(batch),
-        head_(head),
-        queries_(args.query, batch, head),
         streaming_(streaming && can_stream<T>(args.out, p_.head_dim)),
         in_place_(std::is_same_v<T, A> && p_.head_dim % kWidth == 0),
         stride_(token_stride<A>(p_.head_dim)),
@@ -47,13 +45,18 @@ class ForwardItem {
     }
   }
 
+  bool serves(int64_t head) const { return window_.same_dilation(p_, head); }
+
   template <typename Prefetch>
-  void run(int64_t band_begin, int64_t band_end, Prefetch& prefetch) {
+  void run(const ItemBounds& item, Prefetch& prefetch) {
+    batch_ = item.batch;
+    head_ = item.head;
+    queries_ = Plane<T>(args_.query, batch_, head_);
     const Plane<T> key(args_.key, batch_, head_);
     const Plane<T> value(args_.value, batch_, head_);
     const int32_t reach = window_.rows.reach();
     for (int32_t phase = 0; phase < window_.rows.phases(window_.height); ++phase) {
-      const SubMapRows rows(window_.rows, window_.height, phase, band_begin, band_end);
+      const SubMapRows rows(window_.rows, window_.height, phase, item.row_begin, item.row_end);
       int32_t read = rows.first > reach ? rows.first - reach : 0;
       for (int32_t row = rows.first; row < rows.last; row += step_) {
         const int32_t end = row + step_ < rows.last ? row + step_ : rows.last;
@@ -152,8 +155,8 @@ class ForwardItem {
 
   const ForwardArgs& args_;
   const Problem& p_;
-  const int64_t batch_, head_;
-  const Plane<T> queries_;
+  int64_t batch_, head_;  // of the item
+  Plane<T> queries_;
   const bool streaming_;
   const bool in_place_;  // a query's token is its scratch form: it needs none
   const int stride_;
@@ -175,12 +178,14 @@ void run_items(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t
   const Problem& p = args.problem;
   const InputView views[] = {args.query, args.key, args.value, contiguous_view(p, args.out)};
   Prefetcher<3, 4> prefetch(p, plan, views, begin, end);
-  prefetch.skip_rows(static_cast<int>(p.kernel_h / 2) + kPrefetchRows);
-  for (int64_t item = begin; item < end; ++item) {
-    const ItemBounds bounds(p, plan, item);
-    Scratch scratch(buffer);
-    ForwardItem<T>(args, bounds.batch, bounds.head, plan.streaming, scratch)
-        .run(bounds.row_begin, bounds.row_end, prefetch);
+  std::optional<ForwardKernel<T>> kernel;
+  for (int64_t i = begin; i < end; ++i) {
+    const ItemBounds item(p, plan, i);
+    if (!kernel || !kernel->serves(item.head)) {
+      Scratch scratch(buffer);
+      kernel.emplace(args, item.head, plan.streaming, scratch);
+    }
+    kernel->run(item, prefetch);
   }
   finish_streaming();
 }
@@ -194,9 +199,9 @@ int64_t forward_scratch(const Problem& problem) {
   for (int64_t head = 0; head < problem.heads; ++head) {
     Scratch scratch(nullptr);
     if (problem.dtype == Dtype::kFloat64) {
-      ForwardItem<double>(args, 0, head, false, scratch);
+      ForwardKernel<double>(args, head, false, scratch);
     } else {
-      ForwardItem<float>(args, 0, head, false, scratch);
+      ForwardKernel<float>(args, head, false, scratch);
     }
     most = scratch.used() > most ? scratch.used() : most;
   }

@@ -42,6 +42,7 @@ struct Run {
   int32_t slot;
   int32_t x;
   int32_t count;
+  bool alone;  // it is all of its sub-map row: there are margins on both sides
 };
 
 struct RowLayout {
@@ -67,7 +68,8 @@ struct RowLayout {
       for (int32_t i = 0; i < length; i += kRun, ++run_count) {
         if (run == nullptr) continue;
         const int32_t left = length - i;
-        run[run_count] = {slot + i, phase + i * axis.dilation, left < kRun ? left : kRun};
+        run[run_count] = {slot + i, phase + i * axis.dilation, left < kRun ? left : kRun,
+                          length <= kRun};
       }
       slot += length + margin;
     }
@@ -91,6 +93,7 @@ struct Plane {
   int64_t height_stride;
   int64_t width_stride;
 
+  Plane() = default;
   Plane(const InputView& view, int64_t batch, int64_t head)
       : data(static_cast<const T*>(view.data) + batch * view.batch_stride +
              head * view.head_stride),

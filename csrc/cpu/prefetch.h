@@ -23,9 +23,6 @@ struct ItemBounds {
   }
 };
 
-// Rows of a map between what is being computed and what is asked for, beyond the window's reach.
-inline constexpr int kPrefetchRows = 2;
-
 // A contiguous (batch, height, width, heads, head_dim) tensor.
 inline InputView contiguous_view(const Problem& p, const void* data) {
   const int64_t row = p.width * p.heads * p.head_dim;
@@ -49,10 +46,11 @@ class Prefetcher {
         bounds_(p, plan, begin) {
     for (int v = 0; v < kViews; ++v) token_steps_[v] = views[v].width_stride * element_;
     enter_item();
-  }
-
-  void skip_rows(int count) {
-    for (int i = 0; i < count && item_ < end_; ++i) next_row();
+    // Ahead of what is being computed by the window's reach and the rows that kTokens are on: early
+    // enough for narrow maps, and not too much at a time for the second cache on wide ones.
+    constexpr int64_t kTokens = 14;
+    const int64_t rows = p.kernel_h / 2 + kTokens / (p.width + 1) + 1;
+    for (int64_t i = 0; i < rows && item_ < end_; ++i) next_row();
   }
 
   SDWA_INLINE void advance(int tokens) {

@@ -10,8 +10,15 @@
 namespace sdwa::cpu::SDWA_ISA {
 namespace {
 
-// Scores of kTaps neighbouring taps of a run's first kCount queries.
-template <int kCount, int kTaps, int kVectors, typename A>
+// Whether token c, of those that the windows of kCount queries share, is a zero of a margin.
+template <int kCount, int KW, bool kAlone>
+constexpr bool in_margin(int c) {
+  return kAlone && (c < KW / 2 || c >= KW / 2 + kCount);
+}
+
+// Scores of kTaps neighbouring taps of a run's first kCount queries. With kAlone the taps are a
+// whole row's.
+template <int kCount, bool kAlone, int kTaps, int kVectors, typename A>
 SDWA_INLINE void score_taps(const A* const (&queries)[kRun], const A* tokens, int runtime_stride,
                             Vec<A>* partial) {
   const int stride = kVectors > 0 ? kVectors * kLanes<A> : runtime_stride;
@@ -22,6 +29,7 @@ SDWA_INLINE void score_taps(const A* const (&queries)[kRun], const A* tokens, in
       q[i] = in_register<A>(load(queries[i] + d));
     });
     unroll<kCount + kTaps - 1>([&](auto c) __attribute__((always_inline)) {
+      if constexpr (in_margin<kCount, kTaps, kAlone>(c)) return;
       const Vec<A> token = in_register<A>(load(tokens + c * stride + d));
       unroll<kCount>([&](auto i) __attribute__((always_inline)) {
         constexpr int kTap = c - i;
@@ -35,7 +43,7 @@ SDWA_INLINE void score_taps(const A* const (&queries)[kRun], const A* tokens, in
 }
 
 // As many taps at a time as there are registers for.
-template <int kCount, int KW, int kVectors, typename A>
+template <int kCount, bool kAlone, int KW, int kVectors, typename A>
 SDWA_INLINE void score_run(const RunTokens<const A>& run, const RunWindow<A>& window,
                            Vec<A>* partial) {
   constexpr int kRuns = kRunsPerBlock<A>;
@@ -50,42 +58,52 @@ SDWA_INLINE void score_run(const RunTokens<const A>& run, const RunWindow<A>& wi
     if (row == nullptr) {
       for (int t = 0; t < window.kernel_w; ++t) partial[t * kRuns] = Vec<A>{};
     } else if constexpr (KW == 3 || KW == 5) {
-      score_taps<kCount, KW, kVectors>(queries, row, stride, partial);
+      score_taps<kCount, kAlone, KW, kVectors>(queries, row, stride, partial);
     } else if constexpr (KW == 7) {
-      score_taps<kCount, 4, kVectors>(queries, row, stride, partial);
-      score_taps<kCount, 3, kVectors>(queries, row + 4 * stride, stride, partial + 4 * kRuns);
+      score_taps<kCount, false, 4, kVectors>(queries, row, stride, partial);
+      score_taps<kCount, false, 3, kVectors>(queries, row + 4 * stride, stride,
+                                             partial + 4 * kRuns);
     } else {
       int t = 0;
       for (; t + 4 <= window.kernel_w; t += 4) {
-        score_taps<kCount, 4, kVectors>(queries, row + t * stride, stride, partial + t * kRuns);
+        score_taps<kCount, false, 4, kVectors>(queries, row + t * stride, stride,
+                                               partial + t * kRuns);
       }
       for (; t < window.kernel_w; ++t) {
-        score_taps<kCount, 1, kVectors>(queries, row + t * stride, stride, partial + t * kRuns);
+        score_taps<kCount, false, 1, kVectors>(queries, row + t * stride, stride,
+                                               partial + t * kRuns);
       }
     }
   }
 }
 
-// Calls f(integral_constant n), n queries being enough for a run of `count`. Narrow maps and wide
-// dilations have many runs that are not full. Code for three is made for the common window only.
+// Calls f(n, alone), integral constants, n queries being enough for the run. Narrow maps and wide
+// dilations have many runs that are not full, or have margins on both sides. Code for three queries
+// and for margins is made for the common window only.
 template <int KW, typename F>
-SDWA_INLINE void with_count(int count, F&& f) {
-  if constexpr (kRun == 4 && KW == 3) {
-    if (count == 3) return f(std::integral_constant<int, 3>{});
+SDWA_INLINE void with_kind(int count, bool alone, F&& f) {
+  const auto with_count = [&](auto kind) __attribute__((always_inline)) {
+    if constexpr (kRun == 4 && KW == 3) {
+      if (count == 3) return f(std::integral_constant<int, 3>{}, kind);
+    }
+    if (count > kRun / 2) return f(std::integral_constant<int, kRun>{}, kind);
+    return f(std::integral_constant<int, kRun / 2>{}, kind);
+  };
+  if constexpr (KW == 3) {
+    if (alone) return with_count(std::true_type{});
   }
-  if (count > kRun / 2) return f(std::integral_constant<int, kRun>{});
-  return f(std::integral_constant<int, kRun / 2>{});
+  with_count(std::false_type{});
 }
 
 template <int KW, int kVectors, typename A>
 void score(const RunTokens<const A>& run, const RunWindow<A>& window, Vec<A>* partial) {
-  with_count<KW>(run.count, [&](auto n) __attribute__((always_inline)) {
-    score_run<decltype(n)::value, KW, kVectors>(run, window, partial);
+  with_kind<KW>(run.count, window.alone, [&](auto n, auto alone) __attribute__((always_inline)) {
+    score_run<decltype(n)::value, decltype(alone)::value, KW, kVectors>(run, window, partial);
   });
 }
 
 // kChunk vectors of the results, from vector `first` on.
-template <int kCount, int KW, int kVectors, int kChunk, typename A>
+template <int kCount, bool kAlone, int KW, int kVectors, int kChunk, typename A>
 SDWA_INLINE void sum_chunk(const RunWindow<A>& window, const RunWeights<A>& weights, int first,
                            const RunTokens<A>& results) {
   constexpr int kWidth = kLanes<A>;
@@ -97,6 +115,7 @@ SDWA_INLINE void sum_chunk(const RunWindow<A>& window, const RunWeights<A>& weig
     const A* const weight = weights.rows[h] + weights.first;
     if constexpr (KW > 0) {
       unroll<kCount + KW - 1>([&](auto c) __attribute__((always_inline)) {
+        if constexpr (in_margin<kCount, KW, kAlone>(c)) return;
         Vec<A> token[kChunk];
         unroll<kChunk>([&](auto n) __attribute__((always_inline)) {
           token[n] = in_register<A>(load(row + c * stride + n * kWidth));
@@ -129,33 +148,34 @@ SDWA_INLINE void sum_chunk(const RunWindow<A>& window, const RunWeights<A>& weig
   });
 }
 
-template <int kCount, int KW, int kVectors, typename A>
+template <int kCount, bool kAlone, int KW, int kVectors, typename A>
 SDWA_INLINE void sum_run(const RunWindow<A>& window, const RunWeights<A>& weights,
                          const RunTokens<A>& results) {
   const int vectors = kVectors > 0 ? kVectors : window.stride / kLanes<A>;
   int n = 0;
   for (; vectors - n >= 4 && vectors - n != 5; n += 4) {
-    sum_chunk<kCount, KW, kVectors, 4>(window, weights, n, results);
+    sum_chunk<kCount, kAlone, KW, kVectors, 4>(window, weights, n, results);
   }
   if constexpr (kVectors == 0 || kVectors == 3) {
     if (vectors - n == 5 || vectors - n == 3) {
-      sum_chunk<kCount, KW, kVectors, 3>(window, weights, n, results);
+      sum_chunk<kCount, kAlone, KW, kVectors, 3>(window, weights, n, results);
       n += 3;
     }
   }
   if constexpr (kVectors == 0 || kVectors == 2) {
-    if (vectors - n == 2) sum_chunk<kCount, KW, kVectors, 2>(window, weights, n, results);
+    if (vectors - n == 2) sum_chunk<kCount, kAlone, KW, kVectors, 2>(window, weights, n, results);
   }
   if constexpr (kVectors == 0 || kVectors == 1) {
-    if (vectors - n == 1) sum_chunk<kCount, KW, kVectors, 1>(window, weights, n, results);
+    if (vectors - n == 1) sum_chunk<kCount, kAlone, KW, kVectors, 1>(window, weights, n, results);
   }
 }
 
 template <int KW, int kVectors, typename A>
 void sum(const RunWindow<A>& window, const RunWeights<A>& weights, const RunTokens<A>& results) {
-  with_count<KW>(results.count, [&](auto n) __attribute__((always_inline)) {
-    sum_run<decltype(n)::value, KW, kVectors>(window, weights, results);
-  });
+  with_kind<KW>(
+      results.count, window.alone, [&](auto n, auto alone) __attribute__((always_inline)) {
+        sum_run<decltype(n)::value, decltype(alone)::value, KW, kVectors>(window, weights, results);
+      });
 }
 
 }  // namespace

@@ -19,6 +19,7 @@ struct RunWindow {
   int kernel_h;
   int kernel_w;
   int stride;  // elements from token to token, whole vectors
+  bool alone;  // there are margins, zeros, on both sides of the run's queries
 };
 
 // Weights of a run's taps: row h, tap t, query i has weight rows[h][first + t * step + i]. Where

@@ -124,19 +124,21 @@ SDWA_INLINE void unroll(F&& f) {
 }
 
 // One level of the transpose-and-add tree. a and b hold groups of kGroup lanes whose sums are
-// wanted; the result holds the groups of a, then those of b, each folded to kGroup / 2 lanes. The
+// wanted; the result holds a group of a, one of b, and so on in turns, each folded to kGroup / 2
+// lanes. Half of the lanes stay where they are, which takes a blend instead of a shuffle. The
 // pairing within a group does not depend on the group's place, so neither does the rounding.
 template <typename A, int kGroup>
 SDWA_INLINE Vec<A> fold(Vec<A> a, Vec<A> b) {
   constexpr int kHalf = kGroup / 2;
+  constexpr int kAll = kLanes<A>;
   return [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
-    return __builtin_shufflevector(a, b, (i / kHalf * kGroup + i % kHalf)...) +
-           __builtin_shufflevector(a, b, (i / kHalf * kGroup + i % kHalf + kHalf)...);
-  }(std::make_integer_sequence<int, kLanes<A>>{});
+    return __builtin_shufflevector(a, b, (i / kHalf % 2 == 0 ? i : kAll + i)...) +
+           __builtin_shufflevector(a, b, (i / kHalf % 2 == 0 ? i + kHalf : kAll + i - kHalf)...);
+  }(std::make_integer_sequence<int, kAll>{});
 }
 
-// Folds v[0..kCount), a power of two, into one vector: lane group i holds kGroup / kCount partial
-// sums of v[i].
+// Folds v[0..kCount), a power of two, into one vector: every kGroup lanes of it hold, for each v[i]
+// in its order, kGroup / kCount partial sums of those lanes.
 template <typename A, int kGroup, int kCount>
 SDWA_INLINE Vec<A> fold_all(const Vec<A>* v) {
   if constexpr (kCount == 1) {
@@ -144,10 +146,19 @@ SDWA_INLINE Vec<A> fold_all(const Vec<A>* v) {
   } else {
     Vec<A> half[kCount / 2];
     unroll<kCount / 2>([&](auto i) __attribute__((always_inline)) {
-      half[i] = fold<A, kGroup>(v[2 * i], v[2 * i + 1]);
+      half[i] = fold<A, kGroup>(v[i], v[i + kCount / 2]);
     });
     return fold_all<A, kGroup / 2, kCount / 2>(half);
   }
+}
+
+// A matrix of kRows rows, row by row, column by column.
+template <typename A, int kRows>
+SDWA_INLINE Vec<A> transposed(Vec<A> v) {
+  constexpr int kColumns = kLanes<A> / kRows;
+  return [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    return __builtin_shufflevector(v, v, (i % kRows * kColumns + i / kRows)...);
+  }(std::make_integer_sequence<int, kLanes<A>>{});
 }
 
 template <typename A>
