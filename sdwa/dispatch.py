@@ -6,12 +6,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from sdwa.backends import BACKENDS, Backend
 from sdwa.problem import AttentionProblem, Dilation, Size, make_problem
+from sdwa.registration import Call
 
 MOST_PREPARED = 4096
-_prepared: dict[Any, tuple[AttentionProblem, Backend]] = {}
+_prepared: dict[Any, Call] = {}
 
 
 class BackendError(ValueError, RuntimeError):
@@ -28,17 +30,20 @@ def prepare(
     scale: float | None,
     padding_mode: str,
     backend: str | None,
-) -> tuple[AttentionProblem, Backend]:
-    """Validates a call and chooses its backend.
+) -> Call:
+    """Validates a call, chooses its backend, and returns what computes (out, lse).
 
     On a small map that takes longer than the kernel, so what came of it is kept for further calls
     with equal arguments and tensors alike.
 
+    Returns:
+        (query, key, value, bias) -> (out, lse), with bias contiguous in the accumulation type.
+
     Raises:
         TypeError, ValueError, BackendError: as `make_problem` and `select`.
     """
-    known = facts = None
-    if not torch.compiler.is_compiling():
+    call = facts = None
+    if not is_compiling():
         try:
             facts = (
                 *(query.shape, query.dtype, query.device, query.stride(4)),
@@ -49,17 +54,17 @@ def prepare(
                 *(kernel_size, id(kernel_size), dilation, id(dilation)),
                 *(scale, scale.__class__, padding_mode, backend),
             )
-            known = _prepared.get(facts)
+            call = _prepared.get(facts)
         except (AttributeError, IndexError, TypeError):
             facts = None  # not tensors, or not of 5 dimensions, or lists, which have no hash
-    if known is None:
+    if call is None:
         problem = make_problem(query, key, value, kernel_size, dilation, bias, scale, padding_mode)
-        known = problem, select(problem, backend)
+        call = select(problem, backend).bind(problem)
         if facts is not None:
             if len(_prepared) >= MOST_PREPARED:
                 _prepared.clear()
-            _prepared[facts] = known
-    return known
+            _prepared[facts] = call
+    return call
 
 
 def select(problem: AttentionProblem, name: str | None) -> Backend:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Literal, overload
 
-import torch
 from torch import Tensor
+from torch._C import _is_any_autocast_enabled
 
 from sdwa.dispatch import prepare
 from sdwa.problem import Dilation, Size, accumulation_dtype
@@ -96,12 +96,10 @@ def sliding_dilated_window_attention(
         >>> sliding_dilated_window_attention(q, k, v, 3, (1, 1, 2, 2, 2, 3, 3, 3)).shape
         torch.Size([2, 7, 7, 8, 64])
     """
-    if torch._C._is_any_autocast_enabled():
+    if _is_any_autocast_enabled():
         query, key, value = autocast_tensors(query, key, value)
-    problem, chosen = prepare(
-        query, key, value, kernel_size, dilation, bias, scale, padding_mode, backend
-    )
+    call = prepare(query, key, value, kernel_size, dilation, bias, scale, padding_mode, backend)
     if bias is not None:
-        bias = bias.to(accumulation_dtype(problem.dtype)).contiguous()
-    out, lse = chosen.attend(problem, query, key, value, bias)
+        bias = bias.to(accumulation_dtype(query.dtype)).contiguous()
+    out, lse = call(query, key, value, bias)
     return (out, lse) if return_lse else out

@@ -17,17 +17,21 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch._C import DispatchKey, DispatchKeySet, _ExcludeDispatchKeyGuard
 from torch._decomp import register_decomposition
 from torch._library.utils import get_layout_constraint_tag
 from torch.autograd import Function, forward_ad
+from torch.compiler import is_compiling
 from torch.utils.flop_counter import register_flop_formula
 
 from sdwa import reference
 from sdwa.problem import AttentionProblem, accumulation_dtype, autocasts
 
-Attend = Callable[..., tuple[Tensor, Tensor]]
+# (query, key, value, bias) -> (out, lse), with everything else fixed
+Call = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+# (kernel_size, dilation, scale, masked), as the operators take them, -> the call
+Bind = Callable[..., Call]
 
 HEADS = 3  # dimension of the heads in (batch, height, width, heads, head_dim)
 
@@ -40,15 +44,14 @@ _vjp: Any = torch.func.vjp
 _LIBRARY = torch.library.Library("sdwa", "FRAGMENT")  # type: ignore[no-untyped-call]
 
 
-def register(forward_name: str, backward_name: str) -> Attend:
+def register(forward_name: str, backward_name: str) -> Bind:
     """Registers a defined pair with PyTorch.
 
     Args:
         forward_name, backward_name: of the operators in `torch.ops.sdwa`.
 
     Returns:
-        The differentiable operator: (query, key, value, bias, kernel_size, dilation, scale, masked)
-        -> (out, lse).
+        What makes the differentiable operator of a window.
     """
     forward_operator = getattr(torch.ops.sdwa, forward_name).default
     backward_operator = getattr(torch.ops.sdwa, backward_name).default
@@ -84,7 +87,7 @@ def register(forward_name: str, backward_name: str) -> Attend:
 
         @staticmethod
         def vmap(*call: Any) -> Any:
-            return _vmap_forward(attend, *call)
+            return _vmap_forward(lambda *inputs: bind(*inputs[4:])(*inputs[:4]), *call)
 
     class EagerForward(Function):
         """The forward operator, for eager calls.
@@ -126,27 +129,33 @@ def register(forward_name: str, backward_name: str) -> Attend:
     apply_eagerly: Any = super(Function, EagerForward).apply
     apply_forward: Any = Forward.apply
     apply_backward: Any = Backward.apply
+    operate: Any = forward_operator._op  # what calling the operator comes to
 
-    def attend(
-        query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *window: Any
-    ) -> tuple[Tensor, Tensor]:
-        if torch.compiler.is_compiling():
+    def bind(*window: Any) -> Call:
+        if is_compiling():
             # A compiled transform has no way to the rules below, but through the plain operations.
             traced = _forward if transforming() else forward_operator
-            return traced(query, key, value, bias, *window)
-        if forward_ad._current_level >= 0:
-            return _forward(query, key, value, bias, *window)
-        if transforming():
-            return apply_forward(query, key, value, bias, *window)  # type: ignore[no-any-return]
-        if torch.is_grad_enabled() and (
-            query.requires_grad
-            or key.requires_grad
-            or value.requires_grad
-            or (bias is not None and bias.requires_grad)
-        ):
-            return apply_eagerly(query, key, value, bias, *window)  # type: ignore[no-any-return]
-        with _ExcludeDispatchKeyGuard(_ABOVE_KERNEL):
-            return forward_operator(query, key, value, bias, *window)  # type: ignore[no-any-return]
+            return lambda query, key, value, bias: traced(query, key, value, bias, *window)
+
+        # On a small map each step between the user's call and the kernel counts.
+        def call(
+            query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+        ) -> tuple[Tensor, Tensor]:
+            if forward_ad._current_level >= 0:
+                return _forward(query, key, value, bias, *window)
+            if transforming():
+                return apply_forward(query, key, value, bias, *window)  # type: ignore[no-any-return]
+            if is_grad_enabled() and (
+                query.requires_grad
+                or key.requires_grad
+                or value.requires_grad
+                or (bias is not None and bias.requires_grad)
+            ):
+                return apply_eagerly(query, key, value, bias, *window)  # type: ignore[no-any-return]
+            with _ExcludeDispatchKeyGuard(_ABOVE_KERNEL):
+                return operate(query, key, value, bias, *window)  # type: ignore[no-any-return]
+
+        return call
 
     def differentiate(*inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         if forward_ad._current_level >= 0:
@@ -178,7 +187,7 @@ def register(forward_name: str, backward_name: str) -> Attend:
         # Fake tensors of symbolic sizes would go through the decomposition otherwise.
         register_decomposition(operator, type="meta")(fake)
         register_flop_formula(operator.overloadpacket)(flops)
-    return attend
+    return bind
 
 
 # Autocast
@@ -327,7 +336,10 @@ def _second_derivative(
 
 
 def _vmap_forward(
-    attend: Attend, info: Any, in_dims: tuple[int | None, ...], *inputs: Any
+    attend: Callable[..., tuple[Tensor, Tensor]],
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    *inputs: Any,
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
     *tensors, bias = inputs[:4]
     window = inputs[4:]

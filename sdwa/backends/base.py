@@ -5,10 +5,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 
 import torch
-from torch import Tensor
 
 from sdwa.problem import AttentionProblem
-from sdwa.registration import Attend
+from sdwa.registration import Bind, Call
 
 
 class Backend(ABC):
@@ -31,17 +30,11 @@ class Backend(ABC):
         return missing
 
     @abstractmethod
-    def attend(
-        self,
-        problem: AttentionProblem,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        """(out, lse) of query, key, value (batch, height, width, heads, head_dim).
+    def bind(self, problem: AttentionProblem) -> Call:
+        """What computes (out, lse) of this problem from query, key, value and bias.
 
-        bias is (heads, kernel_h, kernel_w) in the accumulation type, contiguous, or None.
+        query, key and value are (batch, height, width, heads, head_dim); bias is
+        (heads, kernel_h, kernel_w) in the accumulation type, contiguous, or None.
         """
 
 
@@ -52,25 +45,11 @@ class OperatorBackend(Backend):
         operator: what `sdwa.registration.register` made of the pair; None where it has no kernels.
     """
 
-    def __init__(self, operator: Attend | None) -> None:
+    def __init__(self, operator: Bind | None) -> None:
         self._operator = operator
 
-    def attend(
-        self,
-        problem: AttentionProblem,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+    def bind(self, problem: AttentionProblem) -> Call:
         assert self._operator is not None
         return self._operator(
-            query,
-            key,
-            value,
-            bias,
-            problem.kernel_size,
-            problem.flat_dilation,
-            problem.scale,
-            problem.masked,
+            problem.kernel_size, problem.flat_dilation, problem.scale, problem.masked
         )

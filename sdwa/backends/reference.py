@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
-from torch import Tensor
 
 from sdwa import reference
 from sdwa.backends.base import Backend
 from sdwa.problem import AttentionProblem
+from sdwa.registration import Call
 
 
 class ReferenceBackend(Backend):
@@ -17,12 +19,5 @@ class ReferenceBackend(Backend):
     def unavailable(self, device: torch.device) -> tuple[str, ...]:
         return ()
 
-    def attend(
-        self,
-        problem: AttentionProblem,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        bias: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
-        return reference.attention(problem, query, key, value, bias)
+    def bind(self, problem: AttentionProblem) -> Call:
+        return partial(reference.attention, problem)
