@@ -47,7 +47,7 @@ class BackwardKernel {
         grad_probability_(scratch.take<Vec<A>>(window_.taps())),
         grad_bias_(scratch.take<Vec<A>>(window_.taps())),
         result_(scratch.take<A>(int64_t(kRun) * stride_)),
-        token_rows_(scratch.take<const A*>(window_.rows.size)),
+        windows_(window_, stride_, scratch),
         weight_rows_(scratch.take<const A*>(window_.rows.size)) {}
 
   bool serves(int64_t head) const { return window_.same_dilation(p_, head); }
@@ -152,16 +152,18 @@ class BackwardKernel {
     const auto of = [&](const RowRing<A>& ring) {
       return [&](const BlockRun& at) { return run_tokens(at, ring, stride_); };
     };
-    score_block(block, of(query_), key_, rows.on_map, window_, stride_, products_, token_rows_,
-                partial_, scores_);
-    score_block(block, of(grad_out_), value_, rows.on_map, window_, stride_, products_, token_rows_,
-                partial_, grad_probability_);
+    for (int32_t u = 0; u < block.count; ++u) {
+      windows_.find(u, block.runs[u], key_, 0, rows.on_map);
+    }
+    score_block(block, of(query_), windows_, 0, window_, products_, partial_, scores_);
+    score_block(block, of(grad_out_), windows_, key_.shift_to(value_), window_, products_, partial_,
+                grad_probability_);
     differentiate(block, load(delta), load(lse), rows);
     for (int32_t u = 0; u < block.count; ++u) {
       const BlockRun& at = block.runs[u];
       if (at.row < rows.first || at.row >= rows.last) continue;
       prefetch.advance(at.run.count);
-      write_grad_query(at, rows.on_map);
+      write_grad_query(at, u);
     }
     block.count = 0;
   }
@@ -208,13 +210,12 @@ class BackwardKernel {
     }
   }
 
-  void write_grad_query(const BlockRun& at, int32_t rows_on_map) {
+  void write_grad_query(const BlockRun& at, int32_t u) {
     for (int32_t h = 0; h < window_.rows.size; ++h) {
       weight_rows_[h] =
           grad_score_.row(at.row) + int64_t(h) * window_.columns.size * layout_.slots + at.run.slot;
     }
-    products_.sum(run_window(at, key_, 0, rows_on_map, window_, stride_, token_rows_),
-                  RunWeights<A>{weight_rows_, 0, layout_.slots},
+    products_.sum(windows_.of(u, at), RunWeights<A>{weight_rows_, 0, layout_.slots},
                   RunTokens<A>{result_, stride_, at.run.count});
     write_result(at, args_.grad_query);
   }
@@ -224,25 +225,30 @@ class BackwardKernel {
     const int32_t begin = rows.first > window_.rows.reach() ? rows.first - window_.rows.reach() : 0;
     for (int32_t i = 0; i < layout_.run_count; ++i) {
       const BlockRun at{row, y, layout_.runs[i]};
-      write_gathered(at, begin, rows_ready, grad_score_, query_, args_.grad_key);
-      write_gathered(at, begin, rows_ready, probability_, grad_out_, args_.grad_value);
+      windows_.find(0, at, query_, begin, rows_ready);
+      find_weights(at, begin, rows_ready);
+      write_gathered(at, 0, 0, args_.grad_key);
+      write_gathered(at, query_.shift_to(grad_out_), grad_score_.shift_to(probability_),
+                     args_.grad_value);
     }
   }
 
   // The query h, w taps away from a key reads it through the mirrored tap.
-  void write_gathered(const BlockRun& at, int32_t rows_begin, int32_t rows_end,
-                      const RowRing<A>& weights, const RowRing<A>& tokens, void* target) {
+  void find_weights(const BlockRun& at, int32_t rows_begin, int32_t rows_end) {
     const WindowAxis& columns = window_.columns;
-    const RunWindow<A> window =
-        run_window(at, tokens, rows_begin, rows_end, window_, stride_, token_rows_);
     for (int32_t h = 0; h < window_.rows.size; ++h) {
-      if (token_rows_[h] == nullptr) continue;
       const int32_t row = at.row + h - window_.rows.reach();
+      if (row < rows_begin || row >= rows_end) continue;
       const int32_t tap = tap_index(columns, window_.rows.mirrored(h), columns.mirrored(0));
       weight_rows_[h] =
-          weights.row(row) + int64_t(tap) * layout_.slots + at.run.slot - columns.reach();
+          grad_score_.row(row) + int64_t(tap) * layout_.slots + at.run.slot - columns.reach();
     }
-    products_.sum(window, RunWeights<A>{weight_rows_, 0, 1 - layout_.slots},
+  }
+
+  // Sums the queries around keys, or what lies that far from them, with their weights.
+  void write_gathered(const BlockRun& at, int64_t token_shift, int64_t weight_shift, void* target) {
+    products_.sum(windows_.of(0, at, token_shift),
+                  RunWeights<A>{weight_rows_, weight_shift, 1 - layout_.slots},
                   RunTokens<A>{result_, stride_, at.run.count});
     write_result(at, target);
   }
@@ -272,7 +278,7 @@ class BackwardKernel {
   Vec<A>* const grad_probability_;
   Vec<A>* const grad_bias_;
   A* const result_;
-  const A** const token_rows_;
+  BlockWindows<A> windows_;
   const A** const weight_rows_;
 };
 

@@ -43,22 +43,42 @@ struct Block {
   int32_t count = 0;
 };
 
-// The tokens that a run's window covers in each of its rows. `rows` has a place for each.
+// Where the windows of a block's runs are in a ring of rows of tokens. They are found once for all
+// rings of one size.
 template <typename A>
-SDWA_INLINE RunWindow<A> run_window(const BlockRun& at, const RowRing<A>& ring, int32_t rows_begin,
-                                    int32_t rows_end, const HeadWindow& window, int stride,
-                                    const A** rows) {
-  const int64_t first = int64_t(at.run.slot - window.columns.reach()) * stride;
-  const int32_t above = at.row - window.rows.reach();
-  const A* data = ring.row(above < rows_begin ? rows_begin : above);
-  for (int32_t h = 0; h < window.rows.size; ++h) {
-    const int32_t row = above + h;
-    const bool on_map = row >= rows_begin && row < rows_end;
-    rows[h] = on_map ? data + first : nullptr;
-    if (on_map) data = ring.next(data);
+class BlockWindows {
+ public:
+  BlockWindows(const HeadWindow& window, int stride, Scratch& scratch)
+      : window_(window),
+        stride_(stride),
+        rows_(scratch.take<const A*>(kRunsPerBlock<A> * window.rows.size)) {}
+
+  // Finds the window of the block's run u. The rows [rows_begin, rows_end) are in the ring.
+  SDWA_INLINE void find(int32_t u, const BlockRun& at, const RowRing<A>& ring, int32_t rows_begin,
+                        int32_t rows_end) {
+    const A** const rows = rows_ + u * window_.rows.size;
+    const int64_t first = int64_t(at.run.slot - window_.columns.reach()) * stride_;
+    const int32_t above = at.row - window_.rows.reach();
+    const A* data = ring.row(above < rows_begin ? rows_begin : above);
+    for (int32_t h = 0; h < window_.rows.size; ++h) {
+      const int32_t row = above + h;
+      const bool there = row >= rows_begin && row < rows_end;
+      rows[h] = there ? data + first : nullptr;
+      if (there) data = ring.next(data);
+    }
   }
-  return {rows, window.rows.size, window.columns.size, stride, at.run.alone};
-}
+
+  // The window of run u, in the ring that lies `shift` elements after the one it was found in.
+  SDWA_INLINE RunWindow<A> of(int32_t u, const BlockRun& at, int64_t shift = 0) const {
+    return {rows_ + u * window_.rows.size, shift,   window_.rows.size,
+            window_.columns.size,          stride_, at.run.alone};
+  }
+
+ private:
+  const HeadWindow& window_;
+  const int stride_;
+  const A** const rows_;
+};
 
 // Tokens of a run in scratch.
 template <typename A>
@@ -66,18 +86,16 @@ SDWA_INLINE RunTokens<const A> run_tokens(const BlockRun& at, const RowRing<A>& 
   return {ring.row(at.row) + int64_t(at.run.slot) * stride, stride, at.run.count};
 }
 
-// Scores of a block's queries with the tokens of `ring`, one vector a tap, one lane a query.
+// Scores of a block's queries with the tokens of a ring, one vector a tap, one lane a query.
 // queries(run) tells where the queries' tokens are.
 template <typename A, typename Queries>
-SDWA_INLINE void score_block(const Block& block, Queries&& queries, const RowRing<A>& ring,
-                             int32_t rows_on_map, const HeadWindow& window, int stride,
-                             const Products<A>& products, const A** rows, Vec<A>* partial,
-                             Vec<A>* scores) {
+SDWA_INLINE void score_block(const Block& block, Queries&& queries, const BlockWindows<A>& windows,
+                             int64_t shift, const HeadWindow& window, const Products<A>& products,
+                             Vec<A>* partial, Vec<A>* scores) {
   constexpr int kRuns = kRunsPerBlock<A>;
   for (int32_t u = 0; u < block.count; ++u) {
     const BlockRun& at = block.runs[u];
-    products.score(queries(at), run_window(at, ring, 0, rows_on_map, window, stride, rows),
-                   partial + u);
+    products.score(queries(at), windows.of(u, at, shift), partial + u);
   }
   for (int32_t t = 0; t < window.taps(); ++t) {
     scores[t] = transposed<A, kRun>(fold_all<A, kRuns, kRuns>(partial + t * kRuns));

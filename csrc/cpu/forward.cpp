@@ -37,7 +37,7 @@ class ForwardKernel {
         partial_(scratch.take<Vec<A>>(window_.taps() * kRuns)),
         scores_(scratch.take<Vec<A>>(window_.taps())),
         result_(scratch.take<A>(int64_t(kRun) * stride_)),
-        token_rows_(scratch.take<const A*>(window_.rows.size)),
+        windows_(window_, stride_, scratch),
         weight_rows_(scratch.take<const A*>(window_.rows.size)) {
     if (scores_ == nullptr) return;
     for (int32_t h = 0; h < window_.rows.size; ++h) {
@@ -91,13 +91,16 @@ class ForwardKernel {
 
   template <typename Prefetch>
   void finish(Block& block, int32_t rows_on_map, Prefetch& prefetch) {
+    for (int32_t u = 0; u < block.count; ++u) {
+      windows_.find(u, block.runs[u], key_, 0, rows_on_map);
+    }
     score_block(
-        block, [&](const BlockRun& at) { return queries(at); }, key_, rows_on_map, window_, stride_,
-        products_, token_rows_, partial_, scores_);
+        block, [&](const BlockRun& at) { return queries(at); }, windows_, 0, window_, products_,
+        partial_, scores_);
     const Vec<A> lse = softmax(block);
     for (int32_t u = 0; u < block.count; ++u) {
       prefetch.advance(block.runs[u].run.count);
-      write(block.runs[u], u, rows_on_map, lse);
+      write(block.runs[u], u, lse);
     }
     block.count = 0;
   }
@@ -134,7 +137,7 @@ class ForwardKernel {
     return largest + log<A>(sum);
   }
 
-  void write(const BlockRun& at, int32_t u, int32_t rows_on_map, Vec<A> lse) {
+  void write(const BlockRun& at, int32_t u, Vec<A> lse) {
     const int64_t token = ((batch_ * p_.height + at.y) * p_.width + at.run.x) * p_.heads + head_;
     const int64_t step = window_.columns.dilation * p_.heads;
     T* const out = static_cast<T*>(args_.out) + token * p_.head_dim;
@@ -143,7 +146,7 @@ class ForwardKernel {
     if constexpr (std::is_same_v<T, A>) {
       if (in_place_ && !streaming_) results = {out, out_step, at.run.count};
     }
-    products_.sum(run_window(at, value_, 0, rows_on_map, window_, stride_, token_rows_),
+    products_.sum(windows_.of(u, at, key_.shift_to(value_)),
                   RunWeights<A>{weight_rows_, u * kRun, kWidth}, results);
     for (int32_t i = 0; i < at.run.count; ++i) {
       if (results.first == result_) {
@@ -168,7 +171,7 @@ class ForwardKernel {
   Vec<A>* const partial_;
   Vec<A>* const scores_;
   A* const result_;
-  const A** const token_rows_;
+  BlockWindows<A> windows_;
   const A** const weight_rows_;
 };
 

@@ -124,6 +124,8 @@ class RowRing {
     return after == data_ + rows_ * row_size_ ? data_ : after;
   }
   A* data() const { return data_; }
+  // Elements from here to the same place of another ring.
+  int64_t shift_to(const RowRing& other) const { return other.data_ - data_; }
   int64_t size() const { return rows_ * row_size_; }
 
  private:

@@ -48,7 +48,7 @@ class Prefetcher {
     enter_item();
     // Ahead of what is being computed by the window's reach and the rows that kTokens are on: early
     // enough for narrow maps, and not too much at a time for the second cache on wide ones.
-    constexpr int64_t kTokens = 14;
+    constexpr int64_t kTokens = 24;
     const int64_t rows = p.kernel_h / 2 + kTokens / (p.width + 1) + 1;
     for (int64_t i = 0; i < rows && item_ < end_; ++i) next_row();
   }

@@ -54,10 +54,12 @@ SDWA_INLINE void score_run(const RunTokens<const A>& run, const RunWindow<A>& wi
   });
   const int stride = window.stride;
   for (int h = 0; h < window.kernel_h; ++h, partial += window.kernel_w * kRuns) {
-    const A* const row = window.rows[h];
-    if (row == nullptr) {
+    if (window.rows[h] == nullptr) {
       for (int t = 0; t < window.kernel_w; ++t) partial[t * kRuns] = Vec<A>{};
-    } else if constexpr (KW == 3 || KW == 5) {
+      continue;
+    }
+    const A* const row = window.rows[h] + window.shift;
+    if constexpr (KW == 3 || KW == 5) {
       score_taps<kCount, kAlone, KW, kVectors>(queries, row, stride, partial);
     } else if constexpr (KW == 7) {
       score_taps<kCount, false, 4, kVectors>(queries, row, stride, partial);
@@ -111,7 +113,7 @@ SDWA_INLINE void sum_chunk(const RunWindow<A>& window, const RunWeights<A>& weig
   Vec<A> sum[kCount][kChunk] = {};
   for (int h = 0; h < window.kernel_h; ++h) {
     if (window.rows[h] == nullptr) continue;
-    const A* const row = window.rows[h] + first * kWidth;
+    const A* const row = window.rows[h] + window.shift + first * kWidth;
     const A* const weight = weights.rows[h] + weights.first;
     if constexpr (KW > 0) {
       unroll<kCount + KW - 1>([&](auto c) __attribute__((always_inline)) {

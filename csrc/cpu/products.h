@@ -11,11 +11,13 @@ namespace sdwa::cpu::SDWA_ISA {
 template <typename A>
 inline constexpr int kRunsPerBlock = kLanes<A> / kRun;
 
-// The window of a run: for each of its rows the token of the first query's first tap, or null where
-// the row is off the map. Tap t of query i in a row is i + t tokens further.
+// The window of a run: for each of its rows where the token of the first query's first tap is, but
+// for `shift` elements, or null where the row is off the map. Tap t of query i in a row is i + t
+// tokens further.
 template <typename A>
 struct RunWindow {
   const A* const* rows;
+  int64_t shift;
   int kernel_h;
   int kernel_w;
   int stride;  // elements from token to token, whole vectors
