@@ -32,7 +32,7 @@ class BackwardKernel {
         stride_(token_stride<A>(p_.head_dim)),
         window_(p_, head),
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
-        layout_(window_.columns, window_.width, scratch),
+        layout_(window_.columns, window_.width, false, scratch),
         step_(rows_per_step(layout_)),
         query_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
         key_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
@@ -215,8 +215,8 @@ class BackwardKernel {
       weight_rows_[h] =
           grad_score_.row(at.row) + int64_t(h) * window_.columns.size * layout_.slots + at.run.slot;
     }
-    products_.sum(windows_.of(u, at), RunWeights<A>{weight_rows_, 0, layout_.slots},
-                  RunTokens<A>{result_, stride_, at.run.count});
+    products_.sum(windows_.of(u), RunWeights<A>{weight_rows_, 0, layout_.slots},
+                  RunTokens<A>{at.run, result_, stride_});
     write_result(at, args_.grad_query);
   }
 
@@ -247,9 +247,9 @@ class BackwardKernel {
 
   // Sums the queries around keys, or what lies that far from them, with their weights.
   void write_gathered(const BlockRun& at, int64_t token_shift, int64_t weight_shift, void* target) {
-    products_.sum(windows_.of(0, at, token_shift),
+    products_.sum(windows_.of(0, token_shift),
                   RunWeights<A>{weight_rows_, weight_shift, 1 - layout_.slots},
-                  RunTokens<A>{result_, stride_, at.run.count});
+                  RunTokens<A>{at.run, result_, stride_});
     write_result(at, target);
   }
 

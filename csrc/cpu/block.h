@@ -69,9 +69,8 @@ class BlockWindows {
   }
 
   // The window of run u, in the ring that lies `shift` elements after the one it was found in.
-  SDWA_INLINE RunWindow<A> of(int32_t u, const BlockRun& at, int64_t shift = 0) const {
-    return {rows_ + u * window_.rows.size, shift,   window_.rows.size,
-            window_.columns.size,          stride_, at.run.alone};
+  SDWA_INLINE RunWindow<A> of(int32_t u, int64_t shift = 0) const {
+    return {rows_ + u * window_.rows.size, shift, window_.rows.size, window_.columns.size, stride_};
   }
 
  private:
@@ -80,10 +79,10 @@ class BlockWindows {
   const A** const rows_;
 };
 
-// Tokens of a run in scratch.
+// Tokens of a run in scratch. Split runs have one slot in their middle.
 template <typename A>
 SDWA_INLINE RunTokens<const A> run_tokens(const BlockRun& at, const RowRing<A>& ring, int stride) {
-  return {ring.row(at.row) + int64_t(at.run.slot) * stride, stride, at.run.count};
+  return {at.run, ring.row(at.row) + int64_t(at.run.slot) * stride, stride, stride};
 }
 
 // Scores of a block's queries with the tokens of a ring, one vector a tap, one lane a query.
@@ -95,7 +94,7 @@ SDWA_INLINE void score_block(const Block& block, Queries&& queries, const BlockW
   constexpr int kRuns = kRunsPerBlock<A>;
   for (int32_t u = 0; u < block.count; ++u) {
     const BlockRun& at = block.runs[u];
-    products.score(queries(at), windows.of(u, at, shift), partial + u);
+    products.score(queries(at), windows.of(u, shift), partial + u);
   }
   for (int32_t t = 0; t < window.taps(); ++t) {
     scores[t] = transposed<A, kRun>(fold_all<A, kRuns, kRuns>(partial + t * kRuns));
@@ -111,7 +110,8 @@ void for_each_uncounted(const Block& block, const HeadWindow& window, Off&& off)
       const bool row_on_map = on_axis(window.rows.source(at.y, h), window.height);
       for (int32_t w = 0; w < window.columns.size; ++w) {
         for (int32_t i = 0; i < at.run.count; ++i) {
-          const int32_t x = window.columns.source(at.run.x + i * window.columns.dilation, w);
+          const int32_t query = at.run.x + at.run.pixels(i, window.columns.dilation);
+          const int32_t x = window.columns.source(query, w);
           const bool on_map = row_on_map && on_axis(x, window.width);
           if (!tap_counts(on_map, window.masked)) {
             off(tap_index(window.columns, h, w), u * kRun + i);

@@ -29,7 +29,7 @@ class ForwardKernel {
         stride_(token_stride<A>(p_.head_dim)),
         window_(p_, head),
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
-        layout_(window_.columns, window_.width, scratch),
+        layout_(window_.columns, window_.width, window_.columns.size == 3, scratch),
         step_(rows_per_step(layout_)),
         query_(token_ring<A>(step_, layout_, stride_, scratch)),
         key_(token_ring<A>(window_.rows.size - 1 + step_, layout_, stride_, scratch)),
@@ -108,8 +108,9 @@ class ForwardKernel {
   RunTokens<const A> queries(const BlockRun& at) const {
     if constexpr (std::is_same_v<T, A>) {
       if (in_place_) {
-        return {queries_.row(at.y) + at.run.x * queries_.width_stride,
-                window_.columns.dilation * queries_.width_stride, at.run.count};
+        const int32_t dilation = window_.columns.dilation;
+        return {at.run, queries_.row(at.y) + at.run.x * queries_.width_stride,
+                dilation * queries_.width_stride, at.run.jump(dilation) * queries_.width_stride};
       }
     }
     return run_tokens(at, query_, stride_);
@@ -139,20 +140,23 @@ class ForwardKernel {
 
   void write(const BlockRun& at, int32_t u, Vec<A> lse) {
     const int64_t token = ((batch_ * p_.height + at.y) * p_.width + at.run.x) * p_.heads + head_;
-    const int64_t step = window_.columns.dilation * p_.heads;
+    const int32_t dilation = window_.columns.dilation;
+    const int64_t pixel_size = p_.heads * p_.head_dim;
     T* const out = static_cast<T*>(args_.out) + token * p_.head_dim;
-    const int64_t out_step = step * p_.head_dim;
-    RunTokens<A> results{result_, stride_, at.run.count};
+    RunTokens<A> results{at.run, result_, stride_};
     if constexpr (std::is_same_v<T, A>) {
-      if (in_place_ && !streaming_) results = {out, out_step, at.run.count};
+      if (in_place_ && !streaming_) {
+        results = {at.run, out, dilation * pixel_size, at.run.jump(dilation) * pixel_size};
+      }
     }
-    products_.sum(windows_.of(u, at, key_.shift_to(value_)),
+    products_.sum(windows_.of(u, key_.shift_to(value_)),
                   RunWeights<A>{weight_rows_, u * kRun, kWidth}, results);
     for (int32_t i = 0; i < at.run.count; ++i) {
+      const int32_t pixels = at.run.pixels(i, dilation);
       if (results.first == result_) {
-        write_token(result_ + i * stride_, p_.head_dim, streaming_, out + i * out_step);
+        write_token(result_ + i * stride_, p_.head_dim, streaming_, out + pixels * pixel_size);
       }
-      static_cast<A*>(args_.lse)[token + i * step] = lse[u * kRun + i];
+      static_cast<A*>(args_.lse)[token + pixels * p_.heads] = lse[u * kRun + i];
     }
   }
 

@@ -16,6 +16,7 @@
 #include "../problem.h"
 #include "../window_geometry.h"
 #include "convert.h"
+#include "products.h"
 
 namespace sdwa::cpu::SDWA_ISA {
 
@@ -37,14 +38,6 @@ class Scratch {
   int64_t used_ = 0;
 };
 
-// kRun queries next to each other in a sub-map row; the last `kRun - count` of them are not there.
-struct Run {
-  int32_t slot;
-  int32_t x;
-  int32_t count;
-  bool alone;  // it is all of its sub-map row: there are margins on both sides
-};
-
 struct RowLayout {
   WindowAxis axis;
   int32_t width;
@@ -53,7 +46,8 @@ struct RowLayout {
   int32_t run_count;
   const Run* runs;
 
-  RowLayout(WindowAxis window, int32_t map_width, Scratch& scratch)
+  // With `split`, short sub-map rows share runs.
+  RowLayout(WindowAxis window, int32_t map_width, bool split, Scratch& scratch)
       : axis(window), width(map_width) {
     const int32_t margin = axis.reach();
     const int32_t phases = axis.phases(width);
@@ -63,13 +57,24 @@ struct RowLayout {
     runs = run;
     run_count = 0;
     int32_t slot = margin;
+    const auto add = [&](Run next) {
+      if (run != nullptr) run[run_count] = next;
+      ++run_count;
+    };
     for (int32_t phase = 0; phase < phases; ++phase) {
       const int32_t length = axis.phase_length(width, phase);
-      for (int32_t i = 0; i < length; i += kRun, ++run_count) {
-        if (run == nullptr) continue;
+      if (split && length == kRun / 2 && phase + 1 < phases) {
+        // The next one is no longer.
+        const int32_t next = axis.phase_length(width, phase + 1);
+        add({slot, phase, length + next, Around::kSplit});
+        slot += length + margin + next + margin;
+        ++phase;
+        continue;
+      }
+      for (int32_t i = 0; i < length; i += kRun) {
         const int32_t left = length - i;
-        run[run_count] = {slot + i, phase + i * axis.dilation, left < kRun ? left : kRun,
-                          length <= kRun};
+        add({slot + i, phase + i * axis.dilation, left < kRun ? left : kRun,
+             left == length && left <= kRun ? Around::kMargins : Around::kAnything});
       }
       slot += length + margin;
     }
