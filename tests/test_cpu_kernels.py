@@ -39,8 +39,15 @@ import numpy as np
 import torch
 import sdwa
 from tests.assertions import assert_matches_float64, error
-from tests.cases import CASES
+from tests.cases import CASES, Case
 from tests.test_operator import OPERATOR_VECTORS
+
+# Rows of every length: full runs of queries, short ones, and short ones that share a run.
+NARROW = [
+    Case(f"width{width}", (1, 4, width, 5, 32), dilation=(1, 2, 3, 4, 5),
+         padding_mode="masked" if width % 2 else "zeros")
+    for width in range(1, 10)
+]
 
 for dtype, limit in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
     for path in OPERATOR_VECTORS:
@@ -55,7 +62,7 @@ for dtype, limit in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         assert error(out.detach(), arrays["out"]) <= limit, path
         for name, grad in zip(names, grads):
             assert error(grad, arrays["grad_" + name]) <= limit, (path, name)
-for case in CASES:
+for case in (*CASES, *NARROW):
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         assert_matches_float64(case, dtype, backend="cpu")
 print(torch.ops.sdwa.cpu_capability())
