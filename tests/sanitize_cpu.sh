@@ -17,7 +17,7 @@ trap 'rm -rf "$work"' EXIT
 # The build of setup.py, with a compiler that adds the sanitizers.
 cat > "$work/sanitizing" <<SCRIPT
 #!/bin/sh
-exec $compiler "\$@" -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
+exec $compiler "\$@" -DSDWA_FEW_PRODUCTS -O1 -g -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize-recover=all
 SCRIPT
 chmod +x "$work/sanitizing"
 CXX="$work/sanitizing" SDWA_BUILD_CUDA=0 "$python" setup.py -q build_ext \
