@@ -16,6 +16,12 @@ PADDING_MODES = ("zeros", "masked")
 MAX_HEAD_DIM = 256
 MAX_KERNEL_SIZE = 255
 MAX_DILATION = 2**31 - 1
+# Asked once: torch.compile of PyTorch 2.11 cannot trace the question.
+AUTOCAST_DEVICES = frozenset(
+    kind
+    for kind in ("cpu", "cuda", "xpu", "mps", "hpu", "xla")
+    if torch.amp.is_autocast_available(kind)
+)
 
 Size = int | Sequence[int]
 Dilation = int | Sequence[int | Sequence[int]]
@@ -55,8 +61,7 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on for tensors of this device."""
-    kind = device.type
-    return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return device.type in AUTOCAST_DEVICES and torch.is_autocast_enabled(device.type)
 
 
 def make_problem(
