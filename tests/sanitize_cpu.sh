@@ -5,7 +5,7 @@
 #   tests/sanitize_cpu.sh avx2 baseline      those
 #
 # PYTHON  the interpreter (python); CXX  the compiler, GCC (c++)
-# Takes about half an hour on 2 cores; nothing outside a temporary folder is written.
+# Takes a quarter of an hour on 2 cores; nothing outside a temporary folder is written.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
