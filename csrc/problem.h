@@ -6,14 +6,10 @@
 
 #include <cstdint>
 
+#include "dtypes.h"
+#include "inline.h"
+
 namespace sdwa {
-
-enum class Dtype { kFloat32, kFloat64, kBFloat16, kFloat16 };
-
-// Bytes of one element.
-constexpr int element_size(Dtype dtype) {
-  return dtype == Dtype::kFloat64 ? 8 : dtype == Dtype::kFloat32 ? 4 : 2;
-}
 
 struct Problem {
   int64_t batch;
@@ -38,6 +34,13 @@ struct InputView {
   int64_t width_stride;
   int64_t head_stride;
 };
+
+// The view of a contiguous tensor, such as every output.
+SDWA_INLINE InputView contiguous_view(const Problem& problem, const void* data) {
+  const int64_t width_stride = problem.heads * problem.head_dim;
+  const int64_t height_stride = problem.width * width_stride;
+  return {data, problem.height * height_stride, height_stride, width_stride, problem.head_dim};
+}
 
 // Outputs are contiguous. `bias`, `lse` and their gradients are float32, or float64 where dtype is.
 struct ForwardArgs {

@@ -5,14 +5,16 @@
 
 namespace sdwa {
 
-// Calls f with the integral_constant of `value` if it is one of kValues, else with that of 0, which
-// stands for "known at run time".
-template <int... kValues, typename F>
+// Calls f with the integral_constant of `value` if it is one of those listed, else with that of 0,
+// which stands for "known at run time".
+template <int kFirst, int... kRest, typename F>
 auto specialize(int value, F&& f) {
-  decltype(f(std::integral_constant<int, 0>{})) result{};
-  const bool found =
-      ((value == kValues && (result = f(std::integral_constant<int, kValues>{}), true)) || ...);
-  return found ? result : f(std::integral_constant<int, 0>{});
+  if (value == kFirst) return f(std::integral_constant<int, kFirst>{});
+  if constexpr (sizeof...(kRest) > 0) {
+    return specialize<kRest...>(value, f);
+  } else {
+    return f(std::integral_constant<int, 0>{});
+  }
 }
 
 }  // namespace sdwa

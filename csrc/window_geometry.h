@@ -5,13 +5,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define SDWA_HD __host__ __device__ __forceinline__
-#else
-// Inlined always: the CPU kernels include this header once for each instruction set, and a shared
-// out-of-line copy would run instructions that the processor may lack.
-#define SDWA_HD inline __attribute__((always_inline))
-#endif
+#include "inline.h"
 
 namespace sdwa {
 

@@ -18,7 +18,7 @@ namespace {
 // Runs items of heads of one dilation, in scratch that is laid out for it.
 template <typename T>
 class BackwardKernel {
-  using A = Acc<T>;
+  using A = Accumulation<T>;
   static constexpr int kWidth = kLanes<A>;
   static constexpr int kRuns = kRunsPerBlock<A>;
 
@@ -303,7 +303,7 @@ void run_items(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_
       Scratch scratch(buffer);
       kernel.emplace(args, item.head, plan.streaming, scratch);
     }
-    kernel->run(item, grad_bias ? static_cast<Acc<T>*>(grad_bias) + i * taps : nullptr, prefetch);
+    kernel->run(item, grad_bias ? static_cast<Accumulation<T>*>(grad_bias) + i * taps : nullptr, prefetch);
   }
   finish_streaming();
 }
@@ -336,7 +336,7 @@ void backward(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_t
     case Dtype::kBFloat16:
       return run_items<BFloat16>(args, plan, begin, end, grad_bias, scratch);
     case Dtype::kFloat16:
-      return run_items<Half>(args, plan, begin, end, grad_bias, scratch);
+      return run_items<Float16>(args, plan, begin, end, grad_bias, scratch);
   }
 }
 

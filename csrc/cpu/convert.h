@@ -1,27 +1,10 @@
 // Reading and writing rows of any dtype as vectors of the accumulation type.
 #pragma once
 
+#include "dtypes.h"
 #include "simd.h"
 
 namespace sdwa::cpu::SDWA_ISA {
-
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Half {
-  uint16_t bits;
-};
-
-template <typename T>
-struct Accumulation {
-  using type = float;
-};
-template <>
-struct Accumulation<double> {
-  using type = double;
-};
-template <typename T>
-using Acc = typename Accumulation<T>::type;
 
 using Vecf = Vec<float>;
 typedef uint32_t Words __attribute__((vector_size(kVectorBytes)));
@@ -37,7 +20,7 @@ SDWA_INLINE Vecf load_as(const BFloat16* p) {
   return (Vecf)(__builtin_convertvector(bits, Words) << 16);
 }
 
-SDWA_INLINE Vecf load_as(const Half* p) {
+SDWA_INLINE Vecf load_as(const Float16* p) {
 #if defined(__AVX512F__)
   // The unmasked intrinsics draw a false warning from GCC 12; these are the same instructions.
   const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
@@ -74,7 +57,7 @@ SDWA_INLINE auto narrow(const BFloat16*, Vecf v) {
 #endif
 }
 
-SDWA_INLINE auto narrow(const Half*, Vecf v) {
+SDWA_INLINE auto narrow(const Float16*, Vecf v) {
 #if defined(__AVX512F__)
   return _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__)
@@ -98,7 +81,7 @@ SDWA_INLINE auto narrow(const Half*, Vecf v) {
 }
 
 template <typename T>
-SDWA_INLINE void store_as(T* p, Vec<Acc<T>> v) {
+SDWA_INLINE void store_as(T* p, Vec<Accumulation<T>> v) {
   const auto bits = narrow(p, v);
   std::memcpy(p, &bits, sizeof bits);
 }
@@ -107,8 +90,8 @@ SDWA_INLINE void store_as(T* p, Vec<Acc<T>> v) {
 // rounded up to whole vectors, zeros at the end. A tail is read as a full vector that overlaps the
 // one before it, so no byte outside the token is touched and no traffic is padded.
 template <typename T>
-SDWA_INLINE void read_token(const T* source, int head_dim, Acc<T>* token) {
-  using A = Acc<T>;
+SDWA_INLINE void read_token(const T* source, int head_dim, Accumulation<T>* token) {
+  using A = Accumulation<T>;
   constexpr int kWidth = kLanes<A>;
   int d = 0;
   for (; d + kWidth <= head_dim; d += kWidth) store<A>(token + d, load_as(source + d));
@@ -126,15 +109,15 @@ SDWA_INLINE void read_token(const T* source, int head_dim, Acc<T>* token) {
 // Whether tokens can be streamed: they and their vectors start at aligned addresses.
 template <typename T>
 SDWA_INLINE bool can_stream(const void* tensor, int64_t head_dim) {
-  constexpr int kBytes = kLanes<Acc<T>> * static_cast<int>(sizeof(T));
+  constexpr int kBytes = kLanes<Accumulation<T>> * static_cast<int>(sizeof(T));
   return reinterpret_cast<uintptr_t>(tensor) % 64 == 0 && head_dim * sizeof(T) % 64 == 0 &&
          64 % kBytes == 0;
 }
 
 // With `streaming`, past the caches; see can_stream.
 template <typename T>
-SDWA_INLINE void write_token(const Acc<T>* token, int head_dim, bool streaming, T* target) {
-  using A = Acc<T>;
+SDWA_INLINE void write_token(const Accumulation<T>* token, int head_dim, bool streaming, T* target) {
+  using A = Accumulation<T>;
   constexpr int kWidth = kLanes<A>;
   int d = 0;
   if (streaming) {

@@ -16,7 +16,7 @@ namespace {
 // Runs items of heads of one dilation, in scratch that is laid out for it.
 template <typename T>
 class ForwardKernel {
-  using A = Acc<T>;
+  using A = Accumulation<T>;
   static constexpr int kWidth = kLanes<A>;
   static constexpr int kRuns = kRunsPerBlock<A>;
 
@@ -224,7 +224,7 @@ void forward(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t e
     case Dtype::kBFloat16:
       return run_items<BFloat16>(args, plan, begin, end, scratch);
     case Dtype::kFloat16:
-      return run_items<Half>(args, plan, begin, end, scratch);
+      return run_items<Float16>(args, plan, begin, end, scratch);
   }
 }
 

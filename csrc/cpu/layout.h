@@ -161,7 +161,7 @@ RowRing<A> token_ring(int32_t rows, const RowLayout& layout, int stride, Scratch
 
 template <typename T>
 void read_row(const T* source, int64_t width_stride, const RowLayout& layout, int head_dim,
-              int stride, Acc<T>* row) {
+              int stride, Accumulation<T>* row) {
   for_each_slot(layout, [&](int32_t slot, int32_t x) __attribute__((always_inline)) {
     read_token(source + x * width_stride, head_dim, row + int64_t(slot) * stride);
   });

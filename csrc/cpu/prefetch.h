@@ -23,12 +23,6 @@ struct ItemBounds {
   }
 };
 
-// A contiguous (batch, height, width, heads, head_dim) tensor.
-inline InputView contiguous_view(const Problem& p, const void* data) {
-  const int64_t row = p.width * p.heads * p.head_dim;
-  return {data, p.height * row, row, p.heads * p.head_dim, p.head_dim};
-}
-
 // Walks over the tokens of items in the order in which the kernels read them. The first kRead views
 // are read, the others written.
 template <int kRead, int kViews>

@@ -8,6 +8,8 @@
 #include <cstring>
 #include <utility>
 
+#include "inline.h"
+
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
@@ -15,8 +17,6 @@
 #ifndef SDWA_ISA
 #define SDWA_ISA baseline
 #endif
-
-#define SDWA_INLINE inline __attribute__((always_inline))
 
 namespace sdwa::cpu::SDWA_ISA {
 

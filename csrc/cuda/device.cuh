@@ -7,26 +7,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "dtypes.h"
+
 namespace sdwa::cuda {
-
-// Storage only; all arithmetic is in float.
-struct BFloat16 {
-  uint16_t bits;
-};
-struct Float16 {
-  uint16_t bits;
-};
-
-template <typename T>
-struct AccumulationOf {
-  using type = float;
-};
-template <>
-struct AccumulationOf<double> {
-  using type = double;
-};
-template <typename T>
-using Accumulation = typename AccumulationOf<T>::type;
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 

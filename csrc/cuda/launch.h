@@ -32,11 +32,6 @@ inline int row_alignment(const Problem& problem, const InputView& view) {
   return static_cast<int>(bits & (~bits + 1));
 }
 
-inline InputView contiguous_view(const Problem& problem, const void* data) {
-  const int64_t width = problem.heads * problem.head_dim, height = problem.width * width;
-  return {data, problem.height * height, height, width, problem.head_dim};
-}
-
 // The tensors that a pass reads or writes by rows. The gradients are left out: they lie like `out`,
 // in storage that PyTorch has aligned.
 inline std::array<InputView, 4> row_views(const ForwardArgs& args) {

@@ -33,7 +33,7 @@ FLAGS = (
     "-O1 -g1 -std=c++20 -fsanitize=address,undefined -fno-sanitize-recover=all "
     "-Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-clobbered -DSDWA_CUDA_ON_HOST"
 )
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as csrc/problem.h counts
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as csrc/dtypes.h counts
 
 
 class BuildError(RuntimeError):
