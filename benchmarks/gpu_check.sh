@@ -83,8 +83,8 @@ info() { step info 60 "$python" -m sdwa.info; }
 
 tests() {
     # -k takes the tests of GPU backends; those that emulate a GPU on the host need none.
-    local common=("$python" -m pytest tests -q --maxfail=20 --ignore=tests/cfmrfn)
-    common+=(--ignore=tests/test_cuda_on_host.py --ignore=tests/test_triton_interpreted.py)
+    local common=("$python" -m pytest tests/sdwa -q --maxfail=20)
+    common+=(--ignore=tests/sdwa/test_cuda_on_host.py --ignore=tests/sdwa/test_triton_interpreted.py)
     aside step tests-cuda 150 "${common[@]}" -k cuda
     aside step tests-triton 200 "${common[@]}" -k "triton and not geometry"
 }

@@ -14,7 +14,7 @@ import torch
 
 import sdwa
 from benchmarks.measure import run_main
-from tests.cases import CASES, Case, draw
+from tests.sdwa.cases import CASES, Case, draw
 
 # Every kind of kernel, border and layout, on few pixels: the tools slow kernels down a hundredfold.
 NAMES = (

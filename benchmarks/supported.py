@@ -20,7 +20,7 @@ from benchmarks.measure import ROOT, UserError, run_main
 from sdwa.backends import BACKENDS
 
 FILES = [
-    f"tests/test_{name}.py"
+    f"tests/sdwa/test_{name}.py"
     for name in ("compile", "export", "onnx", "autocast", "functorch", "opcheck", "swap")
 ]
 BEGIN, END = "<!-- supported:begin -->", "<!-- supported:end -->"

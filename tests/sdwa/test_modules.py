@@ -9,7 +9,7 @@ import torch
 
 import sdwa
 from sdwa.modules import deal_dilation
-from tests.cases import GOLDEN
+from tests.sdwa.cases import GOLDEN
 
 
 def steps(pairs):

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from sdwa.problem import as_dilation, as_kernel_size
-from tests.cases import Case
+from tests.sdwa.cases import Case
 
 HERE = Path(__file__).parent
-CSRC = HERE.parents[1] / "csrc"
+CSRC = HERE.parents[2] / "csrc"
 KERNELS = (
     "forward_matrix",
     "forward_vector",

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 import sdwa
 from sdwa.backends.triton import reasons_unavailable
-from tests.assertions import assert_matches_float64, error, run
-from tests.cases import CASES, GOLDEN, Case, draw
+from tests.sdwa.assertions import assert_matches_float64, error, run
+from tests.sdwa.cases import CASES, GOLDEN, Case, draw
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -32,7 +32,7 @@ else:
     def test_interpreted_kernels():
         if missing := [r for r in reasons_unavailable("cuda") if "triton" in r]:
             pytest.skip(missing[0])
-        root = Path(__file__).parent.parent
+        root = Path(__file__).parents[2]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", __file__],
             env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)},

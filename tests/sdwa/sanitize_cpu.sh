@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # Runs the operator's tests with the CPU kernels under the address and undefined-behaviour sanitizers.
 #
-#   tests/sanitize_cpu.sh                    the best instruction set here, and the baseline
-#   tests/sanitize_cpu.sh avx2 baseline      those
+#   tests/sdwa/sanitize_cpu.sh                    the best instruction set here, and the baseline
+#   tests/sdwa/sanitize_cpu.sh avx2 baseline      those
 #
 # PYTHON  the interpreter (python); CXX  the compiler, GCC (c++)
 # Takes a quarter of an hour on 2 cores; nothing outside a temporary folder is written.
 set -euo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 
 python="${PYTHON:-python}"
 compiler="${CXX:-c++}"
@@ -34,6 +34,6 @@ for isa in "$@"; do
     echo "== ${isa:-best instruction set}"
     LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libstdc++.so)" \
         ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 SDWA_CPU_CAPABILITY="$isa" \
-        "$python" -m pytest -q -x -p no:cacheprovider tests/test_operator.py -k cpu
+        "$python" -m pytest -q -x -p no:cacheprovider tests/sdwa/test_operator.py -k cpu
 done
 echo "clean"

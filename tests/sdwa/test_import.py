@@ -9,7 +9,7 @@ import pytest
 import sdwa
 from sdwa.extension import build_info
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 def python(code: str, folder: Path | str) -> str:

@@ -7,7 +7,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
 import sdwa
-from tests.cases import Case, draw
+from tests.sdwa.cases import Case, draw
 
 OPERATORS = {"cpu": "attention", "cuda": "attention", "triton": "triton_attention"}
 WINDOW = ([3, 5], [1, 1, 2, 1], 0.3)  # kernel_size, dilation, scale

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from tests import cuda_on_host
-from tests.assertions import assert_results_match, error
-from tests.assertions import run as run_case
-from tests.cases import CASES, GOLDEN, Case, draw
+from tests.sdwa import cuda_on_host
+from tests.sdwa.assertions import assert_results_match, error
+from tests.sdwa.assertions import run as run_case
+from tests.sdwa.cases import CASES, GOLDEN, Case, draw
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 MISSING = cuda_on_host.missing_tools()
 pytestmark = pytest.mark.skipif(MISSING is not None, reason=str(MISSING))
 

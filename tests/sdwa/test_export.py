@@ -10,7 +10,7 @@ from torch._inductor.utils import fresh_cache
 
 import sdwa
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 # PyTorch's own, when it is first asked for an export.
 pytestmark = [

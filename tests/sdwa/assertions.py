@@ -15,7 +15,7 @@ from torch.nn.functional import unfold
 
 import sdwa
 from sdwa.problem import as_dilation, as_kernel_size
-from tests.cases import Case, draw
+from tests.sdwa.cases import Case, draw
 
 Results = dict[str, Tensor]
 FLOOR = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2e-3, torch.float16: 3e-4}

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdwa
-from tests.assertions import assert_matches_float64, error, run
-from tests.cases import CASES, GOLDEN, Case, draw
+from tests.sdwa.assertions import assert_matches_float64, error, run
+from tests.sdwa.cases import CASES, GOLDEN, Case, draw
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 OPERATOR_VECTORS = sorted(

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from sdwa.backends import BACKENDS
-from tests.assertions import run
-from tests.cases import Case, draw
+from tests.sdwa.assertions import run
+from tests.sdwa.cases import Case, draw
 
 CPU = next(backend for backend in BACKENDS if backend.name == "cpu")
 MISSING = CPU.unavailable(torch.device("cpu"))
@@ -38,9 +38,9 @@ CHECK_GOLDEN = """
 import numpy as np
 import torch
 import sdwa
-from tests.assertions import assert_matches_float64, error
-from tests.cases import CASES, Case
-from tests.test_operator import OPERATOR_VECTORS
+from tests.sdwa.assertions import assert_matches_float64, error
+from tests.sdwa.cases import CASES, Case
+from tests.sdwa.test_operator import OPERATOR_VECTORS
 
 # Rows of every length: full runs of queries, short ones, and short ones that share a run.
 NARROW = [
