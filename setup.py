@@ -14,10 +14,10 @@ Environment: SDWA_BUILD_CUDA=auto|1|0 (1 makes a missing toolkit an error), TORC
 ("8.6;9.0+PTX"), CUDA_HOME, CXX, MAX_JOBS.
 """
 
-import hashlib
 import os
 import platform
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -34,6 +34,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 TORCH = Path(torch.__file__).parent
+source_digest = runpy.run_path(str(ROOT / "sdwa" / "_sources.py"))["source_digest"]
 
 # PyTorch 2.10, the oldest whose stable ABI has all that is used here.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
@@ -112,15 +113,6 @@ def gencode(architectures: list[str]) -> list[str]:
     return flags
 
 
-def source_digest() -> str:
-    """Tells a library built from other sources than those beside it."""
-    digest = hashlib.sha256()
-    for path in sorted(CSRC.rglob("*")):
-        if path.is_file():
-            digest.update(path.relative_to(CSRC).as_posix().encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()[:16]
-
-
 def first_line(command: list[str]) -> str:
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return printed.splitlines()[0]
@@ -161,7 +153,7 @@ class BuildKernels(build_ext):
             "INSTRUCTION_SETS": " ".join(sets),
             "CUDA": self.cuda_version(nvcc) if nvcc else why,
             "ARCHITECTURES": ";".join(architectures),
-            "SOURCE_DIGEST": source_digest(),
+            "SOURCE_DIGEST": source_digest(CSRC),
         }
         defines = [f'#define SDWA_{key} "{value}"\n' for key, value in facts.items()]
         (work / "build_facts.h").write_text("".join(defines))

@@ -22,7 +22,7 @@ from benchmarks.measure import Measurement, Record, UserError
 from benchmarks.peers import Attend, Contender, Problem
 from benchmarks.shapes import SHAPE_SETS, Shape
 from sdwa import reference
-from sdwa.problem import make_problem
+from sdwa.arguments import make_problem
 
 PASSES = ("forward", "backward", "forward+backward")
 DTYPES = {

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.compiler import is_compiling
 
+from sdwa.arguments import make_problem
 from sdwa.backends import BACKENDS, Backend
-from sdwa.problem import AttentionProblem, Dilation, Size, make_problem
-from sdwa.registration import Call
+from sdwa.problem import AttentionProblem, Call, Dilation, Size
 
 MOST_PREPARED = 4096
 _prepared: dict[Any, Call] = {}

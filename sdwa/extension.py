@@ -2,7 +2,8 @@
 
 The repository's root holds the source folder `sdwa/`, which shadows the installed package for
 commands run from there. The libraries lie in the installed one. So they are looked for beside this
-file first, then in every `sdwa/` on the import path.
+file first, then in every `sdwa/` on the import path. What is found there may have been built from
+other sources than those in the checkout: that is said, see `stale`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
+
+from sdwa._sources import source_digest
 
 
 @cache
@@ -48,6 +51,25 @@ def build_info() -> ModuleType | None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@cache
+def stale() -> str | None:
+    """Why the compiled libraries are not those of the sources beside the package.
+
+    Returns:
+        None where they are, where nothing is compiled, or where there are no sources.
+    """
+    csrc = Path(__file__).parents[1] / "csrc"
+    build = build_info()
+    if build is None or not (csrc / "library.cpp").exists():
+        return None
+    if build.source_digest == source_digest(csrc):
+        return None
+    return (
+        f"the kernels in {find('_lib')} were built from other sources than those in {csrc}: "
+        "run `pip install .` or `python setup.py build_ext --inplace` there"
+    )
 
 
 def find(relative: str) -> Path | None:

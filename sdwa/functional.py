@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Literal, overload
 
 from torch import Tensor
-from torch._C import _is_any_autocast_enabled
 
+from sdwa.autocast import autocast_tensors
 from sdwa.dispatch import prepare
 from sdwa.problem import Dilation, Size, accumulation_dtype
-from sdwa.registration import autocast_tensors
+from sdwa.torch_private import any_autocast
 
 
 @overload
@@ -96,7 +96,7 @@ def sliding_dilated_window_attention(
         >>> sliding_dilated_window_attention(q, k, v, 3, (1, 1, 2, 2, 2, 3, 3, 3)).shape
         torch.Size([2, 7, 7, 8, 64])
     """
-    if _is_any_autocast_enabled():
+    if any_autocast():
         query, key, value = autocast_tensors(query, key, value)
     call = prepare(query, key, value, kernel_size, dilation, bias, scale, padding_mode, backend)
     if bias is not None:

@@ -8,12 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sdwa import reference
-from sdwa.dispatch import named
-from sdwa.functional import sliding_dilated_window_attention
-from sdwa.problem import (
-    MAX_HEAD_DIM,
-    Dilation,
-    Size,
+from sdwa.arguments import (
     as_dilation,
     as_kernel_size,
     as_scale,
@@ -22,7 +17,11 @@ from sdwa.problem import (
     check_share,
     make_problem,
 )
-from sdwa.registration import autocast_tensors
+from sdwa.autocast import autocast_tensors
+from sdwa.dilateformer import layer_weights
+from sdwa.dispatch import named
+from sdwa.functional import sliding_dilated_window_attention
+from sdwa.problem import MAX_HEAD_DIM, Dilation, Size
 
 
 def head_dilations(
@@ -279,19 +278,7 @@ class SlidingDilatedWindowAttention(nn.Module):
                 shared equally.
             TypeError: num_heads is not an int.
         """
-        layer = {
-            key.removeprefix(prefix): tensor
-            for key, tensor in state_dict.items()
-            if key.startswith(prefix)
-        }
-        legal = {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias"}
-        missing = sorted(legal - {"qkv.bias"} - layer.keys())
-        unexpected = sorted(layer.keys() - legal)
-        if missing or unexpected:
-            raise ValueError(
-                f"state_dict must hold qkv.weight, proj.weight, proj.bias and maybe qkv.bias under "
-                f"prefix {prefix!r}: missing {missing}, unexpected {unexpected}"
-            )
+        weights = layer_weights(state_dict, prefix)
         check_count("num_heads", num_heads)
         groups = len(dilation) if isinstance(dilation, Sequence) else 1
         if groups == 0 or num_heads % groups:
@@ -299,32 +286,14 @@ class SlidingDilatedWindowAttention(nn.Module):
                 f"num_heads must be a multiple of the number of dilations, got {num_heads} heads "
                 f"and dilations {dilation!r}"
             )
-        weight = layer["qkv.weight"].flatten(1)  # (3 * dim, dim, 1, 1) -> (3 * dim, dim)
-        dim = weight.shape[1]
-        shapes = {"proj.weight": (dim, dim), "proj.bias": (dim,), "qkv.bias": (3 * dim,)}
-        for name, tensor in (layer | {"qkv.weight": weight}).items():
-            legal_shape = shapes.get(name, (3 * dim, dim))
-            if tuple(tensor.shape) != legal_shape:
-                raise ValueError(
-                    f"state_dict must hold {prefix}{name} of shape {legal_shape} beside a "
-                    f"qkv.weight of (3 * dim, dim, 1, 1), got {tuple(layer[name].shape)}"
-                )
         attention = cls(
-            dim,
+            weights["q.weight"].shape[0],
             num_heads,
             kernel_size,
             dilation,
-            qkv_bias="qkv.bias" in layer,
+            qkv_bias="q.bias" in weights,
             scale=scale,
             backend=backend,
         )
-        own = {
-            "q.weight": weight[:dim],
-            "kv.weight": weight[dim:],
-            "proj.weight": layer["proj.weight"],
-            "proj.bias": layer["proj.bias"],
-        }
-        if "qkv.bias" in layer:
-            own |= {"q.bias": layer["qkv.bias"][:dim], "kv.bias": layer["qkv.bias"][dim:]}
-        attention.load_state_dict(own)
+        attention.load_state_dict(weights)
         return attention

@@ -11,7 +11,8 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from sdwa.problem import AttentionProblem, accumulation_dtype, autocasts
+from sdwa.autocast import autocasts
+from sdwa.problem import AttentionProblem, accumulation_dtype
 
 
 def attention(

@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 
 import torch
 
-from sdwa.problem import AttentionProblem
-from sdwa.registration import Bind, Call
+from sdwa.problem import DTYPES, AttentionProblem, Call, dtype_names
+from sdwa.registration import OperatorPair
 
 
 class Backend(ABC):
@@ -15,7 +15,7 @@ class Backend(ABC):
 
     name: str
     device_type: str  # the kind of device that it is made for
-    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+    dtypes: tuple[torch.dtype, ...] = DTYPES
 
     @abstractmethod
     def unavailable(self, device: torch.device) -> tuple[str, ...]:
@@ -25,31 +25,25 @@ class Backend(ABC):
         """Why this problem cannot be run; empty: it can."""
         missing = self.unavailable(problem.device)
         if not missing and problem.dtype not in self.dtypes:
-            legal = ", ".join(str(dtype).removeprefix("torch.") for dtype in self.dtypes)
+            legal = dtype_names(self.dtypes)
             return (f"dtype {problem.dtype} is not supported, only {legal}",)
         return missing
 
     @abstractmethod
     def bind(self, problem: AttentionProblem) -> Call:
-        """What computes (out, lse) of this problem from query, key, value and bias.
-
-        query, key and value are (batch, height, width, heads, head_dim); bias is
-        (heads, kernel_h, kernel_w) in the accumulation type, contiguous, or None.
-        """
+        """What computes (out, lse) of this problem."""
 
 
 class OperatorBackend(Backend):
     """A backend whose kernels are a pair of operators.
 
     Args:
-        operator: what `sdwa.registration.register` made of the pair; None where it has no kernels.
+        pair: None where there are no kernels.
     """
 
-    def __init__(self, operator: Bind | None) -> None:
-        self._operator = operator
+    def __init__(self, pair: OperatorPair | None) -> None:
+        self._pair = pair
 
     def bind(self, problem: AttentionProblem) -> Call:
-        assert self._operator is not None
-        return self._operator(
-            problem.kernel_size, problem.flat_dilation, problem.scale, problem.masked
-        )
+        assert self._pair is not None
+        return self._pair.bind(problem.window)

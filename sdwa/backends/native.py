@@ -5,18 +5,21 @@ The libraries are loaded on import, so that exported programs find their operato
 
 from __future__ import annotations
 
+import warnings
 from functools import cache
 
 import torch
 
 from sdwa.backends.base import OperatorBackend
-from sdwa.extension import load_library
-from sdwa.registration import register
+from sdwa.extension import load_library, stale
+from sdwa.registration import OperatorPair
 
 # Why a library is not loaded, or None. The CPU's also defines the operators.
 MISSING_CPU = load_library("sdwa_cpu")
+if message := stale():
+    warnings.warn(message, RuntimeWarning, stacklevel=2)
 MISSING_CUDA = MISSING_CPU or load_library("sdwa_cuda")
-OPERATOR = None if MISSING_CPU else register("attention_forward", "attention_backward")
+PAIR = None if MISSING_CPU else OperatorPair("attention_forward", "attention_backward")
 
 
 class CpuBackend(OperatorBackend):
@@ -24,7 +27,7 @@ class CpuBackend(OperatorBackend):
     device_type = "cpu"
 
     def __init__(self) -> None:
-        super().__init__(OPERATOR)
+        super().__init__(PAIR)
 
     def unavailable(self, device: torch.device) -> tuple[str, ...]:
         reasons = []
@@ -40,7 +43,7 @@ class CudaBackend(OperatorBackend):
     device_type = "cuda"
 
     def __init__(self) -> None:
-        super().__init__(OPERATOR)
+        super().__init__(PAIR)
 
     def unavailable(self, device: torch.device) -> tuple[str, ...]:
         reasons = []

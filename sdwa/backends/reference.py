@@ -8,8 +8,7 @@ import torch
 
 from sdwa import reference
 from sdwa.backends.base import Backend
-from sdwa.problem import AttentionProblem
-from sdwa.registration import Call
+from sdwa.problem import AttentionProblem, Call
 
 
 class ReferenceBackend(Backend):

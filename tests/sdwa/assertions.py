@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import unfold
 
 import sdwa
-from sdwa.problem import as_dilation, as_kernel_size
+from sdwa.arguments import as_dilation, as_kernel_size
 from tests.sdwa.cases import Case, draw
 
 Results = dict[str, Tensor]

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 import sdwa
+from sdwa.arguments import as_dilation, as_kernel_size
 from sdwa.backends.native import runs_on
-from sdwa.problem import as_dilation, as_kernel_size
 
 SHAPE = (2, 5, 6, 4, 8)
 

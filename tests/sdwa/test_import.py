@@ -1,5 +1,6 @@
 """Importing: torch alone, and the libraries found from the repository's root and elsewhere."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -43,6 +44,26 @@ def test_compiled_library_is_found(folder, tmp_path):
     assert printed.startswith("() ")
     if folder == "root":  # the source folder shadows the installed package
         assert str(ROOT / "sdwa") in printed
+
+
+def test_library_of_other_sources_is_said(tmp_path):
+    shutil.copytree(ROOT / "sdwa", tmp_path / "sdwa")  # with the libraries, if they lie there
+    shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
+    code = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import sdwa
+print([str(w.message) for w in caught])
+from sdwa.info import describe
+print(describe())
+"""
+    assert "other sources" not in python(code, tmp_path)
+    with (tmp_path / "csrc" / "library.cpp").open("a") as file:
+        file.write("// changed\n")
+    warned, *info = python(code, tmp_path).splitlines()
+    assert "other sources" in warned and "pip install ." in warned
+    assert any("other sources" in line for line in info)
 
 
 def test_info_tells_versions_and_backends():

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sdwa.backends.base import OperatorBackend
-from sdwa.registration import Bind, register
+from sdwa.registration import OperatorPair
 
 MINIMUM_VERSION = (3, 5)
 
@@ -75,13 +75,13 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     return import_module("sdwa.backends.triton.launch").attention_backward(*arguments)  # type: ignore[no-any-return]
 
 
-def _define() -> Bind:
+def _define() -> OperatorPair:
     """Defines the pair and registers it. Triton itself is imported by the first call."""
     for schema, implementation in zip(SCHEMAS, (_forward, _backward), strict=True):
         name = _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
         for key in ("CUDA", "CPU"):
             _LIBRARY.impl(name, implementation, key)
-    return register("triton_attention_forward", "triton_attention_backward")
+    return OperatorPair("triton_attention_forward", "triton_attention_backward")
 
 
 class TritonBackend(OperatorBackend):

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sdwa.problem import as_dilation, as_kernel_size
+from sdwa.arguments import as_dilation, as_kernel_size
 from tests.sdwa.cases import Case
 
 HERE = Path(__file__).parent

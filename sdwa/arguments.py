@@ -1,0 +1,213 @@
+"""Checks of the arguments of the function and the layer, which make a problem of them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sdwa.problem import (
+    DTYPES,
+    MAX_DILATION,
+    MAX_HEAD_DIM,
+    MAX_KERNEL_SIZE,
+    PADDING_MODES,
+    AttentionProblem,
+    Dilation,
+    Size,
+    dtype_names,
+)
+
+
+def make_problem(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Size,
+    dilation: Dilation,
+    bias: Tensor | None,
+    scale: float | None,
+    padding_mode: str,
+) -> AttentionProblem:
+    """Checks every argument of the functional operator.
+
+    Raises:
+        TypeError: an argument of the wrong type, or a dtype that is not supported.
+        ValueError: a value or shape that is not legal. Both name the argument, what came, and what
+            is legal.
+    """
+    _check_tensors(query, key, value)
+    check_padding_mode(padding_mode)
+    heads, head_dim = query.shape[3], query.shape[4]
+    kernel = as_kernel_size(kernel_size)
+    if bias is not None:
+        _check_bias(bias, query, (heads, *kernel))
+    return AttentionProblem(
+        shape=tuple(query.shape),
+        kernel_size=kernel,
+        flat_dilation=tuple(step for pair in as_dilation(dilation, heads) for step in pair),
+        scale=as_scale(scale, head_dim),
+        masked=padding_mode == "masked",
+        dtype=query.dtype,
+        device=query.device,
+    )
+
+
+def as_kernel_size(kernel_size: Size) -> tuple[int, int]:
+    """(kernel_h, kernel_w) of an odd int or a pair of them."""
+    pair = _as_pair(kernel_size)
+    if pair is None:
+        raise TypeError(
+            f"kernel_size must be an odd int or a pair (kernel_h, kernel_w), got {kernel_size!r}"
+        )
+    if any(not 1 <= size <= MAX_KERNEL_SIZE or size % 2 == 0 for size in pair):
+        raise ValueError(
+            f"kernel_size must be odd and from 1 to {MAX_KERNEL_SIZE}, got {kernel_size!r}"
+        )
+    return pair
+
+
+def as_dilation(dilation: Dilation, heads: int) -> tuple[tuple[int, int], ...]:
+    """(dilation_h, dilation_w) of each head, from one int or one entry per head."""
+    if is_int(dilation):
+        entries: Sequence[Any] = (dilation,) * heads
+    elif isinstance(dilation, Sequence) and not isinstance(dilation, (str, bytes)):
+        entries = dilation
+    else:
+        raise TypeError(
+            "dilation must be an int or a sequence with one entry per head, "
+            f"got {type(dilation).__name__}"
+        )
+    if len(entries) != heads:
+        raise ValueError(
+            f"dilation must have one entry per head: got {len(entries)} entries "
+            f"{tuple(entries)!r} for {heads} heads"
+        )
+    pairs = []
+    for entry in entries:
+        pair = _as_pair(entry)
+        if pair is None:
+            raise TypeError(
+                "dilation entries must be ints or pairs (dilation_h, dilation_w), "
+                f"got {entry!r} in {dilation!r}"
+            )
+        if not all(1 <= step <= MAX_DILATION for step in pair):
+            raise ValueError(
+                f"dilation must be from 1 to {MAX_DILATION}, got {entry!r} in {dilation!r}"
+            )
+        pairs.append(pair)
+    return tuple(pairs)
+
+
+def as_scale(scale: float | None, head_dim: int) -> float:
+    """The factor of the scores, `head_dim ** -0.5` for None."""
+    if scale is None:
+        return float(head_dim**-0.5)
+    if not is_number(scale):
+        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+    number = float(scale)
+    if not abs(number) <= sys.float_info.max:  # torch.compile cannot trace `math.isfinite`
+        raise ValueError(f"scale must be finite, got {scale!r}")
+    return number
+
+
+def check_padding_mode(padding_mode: str) -> None:
+    """Raises ValueError where it is not one of `PADDING_MODES`."""
+    if padding_mode not in PADDING_MODES:
+        legal = " or ".join(f'"{mode}"' for mode in PADDING_MODES)
+        raise ValueError(f"padding_mode must be {legal}, got {padding_mode!r}")
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError where the argument `name` is not an int of at least 1."""
+    if not is_int(value):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, got {value!r}")
+
+
+def check_share(name: str, value: Any) -> None:
+    """Raises TypeError or ValueError where the argument `name` is not a number from 0 to 1."""
+    if not is_number(value):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not 0 <= value <= 1:
+        raise ValueError(f"{name} must be from 0 to 1, got {value!r}")
+
+
+def is_int(value: Any) -> bool:
+    """Whether it is an int, NumPy's too; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is an int or a float, NumPy's too; a bool is none."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _as_pair(value: Any) -> tuple[int, int] | None:
+    if is_int(value):
+        return (int(value), int(value))
+    if isinstance(value, Sequence) and len(value) == 2 and all(is_int(v) for v in value):
+        return (int(value[0]), int(value[1]))
+    return None
+
+
+def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dim() != 5:
+            raise ValueError(
+                f"{name} must be (batch, height, width, heads, head_dim), "
+                f"got shape {tuple(tensor.shape)}"
+            )
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"{name} must be {dtype_names(DTYPES)}, got {tensor.dtype}")
+        if tensor.dtype != query.dtype:
+            raise TypeError(
+                f"{name} must have the dtype of query: got {tensor.dtype} beside {query.dtype}"
+            )
+        if tensor.device != query.device:
+            raise ValueError(
+                f"{name} must be on the device of query: got {tensor.device} beside {query.device}"
+            )
+        if tensor.shape != query.shape:
+            raise ValueError(
+                f"{name} must have the shape of query: got {tuple(tensor.shape)} "
+                f"beside {tuple(query.shape)}"
+            )
+        if tensor.stride(4) != 1 and tensor.shape[4] > 1 and tensor.numel() > 0:
+            raise ValueError(
+                f"{name} must have stride 1 in head_dim, its last dimension, "
+                f"got strides {tensor.stride()}: call .contiguous() on it"
+            )
+    _, height, width, heads, head_dim = query.shape
+    if height < 1 or width < 1 or heads < 1:
+        raise ValueError(
+            f"query must have height, width and heads of at least 1, got shape {tuple(query.shape)}"
+        )
+    if not 1 <= head_dim <= MAX_HEAD_DIM:
+        raise ValueError(
+            f"query must have a head_dim from 1 to {MAX_HEAD_DIM}, got shape {tuple(query.shape)}"
+        )
+
+
+def _check_bias(bias: Tensor, query: Tensor, shape: tuple[int, int, int]) -> None:
+    if not isinstance(bias, Tensor):
+        raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
+    if tuple(bias.shape) != shape:
+        raise ValueError(
+            f"bias must be (heads, kernel_h, kernel_w) = {shape}, got shape {tuple(bias.shape)}"
+        )
+    if bias.dtype not in (query.dtype, torch.float32):
+        raise TypeError(
+            f"bias must be float32 or have the dtype of query, {query.dtype}: got {bias.dtype}"
+        )
+    if bias.device != query.device:
+        raise ValueError(
+            f"bias must be on the device of query: got {bias.device} beside {query.device}"
+        )

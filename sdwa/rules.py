@@ -1,0 +1,121 @@
+"""What PyTorch asks of an operator besides its result: fakes, batching rules, FLOP formulas.
+
+They hold for every pair of a forward and a backward operator (`sdwa.registration`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from sdwa.problem import Window, accumulation_dtype
+
+HEADS = 3  # dimension of the heads in (batch, height, width, heads, head_dim)
+
+
+# Fakes: empty results of the right shape and dtype.
+
+
+def forward_fake(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, *_: Any
+) -> tuple[Tensor, Tensor]:
+    out = query.new_empty(query.shape)
+    return out, query.new_empty(query.shape[:-1], dtype=accumulation_dtype(query.dtype))
+
+
+def backward_fake(
+    grad_out: Tensor,
+    grad_lse: Tensor | None,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    bias: Tensor | None,
+    *_: Any,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    grad_query, grad_key, grad_value = (query.new_empty(query.shape) for _ in range(3))
+    grad_bias = query.new_empty(
+        (0,) if bias is None else bias.shape, dtype=accumulation_dtype(query.dtype)
+    )
+    return grad_query, grad_key, grad_value, grad_bias
+
+
+# Batching rules: the dimension that `torch.func.vmap` adds becomes part of the batch. A bias of its
+# own for each sample, or its gradient, makes it part of the heads instead, whose biases are apart.
+
+
+def vmap_forward(
+    attend: Callable[..., tuple[Tensor, Tensor]],
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    *inputs: Any,
+) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
+    *tensors, bias = inputs[:4]
+    window = inputs[4:]
+    size = info.batch_size
+    into = 0 if bias is None or in_dims[3] is None else HEADS
+    folded = [_fold(t, d, size, into) for t, d in zip(tensors, in_dims, strict=False)]
+    if into == HEADS:
+        bias = _fold(bias, in_dims[3], size, 0).contiguous()
+        window = _repeat_heads(size, *window)
+    outputs = attend(*folded, bias, *window)
+    out, lse = (_unfold(t, size, into) for t in outputs)
+    return (out, lse), (into, into)
+
+
+def vmap_backward(
+    differentiate: Callable[..., tuple[Tensor, ...]],
+    info: Any,
+    in_dims: tuple[int | None, ...],
+    *inputs: Any,
+) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
+    grad_out, grad_lse, query, key, value, bias, out, lse, *window = inputs
+    size = info.batch_size
+    into = 0 if bias is None else HEADS
+    tensors = {0: grad_out, 1: grad_lse, 2: query, 3: key, 4: value, 6: out, 7: lse}
+    folded: dict[int, Tensor | None] = {
+        n: None if t is None else _fold(t, in_dims[n], size, into) for n, t in tensors.items()
+    }
+    for n in (0, 1, 6, 7):
+        folded[n] = None if (tensor := folded[n]) is None else tensor.contiguous()
+    folded[5] = None
+    if bias is not None:
+        folded[5] = _fold(bias, in_dims[5], size, 0).contiguous()
+        window = list(_repeat_heads(size, *window))
+    *grads, grad_bias = differentiate(*(folded[n] for n in range(8)), *window)
+    unfolded = [_unfold(grad, size, into) for grad in grads]
+    if bias is None:
+        return (*unfolded, grad_bias), (into, into, into, None)
+    return (*unfolded, _unfold(grad_bias, size, 0)), (into, into, into, 0)
+
+
+def _fold(tensor: Tensor, dim: int | None, size: int, into: int) -> Tensor:
+    """Merges dimension `dim` of that size, new where it is None, into dimension `into`."""
+    tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
+    return tensor.movedim(0, into).flatten(into, into + 1)
+
+
+def _unfold(tensor: Tensor, size: int, into: int) -> Tensor:
+    return tensor.view(*tensor.shape[:into], size, -1, *tensor.shape[into + 1 :])
+
+
+def _repeat_heads(
+    size: int, kernel_size: Sequence[int], dilation: Sequence[int], scale: float, masked: bool
+) -> Window:
+    """The window where the heads stand `size` times."""
+    return kernel_size, tuple(dilation) * size, scale, masked
+
+
+# Operations, for `torch.utils.flop_counter`.
+
+
+def forward_flops(query_shape: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    """Scores and weighted values: two products of head_dim per tap, two operations each."""
+    return int(4 * math.prod(args[3]) * math.prod(query_shape))
+
+
+def backward_flops(grad_out_shape: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
+    """Scores again, gradient of the probabilities, of query, of key and of value."""
+    return int(10 * math.prod(args[7]) * math.prod(grad_out_shape))

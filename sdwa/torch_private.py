@@ -1,0 +1,97 @@
+"""Every private name of PyTorch that the package uses, and why.
+
+A new PyTorch that breaks something breaks it here.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+# Asked on every call: the public `torch.is_autocast_enabled` takes one device type at a time.
+from torch._C import (
+    DispatchKey,
+    DispatchKeySet,
+    _ExcludeDispatchKeyGuard,
+    _is_any_autocast_enabled,
+)
+
+# `run_decompositions` and the ONNX exporter find a decomposition nowhere else.
+from torch._decomp import register_decomposition
+from torch._library.utils import get_layout_constraint_tag
+from torch.autograd import Function, forward_ad
+
+__all__ = [
+    "above_kernel_skipped",
+    "any_autocast",
+    "autocast_skipped",
+    "in_forward_mode",
+    "in_transform",
+    "keep_whole",
+    "plain_apply",
+    "plain_call",
+    "register_autocast",
+    "register_decomposition",
+]
+
+_AUTOCAST_KEYS = ("AutocastCPU", "AutocastCUDA")
+_AUTOCAST = DispatchKeySet(DispatchKey.AutocastCPU) | DispatchKeySet(DispatchKey.AutocastCUDA)
+
+any_autocast = _is_any_autocast_enabled
+# Whether a transform of `torch.func` is active: they do not take the quicker form of an autograd
+# function.
+in_transform = torch._C._are_functorch_transforms_active
+# Makes a context manager within which autocast's rule does not cast a call again.
+autocast_skipped = partial(_ExcludeDispatchKeyGuard, _AUTOCAST)
+# Within this one a call takes the shortest way to its kernel. Modes such as that of fake tensors
+# still see it.
+above_kernel_skipped = partial(
+    _ExcludeDispatchKeyGuard, _AUTOCAST | DispatchKeySet(DispatchKey.AutogradFunctionality)
+)
+
+
+def in_forward_mode() -> bool:
+    """Whether a level of `torch.autograd.forward_ad` is open."""
+    return forward_ad._current_level >= 0
+
+
+def plain_apply(function: type[Function]) -> Any:
+    """`function.apply` without its question about `torch.func`, which takes as long as a kernel."""
+    return super(Function, function).apply  # type: ignore[misc]
+
+
+def plain_call(operator: Any) -> Any:
+    """What calling the operator comes to, without a frame of Python in between."""
+    return operator._op
+
+
+def register_autocast(library: torch.library.Library, name: str, rule: Callable[..., Any]) -> None:
+    """Makes `rule(keyset, *inputs)` what autocast does.
+
+    The public `torch.library.register_autocast` casts every tensor. The bias must not be: it stays
+    in the accumulation type.
+    """
+    for key in _AUTOCAST_KEYS:
+        library.impl(name, rule, key, with_keyset=True)  # type: ignore[no-untyped-call]
+
+
+def keep_whole(operator: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The fake, which also has Inductor call the kernels although there is a decomposition.
+
+    Inductor does so by itself, except where the variable CI is set: an operator that has a
+    decomposition which Inductor does not use is then an error. Every compilation runs the fakes, so
+    they tell Inductor where it is loaded; importing sdwa does not load it.
+    """
+
+    def kept_whole(*inputs: Any) -> Any:
+        inductor: Any = sys.modules.get("torch._inductor.lowering")
+        if inductor is not None and operator not in inductor.lowerings:
+            layout = inductor.tag_to_layout_constraint(get_layout_constraint_tag(operator))
+            inductor.make_fallback(operator, layout, warn=False)
+        return fake(*inputs)
+
+    return kept_whole
