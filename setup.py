@@ -40,15 +40,18 @@ source_digest = runpy.run_path(str(ROOT / "sdwa" / "_sources.py"))["source_diges
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 COMMON = ["-O3", "-std=c++20", "-DNDEBUG"]
 HOST = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
-AVX512 = "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c"
-# Compiled once for each of these (see csrc/cpu); the flags of each set, by processor family.
+# The CPU kernels are compiled once for each instruction set (see csrc/README.md).
 ISA_SOURCES = ("forward.cpp", "backward.cpp", "products.cpp")
+# The sets of a processor family, the best last, and the features that each takes: as GCC and Clang
+# name them, after -m and to __builtin_cpu_supports.
+AVX2 = ("avx2", "fma", "f16c")
+AVX512 = (*AVX2, "avx512f", "avx512bw", "avx512vl", "avx512dq")
 INSTRUCTION_SETS = {
     "x86_64": {
-        "baseline": "",
-        "avx2": "-mavx2 -mfma -mf16c",
+        "baseline": (),
+        "avx2": AVX2,
         "avx512": AVX512,
-        "avx512bf16": f"{AVX512} -mavx512bf16",
+        "avx512bf16": (*AVX512, "avx512bf16"),
     },
 }
 # A100, RTX 30xx (and RTX 40xx, which run the same code), Hopper, Blackwell. The last also carries
@@ -113,6 +116,22 @@ def gencode(architectures: list[str]) -> list[str]:
     return flags
 
 
+def instruction_sets_header(sets: dict[str, tuple[str, ...]]) -> str:
+    """A macro that calls X(name, whether the processor has it) for each set, the best first."""
+    lines = ["#define SDWA_FOR_EACH_INSTRUCTION_SET(X)"]
+    for isa in reversed(sets):
+        supported = [f'__builtin_cpu_supports("{name}")' for name in sets[isa]]
+        lines.append(f"  X({isa}, {' && '.join(supported) or 'true'})")
+    comment = "// Written by setup.py. X(name, whether the processor has it), the best set first.\n"
+    return comment + " \\\n".join(lines) + "\n"
+
+
+def write_if_other(path: Path, text: str) -> None:
+    """Leaves an unchanged file alone, so that what includes it is not compiled again."""
+    if not path.exists() or path.read_text() != text:
+        path.write_text(text)
+
+
 def first_line(command: list[str]) -> str:
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return printed.splitlines()[0]
@@ -142,7 +161,7 @@ class BuildKernels(build_ext):
         compiler = os.environ.get("CXX", "c++")
         nvcc, why = find_nvcc()
         architectures = cuda_architectures(nvcc) if nvcc else []
-        sets = INSTRUCTION_SETS.get(platform.machine(), {"baseline": ""})
+        sets = INSTRUCTION_SETS.get(platform.machine(), {"baseline": ()})
         say(f"CPU kernels for {', '.join(sets)} with {first_line([compiler, '--version'])}")
         cuda = f"CUDA kernels for {', '.join(architectures)}" if nvcc else "no CUDA kernels"
         say(f"{cuda}: {why}")
@@ -157,6 +176,7 @@ class BuildKernels(build_ext):
         }
         defines = [f'#define SDWA_{key} "{value}"\n' for key, value in facts.items()]
         (work / "build_facts.h").write_text("".join(defines))
+        write_if_other(work / "instruction_sets.h", instruction_sets_header(sets))
 
         strict = ["-Werror"] if os.environ.get("SDWA_WERROR") else []
         torch_include = [f"-isystem {TORCH / 'include'}"]
@@ -176,17 +196,18 @@ class BuildKernels(build_ext):
                 n.build(name, "cxx", str(source), variables={"flags": " ".join(flags)})
                 return name
 
-            host_flags = [*COMMON, *HOST, *strict, *STABLE_ABI, f"-I{CSRC}", *torch_include]
+            include = [f"-I{CSRC}", f"-I{work}", *torch_include]
+            host_flags = [*COMMON, *HOST, *strict, *STABLE_ABI, *include]
             sources = [CSRC / "library.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]
             objects = []
             for source in sources:
                 if source.name in ISA_SOURCES:
-                    for isa, isa_flags in sets.items():
-                        flags = [*host_flags, f"-DSDWA_ISA={isa}", *isa_flags.split()]
+                    for isa, features in sets.items():
+                        isa_flags = [f"-DSDWA_ISA={isa}", *(f"-m{name}" for name in features)]
+                        flags = [*host_flags, *isa_flags]
                         objects.append(compile_host(source, f"{source.stem}_{isa}.o", flags))
                 else:
-                    available = [f"-DSDWA_HAS_{isa.upper()}" for isa in sets]
-                    objects.append(compile_host(source, f"{source.stem}.o", host_flags + available))
+                    objects.append(compile_host(source, f"{source.stem}.o", host_flags))
             cpu_library = package / "_lib" / "libsdwa_cpu.so"
             n.build(
                 str(cpu_library),

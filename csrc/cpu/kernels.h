@@ -1,22 +1,27 @@
-// What attention.cpp asks of the kernels of each instruction set.
+// What operators.cpp asks of the kernels of each instruction set, and what both agree on.
 #pragma once
 
 #include <cstdint>
 
-#include "../problem.h"
+#include "instruction_sets.h"
+#include "problem.h"
 
 namespace sdwa::cpu {
+
+// Bytes that move between caches and memory at once. Scratch begins at such a boundary, so that no
+// vector straddles one.
+inline constexpr int kCacheLine = 64;
 
 // How a call is cut into items that run in any order on any thread. It depends on the problem
 // alone, so results do not depend on the number of threads.
 struct Plan {
-  int64_t bands;      // of a map's rows
+  int64_t bands;      // per map
   int64_t band_rows;  // pixels
   int64_t items;      // batch * bands * heads; the head is innermost
   bool streaming;     // results are too large for the caches
 };
 
-#define SDWA_DECLARE_KERNELS(isa)                                                       \
+#define SDWA_DECLARE_KERNELS(isa, supported)                                            \
   namespace isa {                                                                       \
   /* Bytes of scratch that a thread needs. */                                           \
   int64_t forward_scratch(const Problem& problem);                                      \
@@ -28,10 +33,7 @@ struct Plan {
                 void* grad_bias, char* scratch);                                        \
   }
 
-SDWA_DECLARE_KERNELS(baseline)
-SDWA_DECLARE_KERNELS(avx2)
-SDWA_DECLARE_KERNELS(avx512)
-SDWA_DECLARE_KERNELS(avx512bf16)
+SDWA_FOR_EACH_INSTRUCTION_SET(SDWA_DECLARE_KERNELS)
 
 #undef SDWA_DECLARE_KERNELS
 

@@ -1,0 +1,219 @@
+// The operators on the CPU: picks the instruction set, cuts the work into items and runs them on
+// PyTorch's thread pool.
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdlib>
+#include <memory>
+#include <new>
+#include <string>
+
+#include "checks.h"
+#include "cpu/kernels.h"
+
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace sdwa::cpu {
+namespace {
+
+constexpr int64_t kMiB = int64_t(1) << 20;
+// Items that a call is cut into at least, so that many cores have work.
+constexpr int64_t kItems = 64;
+// Bytes of a band in one tensor, all heads: the caches hold them until the last head has been
+// there.
+constexpr int64_t kBandBytes = 8 * kMiB;
+// A band has at least this many times the rows of its halo, which are worked on again.
+constexpr int64_t kBandPerHalo = 2;
+// An output above this size is not in the caches any more when it is read.
+constexpr int64_t kCachedBytes = 16 * kMiB;
+// Products of two numbers that a thread should get at least, so that waking it pays.
+constexpr int64_t kProductsPerThread = 1 << 19;
+// What a query costs beside its taps (reading, softmax, writing), in taps.
+constexpr int64_t kTapsPerQuery = 8;
+// From this size on, glibc gives a block of memory a mapping of its own.
+constexpr int64_t kMappingBytes = 32 * kMiB;
+constexpr int64_t kHugePage = 2 * kMiB;
+
+struct Kernels {
+  const char* name;
+  decltype(&baseline::forward_scratch) forward_scratch;
+  decltype(&baseline::backward_scratch) backward_scratch;
+  decltype(&baseline::forward) forward;
+  decltype(&baseline::backward) backward;
+  bool supported;
+};
+
+#define SDWA_KERNELS(isa, supported) \
+  {#isa, isa::forward_scratch, isa::backward_scratch, isa::forward, isa::backward, supported},
+
+// Best first.
+const Kernels kKernels[] = {SDWA_FOR_EACH_INSTRUCTION_SET(SDWA_KERNELS)};
+
+#undef SDWA_KERNELS
+
+const Kernels& choose_kernels() {
+  const char* asked = std::getenv("SDWA_CPU_CAPABILITY");
+  std::string usable;
+  for (const Kernels& kernels : kKernels) {
+    if (!kernels.supported) continue;
+    if (asked == nullptr || asked[0] == '\0' || std::string(asked) == kernels.name) return kernels;
+    usable += usable.empty() ? kernels.name : std::string(", ") + kernels.name;
+  }
+  STD_TORCH_CHECK(false, "sdwa: SDWA_CPU_CAPABILITY is '", asked,
+                  "', which this build or processor does not have; usable here: ", usable);
+}
+
+const Kernels& kernels() {
+  static const Kernels& chosen = choose_kernels();
+  return chosen;
+}
+
+std::string cpu_capability() { return kernels().name; }
+
+// Scratch of this thread, kept from call to call.
+char* thread_scratch(int64_t bytes) {
+  struct Free {
+    void operator()(void* p) const { ::operator delete(p, std::align_val_t(kCacheLine)); }
+  };
+  thread_local std::unique_ptr<void, Free> buffer;
+  thread_local int64_t size = 0;
+  if (bytes > size) {
+    buffer.reset();
+    size = 0;
+    buffer.reset(::operator new(bytes, std::align_val_t(kCacheLine)));
+    size = bytes;
+  }
+  return static_cast<char*>(buffer.get());
+}
+
+// Asks for huge pages behind a large new output: most of the time that writing it takes would go
+// into touching its small pages for the first time. Its mapping is its own, so no other allocation
+// is concerned.
+void advise_huge_pages([[maybe_unused]] const Tensor& tensor) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const int64_t bytes = tensor.numel() * element_size(dtype_of(tensor));
+  if (bytes < kMappingBytes) return;
+  const uintptr_t data = reinterpret_cast<uintptr_t>(tensor.const_data_ptr());
+  const uintptr_t begin = (data + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (data + bytes) / kHugePage * kHugePage;
+  // A refusal only costs time.
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
+// Items enough for many cores, however few images and heads there are, of bands that the caches
+// hold until all heads have been there. Depends on the shape alone.
+Plan make_plan(const Problem& problem, int64_t halo_rows) {
+  const int64_t smallest_band = kBandPerHalo * halo_rows;
+  const int64_t maps = problem.batch * problem.heads;
+  const int64_t row_bytes =
+      problem.width * problem.heads * problem.head_dim * element_size(problem.dtype);
+  const int64_t for_items = maps > 0 ? (kItems + maps - 1) / maps : 1;
+  const int64_t for_caches = problem.height * row_bytes / kBandBytes + 1;
+  const int64_t wanted = for_items > for_caches ? for_items : for_caches;
+  int64_t rows = (problem.height + wanted - 1) / wanted;
+  rows = rows < smallest_band ? smallest_band : rows;
+  const int64_t bands = problem.height > 0 ? (problem.height + rows - 1) / rows : 0;
+  const int64_t bytes = problem.batch * problem.height * row_bytes;
+  return {bands, rows, maps * bands, bytes > kCachedBytes};
+}
+
+// Items that a thread takes at least.
+int64_t grain(const Problem& problem, const Plan& plan) {
+  const int64_t products = plan.band_rows * problem.width * problem.head_dim *
+                           (problem.kernel_h * problem.kernel_w + kTapsPerQuery);
+  return kProductsPerThread / (products + 1) + 1;
+}
+
+// Rows above and below a band that its queries' windows reach, for the head with the most.
+int64_t rows_around_band(const Problem& problem) {
+  int64_t dilation = 1;
+  for (int64_t head = 0; head < problem.heads; ++head) {
+    dilation = problem.dilation[2 * head] > dilation ? problem.dilation[2 * head] : dilation;
+  }
+  dilation = dilation < problem.height ? dilation : problem.height;
+  return (problem.kernel_h - 1) * dilation;
+}
+
+// The sums of each item, added in the items' order whichever thread made them.
+template <typename A>
+void add_up_grad_bias(const Problem& problem, const Plan& plan, const A* sums, A* grad_bias) {
+  const int64_t taps = problem.kernel_h * problem.kernel_w;
+  for (int64_t i = 0; i < problem.heads * taps; ++i) {
+    double total = 0;
+    for (int64_t item = i / taps; item < plan.items; item += problem.heads) {
+      total += sums[item * taps + i % taps];
+    }
+    grad_bias[i] = static_cast<A>(total);
+  }
+}
+
+std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value,
+                                             std::optional<Tensor> bias,
+                                             std::vector<int64_t> kernel_size,
+                                             std::vector<int64_t> dilation, double scale,
+                                             bool masked) {
+  const ForwardCall call =
+      prepare_forward(query, key, value, bias, kernel_size, dilation, scale, masked);
+  const Problem& problem = call.args.problem;
+  if (problem.head_dim > 0) {
+    const Plan plan = make_plan(problem, rows_around_band(problem));
+    advise_huge_pages(call.out);
+    const int64_t bytes = kernels().forward_scratch(problem);
+    torch::stable::parallel_for(
+        0, plan.items, grain(problem, plan), [&](int64_t begin, int64_t end) {
+          kernels().forward(call.args, plan, begin, end, thread_scratch(bytes));
+        });
+  }
+  return {call.out, call.lse};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
+    Tensor grad_out, std::optional<Tensor> grad_lse, Tensor query, Tensor key, Tensor value,
+    std::optional<Tensor> bias, Tensor out, Tensor lse, std::vector<int64_t> kernel_size,
+    std::vector<int64_t> dilation, double scale, bool masked) {
+  const BackwardCall call = prepare_backward(grad_out, grad_lse, query, key, value, bias, out, lse,
+                                             kernel_size, dilation, scale, masked);
+  const Problem& problem = call.args.problem;
+  // The queries around a band read its keys: their probabilities are computed again, from keys that
+  // lie as far away again.
+  const Plan plan = make_plan(problem, 2 * rows_around_band(problem));
+  std::unique_ptr<double[]> sums;  // (items, kernel_h, kernel_w) in the accumulation type
+  if (call.args.grad_bias) {
+    sums.reset(new double[plan.items * problem.kernel_h * problem.kernel_w]);
+  }
+  if (problem.head_dim > 0) {
+    for (const Tensor& grad : {call.grad_query, call.grad_key, call.grad_value}) {
+      advise_huge_pages(grad);
+    }
+    const int64_t bytes = kernels().backward_scratch(problem);
+    torch::stable::parallel_for(
+        0, plan.items, grain(problem, plan), [&](int64_t begin, int64_t end) {
+          kernels().backward(call.args, plan, begin, end, sums.get(), thread_scratch(bytes));
+        });
+  }
+  if (call.args.grad_bias) {
+    with_type(problem.dtype, [&](auto type) {
+      using A = Accumulation<typename decltype(type)::type>;
+      add_up_grad_bias(problem, plan, reinterpret_cast<const A*>(sums.get()),
+                       static_cast<A*>(call.args.grad_bias));
+    });
+  }
+  return {call.grad_query, call.grad_key, call.grad_value, call.grad_bias};
+}
+
+}  // namespace
+}  // namespace sdwa::cpu
+
+STABLE_TORCH_LIBRARY_FRAGMENT(sdwa, m) { m.def("cpu_capability() -> str"); }
+
+STABLE_TORCH_LIBRARY_IMPL(sdwa, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(&sdwa::cpu::cpu_capability));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(sdwa, CPU, m) {
+  m.impl("attention_forward", TORCH_BOX(&sdwa::cpu::attention_forward));
+  m.impl("attention_backward", TORCH_BOX(&sdwa::cpu::attention_backward));
+}
