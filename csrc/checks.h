@@ -42,8 +42,9 @@ inline ScalarType accumulation_type(const Tensor& query) {
   return query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
-// An uninitialised contiguous tensor like query, or of the accumulation type. It is what
-// `torch::stable::new_empty` makes, which looks its operator up by name: as slow as a small kernel.
+// An uninitialised contiguous tensor like query, or of the accumulation type. It does what
+// `torch::stable::new_empty` does, which looks its operator up by name at each call and so takes as
+// long as a small kernel.
 inline Tensor allocate(const Tensor& query, const std::vector<int64_t>& shape, ScalarType type) {
   std::vector<int64_t> strides(shape.size(), 1);
   for (size_t d = shape.size() - 1; d > 0; --d) {
@@ -71,7 +72,7 @@ inline Problem make_problem(const Tensor& query, const std::vector<int64_t>& ker
                       kernel_size[0] % 2 == 1 && kernel_size[1] % 2 == 1,
                   "sdwa: kernel_size must hold two odd numbers");
   STD_TORCH_CHECK(dilation.size() == static_cast<size_t>(2 * query.size(3)),
-                  "sdwa: dilation must hold two numbers a head");
+                  "sdwa: dilation must hold two numbers per head");
   for (int64_t d : dilation) STD_TORCH_CHECK(d >= 1, "sdwa: dilation must be at least 1, got ", d);
   return {query.size(0), query.size(1),  query.size(2),  query.size(3),
           query.size(4), kernel_size[0], kernel_size[1], dilation.data(),
@@ -123,17 +124,20 @@ inline ForwardCall prepare_forward(const Tensor& query, const Tensor& key, const
                                    const std::vector<int64_t>& kernel_size,
                                    const std::vector<int64_t>& dilation, double scale,
                                    bool masked) {
-  Problem p = make_problem(query, kernel_size, dilation, scale, masked);
-  Tensor out =
-      allocate(query, {p.batch, p.height, p.width, p.heads, p.head_dim}, query.scalar_type());
-  Tensor lse = allocate(query, {p.batch, p.height, p.width, p.heads}, accumulation_type(query));
-  ForwardArgs args{p,
-                   input_view(query, query, "query"),
-                   input_view(key, query, "key"),
-                   input_view(value, query, "value"),
-                   optional_data(bias, query, {p.heads, p.kernel_h, p.kernel_w}, "bias"),
-                   out.mutable_data_ptr(),
-                   lse.mutable_data_ptr()};
+  Problem problem = make_problem(query, kernel_size, dilation, scale, masked);
+  Tensor out = allocate(
+      query, {problem.batch, problem.height, problem.width, problem.heads, problem.head_dim},
+      query.scalar_type());
+  Tensor lse = allocate(query, {problem.batch, problem.height, problem.width, problem.heads},
+                        accumulation_type(query));
+  ForwardArgs args{
+      problem,
+      input_view(query, query, "query"),
+      input_view(key, query, "key"),
+      input_view(value, query, "value"),
+      optional_data(bias, query, {problem.heads, problem.kernel_h, problem.kernel_w}, "bias"),
+      out.mutable_data_ptr(),
+      lse.mutable_data_ptr()};
   return {args, out, lse};
 }
 
@@ -148,17 +152,18 @@ inline BackwardCall prepare_backward(const Tensor& grad_out, const std::optional
                                      const Tensor& lse, const std::vector<int64_t>& kernel_size,
                                      const std::vector<int64_t>& dilation, double scale,
                                      bool masked) {
-  Problem p = make_problem(query, kernel_size, dilation, scale, masked);
+  Problem problem = make_problem(query, kernel_size, dilation, scale, masked);
   STD_TORCH_CHECK(out.is_contiguous(), "sdwa: out must be contiguous");
-  std::vector<int64_t> shape{p.batch, p.height, p.width, p.heads, p.head_dim};
-  std::vector<int64_t> lse_shape{p.batch, p.height, p.width, p.heads};
+  std::vector<int64_t> shape{problem.batch, problem.height, problem.width, problem.heads,
+                             problem.head_dim};
+  std::vector<int64_t> lse_shape{problem.batch, problem.height, problem.width, problem.heads};
   Tensor grad_query = allocate(query, shape, query.scalar_type());
   Tensor grad_key = allocate(query, shape, query.scalar_type());
   Tensor grad_value = allocate(query, shape, query.scalar_type());
-  std::vector<int64_t> bias_shape{p.heads, p.kernel_h, p.kernel_w};
+  std::vector<int64_t> bias_shape{problem.heads, problem.kernel_h, problem.kernel_w};
   Tensor grad_bias =
       allocate(query, bias ? bias_shape : std::vector<int64_t>{0}, accumulation_type(query));
-  BackwardArgs args{p,
+  BackwardArgs args{problem,
                     input_view(query, query, "query"),
                     input_view(key, query, "key"),
                     input_view(value, query, "value"),

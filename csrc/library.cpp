@@ -1,4 +1,4 @@
-// The operators' schemas. Each kernel file registers its implementation at its own foot.
+// The operators' schemas. The operators' file of each device registers its implementation.
 //
 // Everything goes through PyTorch's stable ABI, so one build runs on every later PyTorch.
 #include <torch/csrc/stable/library.h>
