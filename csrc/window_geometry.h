@@ -28,11 +28,11 @@ struct WindowAxis {
   // mirrored(t)).
   SDWA_HD constexpr int32_t mirrored(int32_t tap) const { return size - 1 - tap; }
 
-  // Pixels of equal coordinate modulo the dilation form a sub-map on which the window is dense.
+  // Pixels of equal coordinate modulo the dilation form a phase, on which the window is dense.
   SDWA_HD constexpr int32_t phases(int32_t length) const {
     return dilation < length ? dilation : length;
   }
-  // Pixels of sub-map `phase` of [0, phases(length)) on an axis of `length` pixels.
+  // Pixels of phase `phase` of [0, phases(length)) on an axis of `length` pixels.
   SDWA_HD constexpr int32_t phase_length(int32_t length, int32_t phase) const {
     return (length - phase + dilation - 1) / dilation;
   }

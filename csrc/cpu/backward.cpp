@@ -1,16 +1,19 @@
 // Backward kernel. Compiled once for each instruction set.
 //
-// The rows of a sub-map are walked once. Each step has two stages:
-// - queries: the probabilities p of a row's queries are computed again from lse, with
-//   ds = p * (<dout, v> - delta); dq is summed from ds and the keys around, and p and ds stay in
+// The rows of a phase are walked once. Each step has two stages:
+// - queries: the probabilities of a row's queries are computed again from lse, with
+//   grad_score = probability * (<grad_out, value> - delta), delta = <grad_out, out> - grad_lse;
+//   grad_query is summed from grad_score and the keys around; probability and grad_score stay in
 //   scratch;
-// - keys: for the row whose queries are now all there, dk is summed from ds and the queries around,
-//   dv from p and the output gradients around. Gathered, so there is nothing atomic.
-#include <optional>
-
-#include "block.h"
-#include "kernels.h"
-#include "prefetch.h"
+// - keys: for the row whose queries are now all there, grad_key is summed from grad_score and the
+//   queries around, grad_value from probability and grad_out around. Each sum gathers its terms, so
+//   nothing is atomic.
+#include "cpu/block.h"
+#include "cpu/items.h"
+#include "cpu/kernels.h"
+#include "cpu/prefetch.h"
+#include "cpu/products.h"
+#include "cpu/token_rows.h"
 
 namespace sdwa::cpu::SDWA_ISA {
 namespace {
@@ -20,20 +23,20 @@ template <typename T>
 class BackwardKernel {
   using A = Accumulation<T>;
   static constexpr int kWidth = kLanes<A>;
-  static constexpr int kRuns = kRunsPerBlock<A>;
+  static constexpr int kStrips = kStripsPerBlock<A>;
 
  public:
   BackwardKernel(const BackwardArgs& args, int64_t head, bool streaming, Scratch& scratch)
       : args_(args),
-        p_(args.problem),
-        streaming_(streaming && can_stream<T>(args.grad_query, p_.head_dim) &&
-                   can_stream<T>(args.grad_key, p_.head_dim) &&
-                   can_stream<T>(args.grad_value, p_.head_dim)),
-        stride_(token_stride<A>(p_.head_dim)),
-        window_(p_, head),
+        problem_(args.problem),
+        streaming_(streaming && can_stream<T>(args.grad_query, problem_.head_dim) &&
+                   can_stream<T>(args.grad_key, problem_.head_dim) &&
+                   can_stream<T>(args.grad_value, problem_.head_dim)),
+        stride_(token_stride<A>(problem_.head_dim)),
+        window_(problem_, head),
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
         layout_(window_.columns, window_.width, false, scratch),
-        step_(rows_per_step(layout_)),
+        step_(rows_per_block<A>(layout_)),
         query_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
         key_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
         value_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
@@ -42,15 +45,15 @@ class BackwardKernel {
         lse_(step_, layout_.slots, scratch),
         probability_(ring_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
         grad_score_(ring_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
-        partial_(scratch.take<Vec<A>>(window_.taps() * kRuns)),
+        partial_(scratch.take<Vec<A>>(window_.taps() * kStrips)),
         scores_(scratch.take<Vec<A>>(window_.taps())),
         grad_probability_(scratch.take<Vec<A>>(window_.taps())),
         grad_bias_(scratch.take<Vec<A>>(window_.taps())),
-        result_(scratch.take<A>(int64_t(kRun) * stride_)),
+        result_(scratch.take<A>(int64_t(kStripSize) * stride_)),
         windows_(window_, stride_, scratch),
         weight_rows_(scratch.take<const A*>(window_.rows.size)) {}
 
-  bool serves(int64_t head) const { return window_.same_dilation(p_, head); }
+  bool serves(int64_t head) const { return window_.same_dilation(problem_, head); }
 
   // grad_bias: (kernel_h, kernel_w) sums over the item's queries, or null.
   template <typename Prefetch>
@@ -63,23 +66,18 @@ class BackwardKernel {
     std::memset(grad_score_.data(), 0, sizeof(A) * grad_score_.size());
     for (int32_t t = 0; t < taps; ++t) grad_bias_[t] = Vec<A>{};
     for (int32_t phase = 0; phase < window_.rows.phases(window_.height); ++phase) {
-      run_sub_map(phase,
-                  SubMapRows(window_.rows, window_.height, phase, item.row_begin, item.row_end),
-                  prefetch);
+      run_phase(phase, PhaseRows(window_.rows, window_.height, phase, item.row_begin, item.row_end),
+                prefetch);
     }
     if (grad_bias == nullptr) return;
     for (int32_t t = 0; t < taps; ++t) grad_bias[t] = sum_lanes<A>(grad_bias_[t]);
   }
 
  private:
-  // Enough rows at a time to fill a block.
-  static int32_t rows_per_step(const RowLayout& layout) {
-    return layout.run_count >= kRuns ? 1 : kRuns / layout.run_count;
-  }
   int32_t ring_rows() const { return window_.rows.size - 1 + step_; }
 
   template <typename Prefetch>
-  void run_sub_map(int32_t phase, const SubMapRows& rows, Prefetch& prefetch) {
+  void run_phase(int32_t phase, const PhaseRows& rows, Prefetch& prefetch) {
     if (rows.first >= rows.last) return;
     const int32_t reach = window_.rows.reach();
     // Keys of the band are read by queries up to `reach` rows outside it.
@@ -94,9 +92,9 @@ class BackwardKernel {
       for (int32_t r = row; r < row_end; ++r) {
         read_queries(phase, r);
         const int32_t y = phase + r * window_.rows.dilation;
-        for (int32_t i = 0; i < layout_.run_count; ++i) {
-          block.runs[block.count++] = {r, y, layout_.runs[i]};
-          if (block.count == kRuns) finish_queries(block, rows, prefetch);
+        for (int32_t i = 0; i < layout_.strip_count; ++i) {
+          block.strips[block.count++] = {r, y, layout_.strips[i]};
+          if (block.count == kStrips) finish_queries(block, rows, prefetch);
         }
       }
       if (block.count > 0) finish_queries(block, rows, prefetch);
@@ -110,24 +108,27 @@ class BackwardKernel {
     const Plane<T> key(args_.key, batch_, head_);
     const Plane<T> value(args_.value, batch_, head_);
     const int64_t y = phase + int64_t(row) * window_.rows.dilation;
-    read_row(key.row(y), key.width_stride, layout_, p_.head_dim, stride_, key_.row(row));
-    read_row(value.row(y), value.width_stride, layout_, p_.head_dim, stride_, value_.row(row));
+    read_row(key.row(y), key.width_stride, layout_, problem_.head_dim, stride_, key_.row(row));
+    read_row(value.row(y), value.width_stride, layout_, problem_.head_dim, stride_,
+             value_.row(row));
   }
 
   void read_queries(int32_t phase, int32_t row) {
     const Plane<T> query(args_.query, batch_, head_);
     const Plane<T> grad_out(args_.grad_out, batch_, head_);
     const int64_t y = phase + int64_t(row) * window_.rows.dilation;
-    read_row(query.row(y), query.width_stride, layout_, p_.head_dim, stride_, query_.row(row));
+    read_row(query.row(y), query.width_stride, layout_, problem_.head_dim, stride_,
+             query_.row(row));
     A* const grads = grad_out_.row(row);
-    read_row(grad_out.row(y), grad_out.width_stride, layout_, p_.head_dim, stride_, grads);
+    read_row(grad_out.row(y), grad_out.width_stride, layout_, problem_.head_dim, stride_, grads);
     A* const delta = delta_.row(row);
     A* const lse = lse_.row(row);
-    const int64_t first = ((batch_ * p_.height + y) * p_.width) * p_.heads + head_;
+    const int64_t first =
+        ((batch_ * problem_.height + y) * problem_.width) * problem_.heads + head_;
     const T* const out = static_cast<const T*>(args_.out);
     for_each_slot(layout_, [&](int32_t slot, int32_t x) __attribute__((always_inline)) {
-      const int64_t token = first + x * p_.heads;
-      read_token(out + token * p_.head_dim, p_.head_dim, result_);
+      const int64_t token = first + x * problem_.heads;
+      read_token(out + token * problem_.head_dim, problem_.head_dim, result_);
       Vec<A> sum = {};
       for (int d = 0; d < stride_; d += kWidth) {
         sum += load(grads + int64_t(slot) * stride_ + d) * load(result_ + d);
@@ -139,92 +140,84 @@ class BackwardKernel {
   }
 
   template <typename Prefetch>
-  void finish_queries(Block& block, const SubMapRows& rows, Prefetch& prefetch) {
+  void finish_queries(Block& block, const PhaseRows& rows, Prefetch& prefetch) {
     A delta[kWidth] = {};
     A lse[kWidth] = {};
     for (int32_t u = 0; u < block.count; ++u) {
-      const BlockRun& at = block.runs[u];
-      for (int32_t i = 0; i < at.run.count; ++i) {
-        delta[u * kRun + i] = delta_.row(at.row)[at.run.slot + i];
-        lse[u * kRun + i] = lse_.row(at.row)[at.run.slot + i];
+      const PlacedStrip& at = block.strips[u];
+      for (int32_t i = 0; i < at.strip.count; ++i) {
+        delta[u * kStripSize + i] = delta_.row(at.row)[at.strip.slot + i];
+        lse[u * kStripSize + i] = lse_.row(at.row)[at.strip.slot + i];
       }
     }
     const auto of = [&](const RowRing<A>& ring) {
-      return [&](const BlockRun& at) { return run_tokens(at, ring, stride_); };
+      return [&](const PlacedStrip& at) { return strip_tokens(at, ring, stride_); };
     };
     for (int32_t u = 0; u < block.count; ++u) {
-      windows_.find(u, block.runs[u], key_, 0, rows.on_map);
+      windows_.find(u, block.strips[u], key_, 0, rows.on_map);
     }
-    score_block(block, of(query_), windows_, 0, window_, products_, partial_, scores_);
-    score_block(block, of(grad_out_), windows_, key_.shift_to(value_), window_, products_, partial_,
-                grad_probability_);
+    dot_block(block, of(query_), windows_, 0, window_, products_, partial_, scores_);
+    dot_block(block, of(grad_out_), windows_, key_.shift_to(value_), window_, products_, partial_,
+              grad_probability_);
     differentiate(block, load(delta), load(lse), rows);
     for (int32_t u = 0; u < block.count; ++u) {
-      const BlockRun& at = block.runs[u];
+      const PlacedStrip& at = block.strips[u];
       if (at.row < rows.first || at.row >= rows.last) continue;
-      prefetch.advance(at.run.count);
+      prefetch.advance(at.strip.count);
       write_grad_query(at, u);
     }
     block.count = 0;
   }
 
-  // From scores and <dout, v> to p, ds and grad_bias.
-  void differentiate(const Block& block, Vec<A> delta, Vec<A> lse, const SubMapRows& rows) {
+  // From <query, key> and <grad_out, value> to probability, grad_score and grad_bias.
+  void differentiate(const Block& block, Vec<A> delta, Vec<A> lse, const PhaseRows& rows) {
     const int32_t taps = window_.taps();
-    const A scale = static_cast<A>(p_.scale);
-    const A* bias = args_.bias ? static_cast<const A*>(args_.bias) + head_ * taps : nullptr;
+    const A scale = static_cast<A>(problem_.scale);
+    finish_scores<A>(args_, head_, window_, block, scores_);
     IntVec<A> present = {};  // lanes with a query
     IntVec<A> own = {};      // and those of the band itself
     for (int32_t u = 0; u < block.count; ++u) {
-      const BlockRun& at = block.runs[u];
-      for (int32_t i = 0; i < at.run.count; ++i) {
-        present[u * kRun + i] = -1;
-        own[u * kRun + i] = at.row >= rows.first && at.row < rows.last ? -1 : 0;
+      const PlacedStrip& at = block.strips[u];
+      for (int32_t i = 0; i < at.strip.count; ++i) {
+        present[u * kStripSize + i] = -1;
+        own[u * kStripSize + i] = at.row >= rows.first && at.row < rows.last ? -1 : 0;
       }
     }
     for (int32_t t = 0; t < taps; ++t) {
-      scores_[t] = bias ? scores_[t] * scale + bias[t] : scores_[t] * scale;
-    }
-    if (window_.masked) {
-      for_each_uncounted<A>(block, window_, [&](int32_t tap, int32_t lane) {
-        scores_[tap][lane] = -__builtin_inf();
-      });
-    }
-    for (int32_t t = 0; t < taps; ++t) {
-      const Vec<A> p = present ? exp<A>(scores_[t] - lse) : Vec<A>{};
-      const Vec<A> ds = present ? p * (grad_probability_[t] - delta) : Vec<A>{};
-      grad_bias_[t] += own ? ds : Vec<A>{};
-      save(block, probability_, t, p);
-      save(block, grad_score_, t, ds * scale);
+      const Vec<A> probability = present ? exp<A>(scores_[t] - lse) : Vec<A>{};
+      const Vec<A> grad_score = present ? probability * (grad_probability_[t] - delta) : Vec<A>{};
+      grad_bias_[t] += own ? grad_score : Vec<A>{};
+      save(block, probability_, t, probability);
+      save(block, grad_score_, t, grad_score * scale);
     }
   }
 
-  // Lanes without a query are zero: they fall on margins, or on slots that a later run fills.
+  // Lanes without a query are zero: they fall on margins, or on slots that a later strip fills.
   void save(const Block& block, const RowRing<A>& ring, int32_t tap, Vec<A> weights) {
     A lanes[kWidth];
     store(lanes, weights);
     for (int32_t u = 0; u < block.count; ++u) {
-      const BlockRun& at = block.runs[u];
-      A* target = ring.row(at.row) + int64_t(tap) * layout_.slots + at.run.slot;
-      std::memcpy(target, lanes + u * kRun, sizeof(A) * kRun);
+      const PlacedStrip& at = block.strips[u];
+      A* target = ring.row(at.row) + int64_t(tap) * layout_.slots + at.strip.slot;
+      std::memcpy(target, lanes + u * kStripSize, sizeof(A) * kStripSize);
     }
   }
 
-  void write_grad_query(const BlockRun& at, int32_t u) {
+  void write_grad_query(const PlacedStrip& at, int32_t u) {
     for (int32_t h = 0; h < window_.rows.size; ++h) {
-      weight_rows_[h] =
-          grad_score_.row(at.row) + int64_t(h) * window_.columns.size * layout_.slots + at.run.slot;
+      weight_rows_[h] = grad_score_.row(at.row) +
+                        int64_t(h) * window_.columns.size * layout_.slots + at.strip.slot;
     }
-    products_.sum(windows_.of(u), RunWeights<A>{weight_rows_, 0, layout_.slots},
-                  RunTokens<A>{at.run, result_, stride_});
+    products_.sum(windows_.of(u), StripWeights<A>{weight_rows_, 0, layout_.slots},
+                  StripTokens<A>{at.strip, result_, stride_});
     write_result(at, args_.grad_query);
   }
 
-  void finish_keys(int32_t phase, int32_t row, const SubMapRows& rows, int32_t rows_ready) {
+  void finish_keys(int32_t phase, int32_t row, const PhaseRows& rows, int32_t rows_ready) {
     const int32_t y = phase + row * window_.rows.dilation;
     const int32_t begin = rows.first > window_.rows.reach() ? rows.first - window_.rows.reach() : 0;
-    for (int32_t i = 0; i < layout_.run_count; ++i) {
-      const BlockRun at{row, y, layout_.runs[i]};
+    for (int32_t i = 0; i < layout_.strip_count; ++i) {
+      const PlacedStrip at{row, y, layout_.strips[i]};
       windows_.find(0, at, query_, begin, rows_ready);
       find_weights(at, begin, rows_ready);
       write_gathered(at, 0, 0, args_.grad_key);
@@ -234,35 +227,36 @@ class BackwardKernel {
   }
 
   // The query h, w taps away from a key reads it through the mirrored tap.
-  void find_weights(const BlockRun& at, int32_t rows_begin, int32_t rows_end) {
+  void find_weights(const PlacedStrip& at, int32_t rows_begin, int32_t rows_end) {
     const WindowAxis& columns = window_.columns;
     for (int32_t h = 0; h < window_.rows.size; ++h) {
       const int32_t row = at.row + h - window_.rows.reach();
       if (row < rows_begin || row >= rows_end) continue;
       const int32_t tap = tap_index(columns, window_.rows.mirrored(h), columns.mirrored(0));
       weight_rows_[h] =
-          grad_score_.row(row) + int64_t(tap) * layout_.slots + at.run.slot - columns.reach();
+          grad_score_.row(row) + int64_t(tap) * layout_.slots + at.strip.slot - columns.reach();
     }
   }
 
   // Sums the queries around keys, or what lies that far from them, with their weights.
-  void write_gathered(const BlockRun& at, int64_t token_shift, int64_t weight_shift, void* target) {
+  void write_gathered(const PlacedStrip& at, int64_t token_shift, int64_t weight_shift,
+                      void* target) {
     products_.sum(windows_.of(0, token_shift),
-                  RunWeights<A>{weight_rows_, weight_shift, 1 - layout_.slots},
-                  RunTokens<A>{at.run, result_, stride_});
+                  StripWeights<A>{weight_rows_, weight_shift, 1 - layout_.slots},
+                  StripTokens<A>{at.strip, result_, stride_});
     write_result(at, target);
   }
 
-  void write_result(const BlockRun& at, void* target) {
-    int64_t pixel = (batch_ * p_.height + at.y) * p_.width + at.run.x;
-    for (int32_t i = 0; i < at.run.count; ++i, pixel += window_.columns.dilation) {
-      write_token(result_ + i * stride_, p_.head_dim, streaming_,
-                  static_cast<T*>(target) + (pixel * p_.heads + head_) * p_.head_dim);
+  void write_result(const PlacedStrip& at, void* target) {
+    int64_t pixel = (batch_ * problem_.height + at.y) * problem_.width + at.strip.x;
+    for (int32_t i = 0; i < at.strip.count; ++i, pixel += window_.columns.dilation) {
+      write_token(result_ + i * stride_, problem_.head_dim, streaming_,
+                  static_cast<T*>(target) + (pixel * problem_.heads + head_) * problem_.head_dim);
     }
   }
 
   const BackwardArgs& args_;
-  const Problem& p_;
+  const Problem& problem_;
   int64_t batch_, head_;  // of the item
   const bool streaming_;
   const int stride_;
@@ -271,8 +265,8 @@ class BackwardKernel {
   const RowLayout layout_;
   const int32_t step_;  // rows walked at a time
   const RowRing<A> query_, key_, value_, grad_out_;
-  const RowRing<A> delta_, lse_;               // a number a slot
-  const RowRing<A> probability_, grad_score_;  // (taps, slots) a row; grad_score is times scale
+  const RowRing<A> delta_, lse_;               // a number per slot
+  const RowRing<A> probability_, grad_score_;  // (taps, slots) per row; grad_score is times scale
   Vec<A>* const partial_;
   Vec<A>* const scores_;
   Vec<A>* const grad_probability_;
@@ -285,59 +279,39 @@ class BackwardKernel {
 template <typename T>
 void run_items(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_t end,
                void* grad_bias, char* buffer) {
-  const Problem& p = args.problem;
-  const int64_t taps = p.kernel_h * p.kernel_w;
+  const Problem& problem = args.problem;
+  const int64_t taps = problem.kernel_h * problem.kernel_w;
   const InputView views[] = {args.query,
                              args.key,
                              args.value,
                              args.grad_out,
-                             contiguous_view(p, args.out),
-                             contiguous_view(p, args.grad_query),
-                             contiguous_view(p, args.grad_key),
-                             contiguous_view(p, args.grad_value)};
-  Prefetcher<5, 8> prefetch(p, plan, views, begin, end);
-  std::optional<BackwardKernel<T>> kernel;
-  for (int64_t i = begin; i < end; ++i) {
-    const ItemBounds item(p, plan, i);
-    if (!kernel || !kernel->serves(item.head)) {
-      Scratch scratch(buffer);
-      kernel.emplace(args, item.head, plan.streaming, scratch);
-    }
-    kernel->run(item, grad_bias ? static_cast<Accumulation<T>*>(grad_bias) + i * taps : nullptr, prefetch);
-  }
-  finish_streaming();
+                             contiguous_view(problem, args.out),
+                             contiguous_view(problem, args.grad_query),
+                             contiguous_view(problem, args.grad_key),
+                             contiguous_view(problem, args.grad_value)};
+  Prefetcher<5, 8> prefetch(problem, plan, views, begin, end);
+  auto* const sums = static_cast<Accumulation<T>*>(grad_bias);
+  for_each_item<BackwardKernel<T>>(
+      args, plan, begin, end, buffer,
+      [&](BackwardKernel<T>& kernel, const ItemBounds& bounds, int64_t item) {
+        kernel.run(bounds, sums ? sums + item * taps : nullptr, prefetch);
+      });
 }
 
 }  // namespace
 
 int64_t backward_scratch(const Problem& problem) {
-  BackwardArgs args{};
-  args.problem = problem;
-  int64_t most = 0;
-  for (int64_t head = 0; head < problem.heads; ++head) {
-    Scratch scratch(nullptr);
-    if (problem.dtype == Dtype::kFloat64) {
-      BackwardKernel<double>(args, head, false, scratch);
-    } else {
-      BackwardKernel<float>(args, head, false, scratch);
-    }
-    most = scratch.used() > most ? scratch.used() : most;
-  }
-  return most;
+  return with_type(problem.dtype, [&](auto type) {
+    using A = Accumulation<typename decltype(type)::type>;
+    return largest_scratch<BackwardKernel<A>, BackwardArgs>(problem);
+  });
 }
 
 void backward(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_t end,
               void* grad_bias, char* scratch) {
-  switch (args.problem.dtype) {
-    case Dtype::kFloat32:
-      return run_items<float>(args, plan, begin, end, grad_bias, scratch);
-    case Dtype::kFloat64:
-      return run_items<double>(args, plan, begin, end, grad_bias, scratch);
-    case Dtype::kBFloat16:
-      return run_items<BFloat16>(args, plan, begin, end, grad_bias, scratch);
-    case Dtype::kFloat16:
-      return run_items<Float16>(args, plan, begin, end, grad_bias, scratch);
-  }
+  with_type(args.problem.dtype, [&](auto type) {
+    run_items<typename decltype(type)::type>(args, plan, begin, end, grad_bias, scratch);
+  });
 }
 
 }  // namespace sdwa::cpu::SDWA_ISA

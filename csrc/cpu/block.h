@@ -1,63 +1,47 @@
-// A block: the runs whose queries fill the lanes of one vector, so that softmax needs no shuffles.
+// A block: the strips whose queries fill the lanes of one vector, so that softmax needs no
+// shuffles.
 #pragma once
 
-#include "layout.h"
-#include "products.h"
+#include "cpu/map.h"
+#include "cpu/products.h"
+#include "cpu/scratch.h"
 
 namespace sdwa::cpu::SDWA_ISA {
 
-// One head's window, and where its taps fall.
-struct HeadWindow {
-  WindowAxis rows, columns;
-  int32_t height, width;
-  bool masked;
-
-  HeadWindow(const Problem& p, int64_t head)
-      : rows{static_cast<int32_t>(p.kernel_h), smaller(p.dilation[2 * head], p.height)},
-        columns{static_cast<int32_t>(p.kernel_w), smaller(p.dilation[2 * head + 1], p.width)},
-        height(static_cast<int32_t>(p.height)),
-        width(static_cast<int32_t>(p.width)),
-        masked(p.masked) {}
-
-  int32_t taps() const { return rows.size * columns.size; }
-
-  bool same_dilation(const Problem& p, int64_t head) const {
-    return rows.dilation == smaller(p.dilation[2 * head], p.height) &&
-           columns.dilation == smaller(p.dilation[2 * head + 1], p.width);
-  }
-
-  // A dilation of the map's size reaches nothing but the centre, and so does any larger one.
-  static int32_t smaller(int64_t dilation, int64_t length) {
-    return static_cast<int32_t>(dilation < length ? dilation : length);
-  }
-};
-
-struct BlockRun {
-  int32_t row;  // of the sub-map
+// A strip and the row that it is on.
+struct PlacedStrip {
+  int32_t row;  // of the phase
   int32_t y;
-  Run run;
+  Strip strip;
 };
 
 struct Block {
-  BlockRun runs[kLanes<float> / kRun];
+  PlacedStrip strips[kStripsPerBlock<float>];
   int32_t count = 0;
 };
 
-// Where the windows of a block's runs are in a ring of rows of tokens. They are found once for all
-// rings of one size.
+// Rows of a phase that fill a block, or one that fills several.
+template <typename A>
+SDWA_INLINE int32_t rows_per_block(const RowLayout& layout) {
+  constexpr int kStrips = kStripsPerBlock<A>;
+  return layout.strip_count >= kStrips ? 1 : kStrips / layout.strip_count;
+}
+
+// Where the windows of a block's strips are in a ring of rows of tokens. They are found once for
+// all rings of one size.
 template <typename A>
 class BlockWindows {
  public:
   BlockWindows(const HeadWindow& window, int stride, Scratch& scratch)
       : window_(window),
         stride_(stride),
-        rows_(scratch.take<const A*>(kRunsPerBlock<A> * window.rows.size)) {}
+        rows_(scratch.take<const A*>(kStripsPerBlock<A> * window.rows.size)) {}
 
-  // Finds the window of the block's run u. The rows [rows_begin, rows_end) are in the ring.
-  SDWA_INLINE void find(int32_t u, const BlockRun& at, const RowRing<A>& ring, int32_t rows_begin,
-                        int32_t rows_end) {
+  // Finds the window of the block's strip u. The rows [rows_begin, rows_end) are in the ring.
+  SDWA_INLINE void find(int32_t u, const PlacedStrip& at, const RowRing<A>& ring,
+                        int32_t rows_begin, int32_t rows_end) {
     const A** const rows = rows_ + u * window_.rows.size;
-    const int64_t first = int64_t(at.run.slot - window_.columns.reach()) * stride_;
+    const int64_t first = int64_t(at.strip.slot - window_.columns.reach()) * stride_;
     const int32_t above = at.row - window_.rows.reach();
     const A* data = ring.row(above < rows_begin ? rows_begin : above);
     for (int32_t h = 0; h < window_.rows.size; ++h) {
@@ -68,8 +52,8 @@ class BlockWindows {
     }
   }
 
-  // The window of run u, in the ring that lies `shift` elements after the one it was found in.
-  SDWA_INLINE RunWindow<A> of(int32_t u, int64_t shift = 0) const {
+  // The window of strip u, in the ring that lies `shift` elements after the one it was found in.
+  SDWA_INLINE StripWindow<A> of(int32_t u, int64_t shift = 0) const {
     return {rows_ + u * window_.rows.size, shift, window_.rows.size, window_.columns.size, stride_};
   }
 
@@ -79,42 +63,43 @@ class BlockWindows {
   const A** const rows_;
 };
 
-// Tokens of a run in scratch. Split runs have one slot in their middle.
+// Tokens of a strip in scratch. Split strips have one slot in their middle.
 template <typename A>
-SDWA_INLINE RunTokens<const A> run_tokens(const BlockRun& at, const RowRing<A>& ring, int stride) {
-  return {at.run, ring.row(at.row) + int64_t(at.run.slot) * stride, stride, stride};
+SDWA_INLINE StripTokens<const A> strip_tokens(const PlacedStrip& at, const RowRing<A>& ring,
+                                              int stride) {
+  return {at.strip, ring.row(at.row) + int64_t(at.strip.slot) * stride, stride, stride};
 }
 
-// Scores of a block's queries with the tokens of a ring, one vector a tap, one lane a query.
-// queries(run) tells where the queries' tokens are.
+// Products of a block's queries with the tokens of a ring, one vector per tap, one lane per query.
+// queries(strip) tells where the queries' tokens are.
 template <typename A, typename Queries>
-SDWA_INLINE void score_block(const Block& block, Queries&& queries, const BlockWindows<A>& windows,
-                             int64_t shift, const HeadWindow& window, const Products<A>& products,
-                             Vec<A>* partial, Vec<A>* scores) {
-  constexpr int kRuns = kRunsPerBlock<A>;
+SDWA_INLINE void dot_block(const Block& block, Queries&& queries, const BlockWindows<A>& windows,
+                           int64_t shift, const HeadWindow& window, const Products<A>& products,
+                           Vec<A>* partial, Vec<A>* result) {
+  constexpr int kStrips = kStripsPerBlock<A>;
   for (int32_t u = 0; u < block.count; ++u) {
-    const BlockRun& at = block.runs[u];
-    products.score(queries(at), windows.of(u, shift), partial + u);
+    const PlacedStrip& at = block.strips[u];
+    products.dot(queries(at), windows.of(u, shift), partial + u);
   }
   for (int32_t t = 0; t < window.taps(); ++t) {
-    scores[t] = transposed<A, kRun>(fold_all<A, kRuns, kRuns>(partial + t * kRuns));
+    result[t] = transposed<A, kStripSize>(fold_all<A, kStrips, kStrips>(partial + t * kStrips));
   }
 }
 
 // Calls off(tap, lane) for every tap that does not count, of every query of the block.
 template <typename A, typename Off>
-void for_each_uncounted(const Block& block, const HeadWindow& window, Off&& off) {
+SDWA_INLINE void for_each_uncounted(const Block& block, const HeadWindow& window, Off&& off) {
   for (int32_t u = 0; u < block.count; ++u) {
-    const BlockRun& at = block.runs[u];
+    const PlacedStrip& at = block.strips[u];
     for (int32_t h = 0; h < window.rows.size; ++h) {
       const bool row_on_map = on_axis(window.rows.source(at.y, h), window.height);
       for (int32_t w = 0; w < window.columns.size; ++w) {
-        for (int32_t i = 0; i < at.run.count; ++i) {
-          const int32_t query = at.run.x + at.run.pixels(i, window.columns.dilation);
+        for (int32_t i = 0; i < at.strip.count; ++i) {
+          const int32_t query = at.strip.x + at.strip.pixels(i, window.columns.dilation);
           const int32_t x = window.columns.source(query, w);
           const bool on_map = row_on_map && on_axis(x, window.width);
           if (!tap_counts(on_map, window.masked)) {
-            off(tap_index(window.columns, h, w), u * kRun + i);
+            off(tap_index(window.columns, h, w), u * kStripSize + i);
           }
         }
       }
@@ -122,18 +107,22 @@ void for_each_uncounted(const Block& block, const HeadWindow& window, Off&& off)
   }
 }
 
-// The rows of a sub-map that lie in [begin, end) pixels: sub-map rows [first, last).
-struct SubMapRows {
-  int32_t first, last, on_map;
-
-  SubMapRows(const WindowAxis& axis, int32_t height, int32_t phase, int64_t begin, int64_t end)
-      : first(index(axis, phase, begin)),
-        last(index(axis, phase, end)),
-        on_map(axis.phase_length(height, phase)) {}
-
-  static int32_t index(const WindowAxis& axis, int32_t phase, int64_t y) {
-    return y <= phase ? 0 : static_cast<int32_t>((y - phase + axis.dilation - 1) / axis.dilation);
+// Turns a block's products of query and key into scores: times scale, plus bias, and minus
+// infinity where a tap does not count. The kernel's pointer comes by reference, so that it is read
+// where it is needed: registers are short here.
+template <typename A, typename Args>
+SDWA_INLINE void finish_scores(const Args& args, int64_t head, const HeadWindow& window,
+                               const Block& block, Vec<A>* const& scores) {
+  const int32_t taps = window.taps();
+  const A scale = static_cast<A>(args.problem.scale);
+  const A* bias = args.bias ? static_cast<const A*>(args.bias) + head * taps : nullptr;
+  for (int32_t t = 0; t < taps; ++t) {
+    scores[t] = bias ? scores[t] * scale + bias[t] : scores[t] * scale;
   }
-};
+  if (window.masked) {
+    for_each_uncounted<A>(block, window,
+                          [&](int32_t tap, int32_t lane) { scores[tap][lane] = -__builtin_inf(); });
+  }
+}
 
 }  // namespace sdwa::cpu::SDWA_ISA

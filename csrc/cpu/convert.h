@@ -1,8 +1,9 @@
-// Reading and writing rows of any dtype as vectors of the accumulation type.
+// Reading and writing elements and tokens of any dtype as vectors of the accumulation type.
 #pragma once
 
+#include "cpu/kernels.h"
+#include "cpu/simd.h"
 #include "dtypes.h"
-#include "simd.h"
 
 namespace sdwa::cpu::SDWA_ISA {
 
@@ -110,13 +111,14 @@ SDWA_INLINE void read_token(const T* source, int head_dim, Accumulation<T>* toke
 template <typename T>
 SDWA_INLINE bool can_stream(const void* tensor, int64_t head_dim) {
   constexpr int kBytes = kLanes<Accumulation<T>> * static_cast<int>(sizeof(T));
-  return reinterpret_cast<uintptr_t>(tensor) % 64 == 0 && head_dim * sizeof(T) % 64 == 0 &&
-         64 % kBytes == 0;
+  return reinterpret_cast<uintptr_t>(tensor) % kCacheLine == 0 &&
+         head_dim * sizeof(T) % kCacheLine == 0 && kCacheLine % kBytes == 0;
 }
 
 // With `streaming`, past the caches; see can_stream.
 template <typename T>
-SDWA_INLINE void write_token(const Accumulation<T>* token, int head_dim, bool streaming, T* target) {
+SDWA_INLINE void write_token(const Accumulation<T>* token, int head_dim, bool streaming,
+                             T* target) {
   using A = Accumulation<T>;
   constexpr int kWidth = kLanes<A>;
   int d = 0;

@@ -1,14 +1,16 @@
 // Forward kernel. Compiled once for each instruction set.
 //
-// An item is one head of one band of one image. Its rows are walked sub-map by sub-map; the last
+// An item is one head of one band of one image. Its rows are walked phase by phase; the last
 // kernel_h rows of key and value stay in scratch, converted to the accumulation type, so each of
 // their bytes is read from the tensors once (but for the band's halo).
-#include <optional>
 #include <type_traits>
 
-#include "block.h"
-#include "kernels.h"
-#include "prefetch.h"
+#include "cpu/block.h"
+#include "cpu/items.h"
+#include "cpu/kernels.h"
+#include "cpu/prefetch.h"
+#include "cpu/products.h"
+#include "cpu/token_rows.h"
 
 namespace sdwa::cpu::SDWA_ISA {
 namespace {
@@ -18,25 +20,25 @@ template <typename T>
 class ForwardKernel {
   using A = Accumulation<T>;
   static constexpr int kWidth = kLanes<A>;
-  static constexpr int kRuns = kRunsPerBlock<A>;
+  static constexpr int kStrips = kStripsPerBlock<A>;
 
  public:
   ForwardKernel(const ForwardArgs& args, int64_t head, bool streaming, Scratch& scratch)
       : args_(args),
-        p_(args.problem),
-        streaming_(streaming && can_stream<T>(args.out, p_.head_dim)),
-        in_place_(std::is_same_v<T, A> && p_.head_dim % kWidth == 0),
-        stride_(token_stride<A>(p_.head_dim)),
-        window_(p_, head),
+        problem_(args.problem),
+        streaming_(streaming && can_stream<T>(args.out, problem_.head_dim)),
+        in_place_(std::is_same_v<T, A> && problem_.head_dim % kWidth == 0),
+        stride_(token_stride<A>(problem_.head_dim)),
+        window_(problem_, head),
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
         layout_(window_.columns, window_.width, window_.columns.size == 3, scratch),
-        step_(rows_per_step(layout_)),
+        step_(rows_per_block<A>(layout_)),
         query_(token_ring<A>(step_, layout_, stride_, scratch)),
         key_(token_ring<A>(window_.rows.size - 1 + step_, layout_, stride_, scratch)),
         value_(token_ring<A>(window_.rows.size - 1 + step_, layout_, stride_, scratch)),
-        partial_(scratch.take<Vec<A>>(window_.taps() * kRuns)),
+        partial_(scratch.take<Vec<A>>(window_.taps() * kStrips)),
         scores_(scratch.take<Vec<A>>(window_.taps())),
-        result_(scratch.take<A>(int64_t(kRun) * stride_)),
+        result_(scratch.take<A>(int64_t(kStripSize) * stride_)),
         windows_(window_, stride_, scratch),
         weight_rows_(scratch.take<const A*>(window_.rows.size)) {
     if (scores_ == nullptr) return;
@@ -45,7 +47,7 @@ class ForwardKernel {
     }
   }
 
-  bool serves(int64_t head) const { return window_.same_dilation(p_, head); }
+  bool serves(int64_t head) const { return window_.same_dilation(problem_, head); }
 
   template <typename Prefetch>
   void run(const ItemBounds& item, Prefetch& prefetch) {
@@ -56,26 +58,27 @@ class ForwardKernel {
     const Plane<T> value(args_.value, batch_, head_);
     const int32_t reach = window_.rows.reach();
     for (int32_t phase = 0; phase < window_.rows.phases(window_.height); ++phase) {
-      const SubMapRows rows(window_.rows, window_.height, phase, item.row_begin, item.row_end);
+      const PhaseRows rows(window_.rows, window_.height, phase, item.row_begin, item.row_end);
       int32_t read = rows.first > reach ? rows.first - reach : 0;
       for (int32_t row = rows.first; row < rows.last; row += step_) {
         const int32_t end = row + step_ < rows.last ? row + step_ : rows.last;
         for (; read < end + reach && read < rows.on_map; ++read) {
           const int64_t y = phase + int64_t(read) * window_.rows.dilation;
-          read_row(key.row(y), key.width_stride, layout_, p_.head_dim, stride_, key_.row(read));
-          read_row(value.row(y), value.width_stride, layout_, p_.head_dim, stride_,
+          read_row(key.row(y), key.width_stride, layout_, problem_.head_dim, stride_,
+                   key_.row(read));
+          read_row(value.row(y), value.width_stride, layout_, problem_.head_dim, stride_,
                    value_.row(read));
         }
         Block block;
         for (int32_t r = row; r < end; ++r) {
           const int32_t y = phase + r * window_.rows.dilation;
           if (!in_place_) {
-            read_row(queries_.row(y), queries_.width_stride, layout_, p_.head_dim, stride_,
+            read_row(queries_.row(y), queries_.width_stride, layout_, problem_.head_dim, stride_,
                      query_.row(r));
           }
-          for (int32_t i = 0; i < layout_.run_count; ++i) {
-            block.runs[block.count++] = {r, y, layout_.runs[i]};
-            if (block.count == kRuns) finish(block, rows.on_map, prefetch);
+          for (int32_t i = 0; i < layout_.strip_count; ++i) {
+            block.strips[block.count++] = {r, y, layout_.strips[i]};
+            if (block.count == kStrips) finish(block, rows.on_map, prefetch);
           }
         }
         if (block.count > 0) finish(block, rows.on_map, prefetch);
@@ -84,51 +87,37 @@ class ForwardKernel {
   }
 
  private:
-  // Enough rows at a time to fill a block.
-  static int32_t rows_per_step(const RowLayout& layout) {
-    return layout.run_count >= kRuns ? 1 : kRuns / layout.run_count;
-  }
-
   template <typename Prefetch>
   void finish(Block& block, int32_t rows_on_map, Prefetch& prefetch) {
     for (int32_t u = 0; u < block.count; ++u) {
-      windows_.find(u, block.runs[u], key_, 0, rows_on_map);
+      windows_.find(u, block.strips[u], key_, 0, rows_on_map);
     }
-    score_block(
-        block, [&](const BlockRun& at) { return queries(at); }, windows_, 0, window_, products_,
+    dot_block(
+        block, [&](const PlacedStrip& at) { return queries(at); }, windows_, 0, window_, products_,
         partial_, scores_);
     const Vec<A> lse = softmax(block);
     for (int32_t u = 0; u < block.count; ++u) {
-      prefetch.advance(block.runs[u].run.count);
-      write(block.runs[u], u, lse);
+      prefetch.advance(block.strips[u].strip.count);
+      write(block.strips[u], u, lse);
     }
     block.count = 0;
   }
 
-  RunTokens<const A> queries(const BlockRun& at) const {
+  StripTokens<const A> queries(const PlacedStrip& at) const {
     if constexpr (std::is_same_v<T, A>) {
       if (in_place_) {
         const int32_t dilation = window_.columns.dilation;
-        return {at.run, queries_.row(at.y) + at.run.x * queries_.width_stride,
-                dilation * queries_.width_stride, at.run.jump(dilation) * queries_.width_stride};
+        return {at.strip, queries_.row(at.y) + at.strip.x * queries_.width_stride,
+                dilation * queries_.width_stride, at.strip.jump(dilation) * queries_.width_stride};
       }
     }
-    return run_tokens(at, query_, stride_);
+    return strip_tokens(at, query_, stride_);
   }
 
   // Turns scores into probabilities, and returns lse.
   Vec<A> softmax(const Block& block) {
+    finish_scores<A>(args_, head_, window_, block, scores_);
     const int32_t taps = window_.taps();
-    const A scale = static_cast<A>(p_.scale);
-    const A* bias = args_.bias ? static_cast<const A*>(args_.bias) + head_ * taps : nullptr;
-    for (int32_t t = 0; t < taps; ++t) {
-      scores_[t] = bias ? scores_[t] * scale + bias[t] : scores_[t] * scale;
-    }
-    if (window_.masked) {
-      for_each_uncounted<A>(block, window_, [&](int32_t tap, int32_t lane) {
-        scores_[tap][lane] = -__builtin_inf();
-      });
-    }
     Vec<A> largest = scores_[0];
     for (int32_t t = 1; t < taps; ++t) largest = maximum<A>(scores_[t], largest);
     Vec<A> sum = {};
@@ -138,30 +127,32 @@ class ForwardKernel {
     return largest + log<A>(sum);
   }
 
-  void write(const BlockRun& at, int32_t u, Vec<A> lse) {
-    const int64_t token = ((batch_ * p_.height + at.y) * p_.width + at.run.x) * p_.heads + head_;
+  void write(const PlacedStrip& at, int32_t u, Vec<A> lse) {
+    const int64_t token =
+        ((batch_ * problem_.height + at.y) * problem_.width + at.strip.x) * problem_.heads + head_;
     const int32_t dilation = window_.columns.dilation;
-    const int64_t pixel_size = p_.heads * p_.head_dim;
-    T* const out = static_cast<T*>(args_.out) + token * p_.head_dim;
-    RunTokens<A> results{at.run, result_, stride_};
+    const int64_t pixel_size = problem_.heads * problem_.head_dim;
+    T* const out = static_cast<T*>(args_.out) + token * problem_.head_dim;
+    StripTokens<A> results{at.strip, result_, stride_};
     if constexpr (std::is_same_v<T, A>) {
       if (in_place_ && !streaming_) {
-        results = {at.run, out, dilation * pixel_size, at.run.jump(dilation) * pixel_size};
+        results = {at.strip, out, dilation * pixel_size, at.strip.jump(dilation) * pixel_size};
       }
     }
     products_.sum(windows_.of(u, key_.shift_to(value_)),
-                  RunWeights<A>{weight_rows_, u * kRun, kWidth}, results);
-    for (int32_t i = 0; i < at.run.count; ++i) {
-      const int32_t pixels = at.run.pixels(i, dilation);
+                  StripWeights<A>{weight_rows_, u * kStripSize, kWidth}, results);
+    for (int32_t i = 0; i < at.strip.count; ++i) {
+      const int32_t pixels = at.strip.pixels(i, dilation);
       if (results.first == result_) {
-        write_token(result_ + i * stride_, p_.head_dim, streaming_, out + pixels * pixel_size);
+        write_token(result_ + i * stride_, problem_.head_dim, streaming_,
+                    out + pixels * pixel_size);
       }
-      static_cast<A*>(args_.lse)[token + pixels * p_.heads] = lse[u * kRun + i];
+      static_cast<A*>(args_.lse)[token + pixels * problem_.heads] = lse[u * kStripSize + i];
     }
   }
 
   const ForwardArgs& args_;
-  const Problem& p_;
+  const Problem& problem_;
   int64_t batch_, head_;  // of the item
   Plane<T> queries_;
   const bool streaming_;
@@ -182,50 +173,28 @@ class ForwardKernel {
 template <typename T>
 void run_items(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t end,
                char* buffer) {
-  const Problem& p = args.problem;
-  const InputView views[] = {args.query, args.key, args.value, contiguous_view(p, args.out)};
-  Prefetcher<3, 4> prefetch(p, plan, views, begin, end);
-  std::optional<ForwardKernel<T>> kernel;
-  for (int64_t i = begin; i < end; ++i) {
-    const ItemBounds item(p, plan, i);
-    if (!kernel || !kernel->serves(item.head)) {
-      Scratch scratch(buffer);
-      kernel.emplace(args, item.head, plan.streaming, scratch);
-    }
-    kernel->run(item, prefetch);
-  }
-  finish_streaming();
+  const Problem& problem = args.problem;
+  const InputView views[] = {args.query, args.key, args.value, contiguous_view(problem, args.out)};
+  Prefetcher<3, 4> prefetch(problem, plan, views, begin, end);
+  for_each_item<ForwardKernel<T>>(args, plan, begin, end, buffer,
+                                  [&](ForwardKernel<T>& kernel, const ItemBounds& bounds, int64_t) {
+                                    kernel.run(bounds, prefetch);
+                                  });
 }
 
 }  // namespace
 
 int64_t forward_scratch(const Problem& problem) {
-  ForwardArgs args{};
-  args.problem = problem;
-  int64_t most = 0;
-  for (int64_t head = 0; head < problem.heads; ++head) {
-    Scratch scratch(nullptr);
-    if (problem.dtype == Dtype::kFloat64) {
-      ForwardKernel<double>(args, head, false, scratch);
-    } else {
-      ForwardKernel<float>(args, head, false, scratch);
-    }
-    most = scratch.used() > most ? scratch.used() : most;
-  }
-  return most;
+  return with_type(problem.dtype, [&](auto type) {
+    using A = Accumulation<typename decltype(type)::type>;
+    return largest_scratch<ForwardKernel<A>, ForwardArgs>(problem);
+  });
 }
 
 void forward(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t end, char* scratch) {
-  switch (args.problem.dtype) {
-    case Dtype::kFloat32:
-      return run_items<float>(args, plan, begin, end, scratch);
-    case Dtype::kFloat64:
-      return run_items<double>(args, plan, begin, end, scratch);
-    case Dtype::kBFloat16:
-      return run_items<BFloat16>(args, plan, begin, end, scratch);
-    case Dtype::kFloat16:
-      return run_items<Float16>(args, plan, begin, end, scratch);
-  }
+  with_type(args.problem.dtype, [&](auto type) {
+    run_items<typename decltype(type)::type>(args, plan, begin, end, scratch);
+  });
 }
 
 }  // namespace sdwa::cpu::SDWA_ISA

@@ -1,62 +1,54 @@
 // Asks for tensors' bytes shortly before they are needed.
 //
-// A head of a token is a short stretch of memory and the next one lies a whole token further, on
-// another page for wide tokens or dilations, which processors' own prefetchers do not follow.
+// A token is a short stretch of memory, and the next one of the same head lies a whole pixel
+// further, on another page where pixels or dilations are large: processors' own prefetchers do not
+// follow.
 #pragma once
 
-#include "../problem.h"
-#include "../window_geometry.h"
-#include "kernels.h"
-#include "simd.h"
+#include "cpu/kernels.h"
+#include "cpu/map.h"
+#include "cpu/simd.h"
+#include "problem.h"
 
 namespace sdwa::cpu::SDWA_ISA {
-
-// Batch entry, head and rows of an item.
-struct ItemBounds {
-  int64_t batch, head, row_begin, row_end;
-
-  ItemBounds(const Problem& p, const Plan& plan, int64_t item)
-      : batch(item / p.heads / plan.bands), head(item % p.heads) {
-    row_begin = item / p.heads % plan.bands * plan.band_rows;
-    row_end = row_begin + plan.band_rows;
-    if (row_end > p.height) row_end = p.height;
-  }
-};
 
 // Walks over the tokens of items in the order in which the kernels read them. The first kRead views
 // are read, the others written.
 template <int kRead, int kViews>
 class Prefetcher {
  public:
-  Prefetcher(const Problem& p, const Plan& plan, const InputView (&views)[kViews], int64_t begin,
-             int64_t end)
-      : p_(p),
+  Prefetcher(const Problem& problem, const Plan& plan, const InputView (&views)[kViews],
+             int64_t begin, int64_t end)
+      : problem_(problem),
         plan_(plan),
         views_(views),
-        element_(element_size(p.dtype)),
-        token_bytes_(static_cast<int>(p.head_dim) * element_),
+        element_(element_size(problem.dtype)),
+        token_bytes_(static_cast<int>(problem.head_dim) * element_),
         item_(begin),
         end_(end),
-        bounds_(p, plan, begin) {
+        bounds_(problem, plan, begin) {
     for (int v = 0; v < kViews; ++v) token_steps_[v] = views[v].width_stride * element_;
     enter_item();
-    // Ahead of what is being computed by the window's reach and the rows that kTokens are on: early
-    // enough for narrow maps, and not too much at a time for the second cache on wide ones.
-    constexpr int64_t kTokens = 24;
-    const int64_t rows = p.kernel_h / 2 + kTokens / (p.width + 1) + 1;
+    // Ahead of what is being computed by the window's reach and the rows that kTokensAhead are on.
+    const int64_t rows = problem.kernel_h / 2 + kTokensAhead / (problem.width + 1) + 1;
     for (int64_t i = 0; i < rows && item_ < end_; ++i) next_row();
   }
 
   SDWA_INLINE void advance(int tokens) {
-    // The common case, 64 numbers of 4 bytes, without an inner loop.
-    if (token_bytes_ == 256) {
-      advance_lines<4>(tokens, 4);
+    // The common case without an inner loop.
+    constexpr int kCommonBytes = 64 * sizeof(float);
+    if (token_bytes_ == kCommonBytes) {
+      constexpr int kLines = kCommonBytes / kCacheLine;
+      advance_lines<kLines>(tokens, kLines);
     } else {
-      advance_lines<0>(tokens, (token_bytes_ + 63) / 64);
+      advance_lines<0>(tokens, (token_bytes_ + kCacheLine - 1) / kCacheLine);
     }
   }
 
  private:
+  // Early enough for narrow maps, and not too much at a time for the second cache on wide ones.
+  static constexpr int64_t kTokensAhead = 24;
+
   template <int kLines>
   SDWA_INLINE void advance_lines(int tokens, int runtime_lines) {
     const int lines = kLines > 0 ? kLines : runtime_lines;
@@ -66,27 +58,27 @@ class Prefetcher {
         const char* token = rows_[v];
         rows_[v] += token_steps_[v];
         for (int line = 0; line < lines; ++line) {
-          __builtin_prefetch(token + 64 * line, v < kRead ? 0 : 1, 2);
+          __builtin_prefetch(token + kCacheLine * line, v < kRead ? 0 : 1, 2);
         }
       });
-      if (++x_ == p_.width) next_row();
+      if (++x_ == problem_.width) next_row();
     }
   }
 
   void enter_item() {
     if (item_ >= end_) return;
-    bounds_ = ItemBounds(p_, plan_, item_);
+    bounds_ = ItemBounds(problem_, plan_, item_);
     y_ = bounds_.row_begin;
     phase_ = 0;
     enter_row();
   }
 
   void next_row() {
-    y_ += p_.dilation[2 * bounds_.head];
+    y_ += problem_.dilation[2 * bounds_.head];
     if (y_ >= bounds_.row_end) {
       ++phase_;
       y_ = bounds_.row_begin + phase_;
-      if (y_ >= bounds_.row_end || phase_ >= p_.dilation[2 * bounds_.head]) {
+      if (y_ >= bounds_.row_end || phase_ >= problem_.dilation[2 * bounds_.head]) {
         ++item_;
         return enter_item();
       }
@@ -105,7 +97,7 @@ class Prefetcher {
     }
   }
 
-  const Problem& p_;
+  const Problem& problem_;
   const Plan& plan_;
   const InputView (&views_)[kViews];
   const int element_;

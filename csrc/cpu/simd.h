@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <numbers>
 #include <utility>
 
 #include "inline.h"
@@ -14,22 +15,14 @@
 #include <immintrin.h>
 #endif
 
-#ifndef SDWA_ISA
-#define SDWA_ISA baseline
-#endif
-
 namespace sdwa::cpu::SDWA_ISA {
 
 #if defined(__AVX512F__)
 inline constexpr int kVectorBytes = 64;
-// Queries that one pass over a row's keys serves: as many as the registers hold accumulators for.
-inline constexpr int kRun = 4;
 #elif defined(__AVX2__)
 inline constexpr int kVectorBytes = 32;
-inline constexpr int kRun = 2;
 #else
 inline constexpr int kVectorBytes = 16;
-inline constexpr int kRun = 2;
 #endif
 
 template <typename A>
@@ -97,8 +90,8 @@ SDWA_INLINE Vec<A> broadcast(A x) {
   return x - Vec<A>{};  // not 0 + x, which loses the sign of -0
 }
 
-// v, in a register: GCC would rather load a vector again for each of its uses, and loads are what
-// the products have the least of.
+// v, in a register: GCC would load a vector again for each of its uses, and loads are what limits
+// the products.
 template <typename A>
 SDWA_INLINE Vec<A> in_register(Vec<A> v) {
 #if defined(__x86_64__)
@@ -194,7 +187,7 @@ constexpr double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
 template <typename A>
 SDWA_INLINE Vec<A> exp(Vec<A> x) {
   using C = ExpLog<A>;
-  const Vec<A> shifted = x * A(1.44269504088896340736) + C::kRoundMagic;
+  const Vec<A> shifted = x * std::numbers::log2e_v<A> + C::kRoundMagic;
   const Vec<A> n = shifted - C::kRoundMagic;
   const Vec<A> r = (x - n * C::kLn2High) - n * C::kLn2Low;
   // The Taylor series; |r| <= log(2) / 2.
@@ -219,7 +212,7 @@ SDWA_INLINE Vec<A> log(Vec<A> x) {
   const IntVec<A> bits = (IntVec<A>)x;
   Vec<A> m = (Vec<A>)((bits & kMantissa) | kOne);
   Vec<A> e = __builtin_convertvector((bits >> C::kMantissaBits) - C::kBias, Vec<A>);
-  const auto high = m > A(1.41421356237309504880);
+  const auto high = m > std::numbers::sqrt2_v<A>;
   m = high ? m * A(0.5) : m;
   e = high ? e + A(1) : e;
   // log(m) = 2 artanh(s), |s| <= 0.172

@@ -42,7 +42,7 @@ from tests.sdwa.assertions import assert_matches_float64, error
 from tests.sdwa.cases import CASES, Case
 from tests.sdwa.test_operator import OPERATOR_VECTORS
 
-# Rows of every length: full runs of queries, short ones, and short ones that share a run.
+# Rows of every length: full strips of queries, short ones, and short ones that share a strip.
 NARROW = [
     Case(f"width{width}", (1, 4, width, 5, 32), dilation=(1, 2, 3, 4, 5),
          padding_mode="masked" if width % 2 else "zeros")

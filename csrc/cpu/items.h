@@ -1,0 +1,42 @@
+// What forward and backward share around their kernels: the loop over items, and the scratch.
+#pragma once
+
+#include <optional>
+
+#include "cpu/map.h"
+#include "cpu/scratch.h"
+
+namespace sdwa::cpu::SDWA_ISA {
+
+// Calls f(kernel, bounds, item) for each item. A kernel is laid out for one dilation, so a new
+// one is made in `buffer` where an item's head has another.
+template <typename Kernel, typename Args, typename F>
+SDWA_INLINE void for_each_item(const Args& args, const Plan& plan, int64_t begin, int64_t end,
+                               char* buffer, F&& f) {
+  std::optional<Kernel> kernel;
+  for (int64_t item = begin; item < end; ++item) {
+    const ItemBounds bounds(args.problem, plan, item);
+    if (!kernel || !kernel->serves(bounds.head)) {
+      Scratch scratch(buffer);
+      kernel.emplace(args, bounds.head, plan.streaming, scratch);
+    }
+    f(*kernel, bounds, item);
+  }
+  finish_streaming();
+}
+
+// Bytes of scratch that are enough for the kernel of any head.
+template <typename Kernel, typename Args>
+int64_t largest_scratch(const Problem& problem) {
+  Args args{};
+  args.problem = problem;
+  int64_t largest = 0;
+  for (int64_t head = 0; head < problem.heads; ++head) {
+    Scratch scratch(nullptr);
+    Kernel(args, head, false, scratch);
+    largest = scratch.used() > largest ? scratch.used() : largest;
+  }
+  return largest;
+}
+
+}  // namespace sdwa::cpu::SDWA_ISA

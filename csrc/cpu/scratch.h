@@ -1,0 +1,61 @@
+// The memory that a thread's kernel works in.
+#pragma once
+
+#include <cstdint>
+
+#include "cpu/kernels.h"
+
+namespace sdwa::cpu::SDWA_ISA {
+
+// Hands out pieces of one buffer, or, without a buffer, only adds up their sizes.
+class Scratch {
+ public:
+  explicit Scratch(char* buffer) : buffer_(buffer) {}
+
+  template <typename E>
+  E* take(int64_t count) {
+    char* piece = buffer_ == nullptr ? nullptr : buffer_ + used_;
+    const int64_t bytes = count * static_cast<int64_t>(sizeof(E));
+    used_ += (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+    return reinterpret_cast<E*>(piece);
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* buffer_;
+  int64_t used_ = 0;
+};
+
+// The last few rows of a phase; `spare` numbers follow the last of them.
+template <typename A>
+class RowRing {
+ public:
+  RowRing(int32_t rows, int64_t row_size, Scratch& scratch, int64_t spare = 0)
+      : rows_(rows),
+        inverse_((uint64_t(1) << 32) / rows + 1),
+        row_size_(row_size),
+        data_(scratch.take<A>(rows * row_size + spare)) {}
+
+  // index % rows, without a division: exact as long as index * rows is below 2^32.
+  A* row(int32_t index) const {
+    const auto turns = static_cast<int32_t>((uint64_t(index) * inverse_) >> 32);
+    return data_ + (index - turns * rows_) * row_size_;
+  }
+  // The row after the one that `row` returned.
+  const A* next(const A* row) const {
+    const A* const after = row + row_size_;
+    return after == data_ + rows_ * row_size_ ? data_ : after;
+  }
+  A* data() const { return data_; }
+  // Elements from here to the same place of another ring.
+  int64_t shift_to(const RowRing& other) const { return other.data_ - data_; }
+  int64_t size() const { return rows_ * row_size_; }
+
+ private:
+  int32_t rows_;
+  uint64_t inverse_;
+  int64_t row_size_;
+  A* data_;
+};
+
+}  // namespace sdwa::cpu::SDWA_ISA
