@@ -240,7 +240,9 @@ class BuildKernels(build_ext):
                     *torch_include,
                 ]
                 cuda_objects = []
-                for source in sorted((CSRC / "cuda").glob("*.cu")):
+                for source in sorted(
+                    p for p in (CSRC / "cuda").iterdir() if p.suffix in (".cu", ".cpp")
+                ):
                     name = f"cuda_{source.stem}.o"
                     n.build(name, "nvcc", str(source), variables={"flags": " ".join(flags)})
                     cuda_objects.append(name)
