@@ -1,21 +1,19 @@
 // Backward on the matrix unit: bfloat16 and float16, square windows of 3, 5 and 7, in one pass.
-// Each type has a file of its own, so that they compile side by side.
+// Each type has a file of its own, so that both compile at the same time.
 //
-// A warp gathers all three gradients of its 16 pixels. Its band is used twice: as the keys that the
-// tile reads, for the gradient of query, and as the queries that read the tile, for those of key
-// and value. The scores with the tile are computed for both, which is cheaper than to exchange
-// them.
+// A warp gathers all three gradients of its tile. The neighbourhood is used twice: as the keys that
+// the tile reads, for the gradient of query, and as the queries that read the tile, for those of
+// key and value. Scores are computed for each of the two, which is cheaper than to exchange them.
 #pragma once
 
-#include "bias_parts.cuh"
-#include "launch.h"
-#include "matrix_tile.cuh"
+#include "cuda/bias_parts.cuh"
+#include "cuda/kernels.h"
+#include "cuda/matrix_tile.cuh"
 
 namespace sdwa::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr float kLog2E = 1.4426950408889634f;
+constexpr int kWarps = 4;  // of a block
 
 template <typename T>
 struct BackwardParams {
@@ -41,12 +39,12 @@ __device__ __forceinline__ float less_grad_lse(const BackwardParams<T>& p, float
 // An infinite lse makes every probability of a pixel off the map zero.
 template <typename T>
 __device__ __forceinline__ float lse_log2(const BackwardParams<T>& p, bool ok, int64_t token) {
-  return ok ? p.lse[token] * kLog2E : INFINITY;
+  return ok ? p.lse[token] * log2e_v<float> : INFINITY;
 }
 
 template <typename T, int kKernel, typename Features>
 struct Gradients {
-  using B = Band<kKernel>;
+  using N = Neighbourhood<kKernel>;
   using F = Fragments<T, kKernel, Features>;
   using Rows = typename F::Rows;
   using TileRows = typename F::TileRows;
@@ -101,56 +99,59 @@ struct Gradients {
       }
     }
 
-    Weights grad_score[B::kRows / 2];
+    Weights grad_scores[N::kRows / 2];
     products(
         query_at, grad_out_at,
         [&](int t, int chunk, Rows& key, Rows& value) {
-          key = F::band_row(key_at, place, t, chunk, head_dim);
-          value = F::band_row(value_at, place, t, chunk, head_dim);
+          key = F::neighbour_row(key_at, place, t, chunk, head_dim);
+          value = F::neighbour_row(value_at, place, t, chunk, head_dim);
         },
-        [&](int t, const float (&score)[4], const float (&grad_p)[4]) {
+        [&](int t, const float (&score)[4], const float (&grad_probability)[4]) {
           float bias_log2[2][2] = {};
           if (p.bias != nullptr) load_bias(bias_log2, t, false);
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            float ds[2] = {};
+            float grad_score[2] = {};
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-              if (!B::reaches(half, t)) continue;
+              if (!N::reaches(half, t)) continue;
               const bool in_window = place.in_window(half, t, e);
               const float s = score[2 * half + e] * p.scale_log2 + bias_log2[half][e];
               const bool counts =
                   in_window && tap_counts(place.row_on_map(t) && place.pair_ok[e], p.work.masked);
-              ds[e] = counts ? power2(s - lse[half]) * (grad_p[2 * half + e] - delta[half]) : 0.f;
+              grad_score[e] =
+                  counts ? power2(s - lse[half]) * (grad_probability[2 * half + e] - delta[half])
+                         : 0.f;
               if (p.bias_parts.data != nullptr && in_window) {
                 const int tap = place.tap_y(half, t) * kKernel + place.tap_x(e);
-                shared_grad_score()[(place.g + 8 * half) * kTaps + tap] = ds[e];
+                shared_grad_score()[(place.g + 8 * half) * kTaps + tap] = grad_score[e];
               }
             }
-            grad_score[t / 2].pair[2 * (t % 2) + half] = pack<T>(ds[0], ds[1]);
+            grad_scores[t / 2].pair[2 * (t % 2) + half] = pack<T>(grad_score[0], grad_score[1]);
           }
         });
     if (p.bias_parts.data != nullptr) sum_bias();
 
     Features::for_each_chunk(head_dim, [&](int chunk) {
       float grad_query[F::kSlices][4] = {};
-      F::gather(grad_query, grad_score, key_at, place, chunk, head_dim);
+      F::gather(grad_query, grad_scores, key_at, place, chunk, head_dim);
       F::store(p.grad_query, grad_query, p.scale, p.work, place, chunk);
     });
   }
 
   __device__ __forceinline__ void key_and_value() const {
-    // Pixels of the tile are keys here, in the rows of the products; the band's are queries.
-    Weights probability[B::kRows / 2], grad_score[B::kRows / 2];
+    // Pixels of the tile are keys here, in the rows of the products; the neighbourhood's are
+    // queries.
+    Weights probabilities[N::kRows / 2], grad_scores[N::kRows / 2];
     const WindowAxis steps = Place::kSteps;
     Diagonals dots;
     Rows first_grad, first_out;
     products(
         key_at, value_at,
         [&](int t, int chunk, Rows& query, Rows& grad_out) {
-          query = F::band_row(query_at, place, t, chunk, head_dim);
-          grad_out = F::band_row(grad_out_at, place, t, chunk, head_dim);
-          const Rows out = F::band_row(out_at, place, t, chunk, head_dim);
+          query = F::neighbour_row(query_at, place, t, chunk, head_dim);
+          grad_out = F::neighbour_row(grad_out_at, place, t, chunk, head_dim);
+          const Rows out = F::neighbour_row(out_at, place, t, chunk, head_dim);
           if (t % 2 == 0) {
             if (chunk == 0) dots = {};
             first_grad = grad_out, first_out = out;
@@ -158,8 +159,8 @@ struct Gradients {
             dots.add(F::join(first_out, out, p.work.zero), first_grad, grad_out);
           }
         },
-        [&](int t, const float (&score)[4], const float (&grad_p)[4]) {
-          float pr[2][2] = {}, ds[2][2] = {};  // [half][e]
+        [&](int t, const float (&score)[4], const float (&grad_probability)[4]) {
+          float probability[2][2] = {}, grad_score[2][2] = {};  // [half][e]
           float bias_log2[2][2] = {};
           if (p.bias != nullptr) load_bias(bias_log2, t, true);
 #pragma unroll
@@ -172,34 +173,36 @@ struct Gradients {
             const float delta = less_grad_lse(p, dots.of_column(place, t % 2, e), ok, token);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-              if (!B::reaches(half, t)) continue;
+              if (!N::reaches(half, t)) continue;
               const bool in_window = place.in_window(half, t, e);
               const float s = score[2 * half + e] * p.scale_log2 + bias_log2[half][e];
-              pr[half][e] = in_window ? power2(s - lse) : 0.f;
-              ds[half][e] = pr[half][e] * (grad_p[2 * half + e] - delta);
+              probability[half][e] = in_window ? power2(s - lse) : 0.f;
+              grad_score[half][e] = probability[half][e] * (grad_probability[2 * half + e] - delta);
             }
           }
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            probability[t / 2].pair[2 * (t % 2) + half] = pack<T>(pr[half][0], pr[half][1]);
-            grad_score[t / 2].pair[2 * (t % 2) + half] = pack<T>(ds[half][0], ds[half][1]);
+            probabilities[t / 2].pair[2 * (t % 2) + half] =
+                pack<T>(probability[half][0], probability[half][1]);
+            grad_scores[t / 2].pair[2 * (t % 2) + half] =
+                pack<T>(grad_score[half][0], grad_score[half][1]);
           }
         });
 
     Features::for_each_chunk(head_dim, [&](int chunk) {
       float grad_value[F::kSlices][4] = {};
-      F::gather(grad_value, probability, grad_out_at, place, chunk, head_dim);
+      F::gather(grad_value, probabilities, grad_out_at, place, chunk, head_dim);
       F::store(p.grad_value, grad_value, 1.f, p.work, place, chunk);
       float grad_key[F::kSlices][4] = {};
-      F::gather(grad_key, grad_score, query_at, place, chunk, head_dim);
+      F::gather(grad_key, grad_scores, query_at, place, chunk, head_dim);
       F::store(p.grad_key, grad_key, p.scale, p.work, place, chunk);
     });
   }
 
  private:
-  // Products of two tensors' tile with two tensors' band, two rows of the band at a time so that
-  // few are in registers: load(t, chunk, band_a, band_b), then use(t, tile_a band_a, tile_b
-  // band_b).
+  // Products of the tile of two tensors with the neighbourhood of two others, two rows at a time so
+  // that few are in registers: load(t, chunk, near_a, near_b), then use(t, tile_a near_a,
+  // tile_b near_b).
   template <typename Load, typename Use>
   __device__ __forceinline__ void products(const Anchor<T>& a, const Anchor<T>& b, Load&& load,
                                            Use&& use) const {
@@ -210,7 +213,7 @@ struct Gradients {
     };
     if (Features::kSingle) load_tile(0);
 #pragma unroll
-    for (int u = 0; u < B::kRows / 2; ++u) {
+    for (int u = 0; u < N::kRows / 2; ++u) {
       // Keeps the compiler from starting the loads of all rows at once, which takes more registers
       // than there are.
       __syncwarp();
@@ -219,10 +222,10 @@ struct Gradients {
         if (!Features::kSingle) load_tile(chunk);
 #pragma unroll
         for (int row = 0; row < 2; ++row) {
-          Rows band_a, band_b;
-          load(2 * u + row, chunk, band_a, band_b);
-          F::multiply(product_a[row], tile_a, band_a);
-          F::multiply(product_b[row], tile_b, band_b);
+          Rows near_a, near_b;
+          load(2 * u + row, chunk, near_a, near_b);
+          F::multiply(product_a[row], tile_a, near_a);
+          F::multiply(product_b[row], tile_b, near_b);
         }
       });
 #pragma unroll
@@ -230,31 +233,33 @@ struct Gradients {
     }
   }
 
-  // Bias of the taps by which the tile sees row t of the band, or (mirrored) the row sees the tile.
+  // Bias of the taps by which the tile sees row t of the neighbourhood, or, mirrored, the row sees
+  // the tile.
   __device__ __forceinline__ void load_bias(float (&to)[2][2], int t, bool mirrored) const {
     const float* const bias = p.bias + place.tile.head * kTaps;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        if (!B::reaches(half, t) || !place.in_window(half, t, e)) continue;
+        if (!N::reaches(half, t) || !place.in_window(half, t, e)) continue;
         const int tap = place.tap_y(half, t) * kKernel + place.tap_x(e);
-        to[half][e] = kLog2E * bias[mirrored ? kTaps - 1 - tap : tap];
+        to[half][e] = log2e_v<float> * bias[mirrored ? kTaps - 1 - tap : tap];
       }
     }
   }
 
-  // (16, kTaps) of this warp; each element is written once.
+  // (kTilePixels, kTaps) of this warp; each element is written once.
   __device__ __forceinline__ float* shared_grad_score() const {
-    return dynamic_shared<float>() + threadIdx.x / 32 * (16 * kTaps);
+    return dynamic_shared<float>() + threadIdx.x / kWarpLanes * (kTilePixels * kTaps);
   }
 
   __device__ __forceinline__ void sum_bias() const {
     __syncwarp();
     float* const sums = p.bias_parts.row(p.work, place.tile);
-    for (int tap = threadIdx.x % 32; tap < kTaps; tap += 32) {
+    for (int tap = threadIdx.x % kWarpLanes; tap < kTaps; tap += kWarpLanes) {
       float sum = 0;
-      for (int pixel = 0; pixel < 16; ++pixel) sum += shared_grad_score()[pixel * kTaps + tap];
+      for (int pixel = 0; pixel < kTilePixels; ++pixel)
+        sum += shared_grad_score()[pixel * kTaps + tap];
       sums[tap] = sum;
     }
   }
@@ -265,13 +270,13 @@ template <int kKernel, typename Features>
 constexpr int kResidentBlocks = kKernel == 3 && Features::kChunk == 32 ? 3 : 2;
 
 template <typename T, int kKernel, typename Features>
-__global__ void __launch_bounds__(kWarps * 32, kResidentBlocks<kKernel, Features>)
+__global__ void __launch_bounds__(kWarps* kWarpLanes, kResidentBlocks<kKernel, Features>)
     backward_matrix(const __grid_constant__ BackwardParams<T> p) {
   const Tile tile = find_tile(p.work);
   if (!tile.inside) {
     if (p.bias_parts.data != nullptr && tile.numbered) {
       float* const sums = p.bias_parts.row(p.work, tile);
-      for (int t = threadIdx.x % 32; t < kKernel * kKernel; t += 32) sums[t] = 0;
+      for (int t = threadIdx.x % kWarpLanes; t < kKernel * kKernel; t += kWarpLanes) sums[t] = 0;
     }
     return;
   }
@@ -283,7 +288,7 @@ __global__ void __launch_bounds__(kWarps * 32, kResidentBlocks<kKernel, Features
 
 template <typename T, int kKernel>
 void launch_kernel(const BackwardArgs& args, float* bias_parts, Stream stream) {
-  using B = Band<kKernel>;
+  using N = Neighbourhood<kKernel>;
   const Problem& problem = args.problem;
   BackwardParams<T> params{
       {},
@@ -298,32 +303,28 @@ void launch_kernel(const BackwardArgs& args, float* bias_parts, Stream stream) {
       static_cast<T*>(args.grad_query),
       static_cast<T*>(args.grad_key),
       static_cast<T*>(args.grad_value),
-      {bias_parts, bias_part_rows(problem, B::kTileH, B::kTileW), kKernel * kKernel},
+      {bias_parts, bias_part_rows(problem, N::kTileH, N::kTileW), kKernel * kKernel},
       static_cast<float>(problem.scale),
-      static_cast<float>(problem.scale) * kLog2E};
-  const size_t shared = bias_parts == nullptr ? 0 : kWarps * 16 * kKernel * kKernel * sizeof(float);
+      static_cast<float>(problem.scale) * log2e_v<float>};
+  const size_t shared =
+      bias_parts == nullptr ? 0 : kWarps * kTilePixels * kKernel * kKernel * sizeof(float);
   with_features<kKernel, kKernel == 3>(problem.head_dim, row_alignment(args), [&](auto features) {
-    for_each_launch(problem, B::kTileH, B::kTileW, kWarps, [&](const Work& work, int64_t blocks) {
+    for_each_launch(problem, N::kTileH, N::kTileW, kWarps, [&](const Work& work, int64_t blocks) {
       params.work = work;
       launch("backward_matrix", backward_matrix<T, kKernel, decltype(features)>, blocks,
-             kWarps * 32, shared, stream, params);
+             kWarps * kWarpLanes, shared, stream, params);
     });
   });
   if (bias_parts != nullptr) {
-    launch_sum_bias_parts(args, bias_parts, B::kTileH, B::kTileW, stream);
+    launch_sum_bias_parts(args, bias_parts, N::kTileH, N::kTileW, stream);
   }
 }
 
 template <typename T>
 void launch_type(const BackwardArgs& args, float* bias_parts, Stream stream) {
-  switch (args.problem.kernel_h) {
-    case 3:
-      return launch_kernel<T, 3>(args, bias_parts, stream);
-    case 5:
-      return launch_kernel<T, 5>(args, bias_parts, stream);
-    default:
-      return launch_kernel<T, 7>(args, bias_parts, stream);
-  }
+  with_window(args.problem, [&](auto kernel) {
+    if constexpr (kernel > 0) launch_kernel<T, kernel>(args, bias_parts, stream);
+  });
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "backward_matrix.cuh"
+#include "cuda/backward_matrix.cuh"
 
 namespace sdwa::cuda {
 

@@ -1,17 +1,16 @@
 // Backward on groups of lanes: float32 always, other types where the matrix unit does not fit.
 //
-// A group gathers for its pixel all three gradients in one walk over the window, since a neighbour
-// at tap t is both the key that the pixel reads by t and the query that reads the pixel by t
-// mirrored.
-#include "bias_parts.cuh"
-#include "launch.h"
-#include "vector_group.cuh"
+// A group gathers all three gradients of its pixel in one walk over the window: the neighbour at
+// tap t is the key that the pixel reads by t, and the query that reads the pixel by t mirrored.
+#include "cuda/bias_parts.cuh"
+#include "cuda/kernels.h"
+#include "cuda/vector_group.cuh"
 
 namespace sdwa::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr double kLog2E = 1.4426950408889634;
+constexpr int kWarps = 4;           // of a block
+constexpr int kResidentBlocks = 2;  // that the compiler leaves registers for, without spills
 
 template <typename T>
 struct BackwardParams {
@@ -32,7 +31,7 @@ struct BackwardParams {
 };
 
 template <typename T, bool kWide>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps* kWarpLanes)
     row_delta(const __grid_constant__ BackwardParams<T> p) {
   using Row = LaneRow<T, kWide>;
   const Tile tile = find_tile(p.work);
@@ -51,18 +50,18 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 // kKernel 0: any window.
 template <typename T, int kKernel, bool kWide>
-__global__ void __launch_bounds__(kWarps * 32, 2)
+__global__ void __launch_bounds__(kWarps* kWarpLanes, kResidentBlocks)
     backward_vector(const __grid_constant__ BackwardParams<T> p) {
   using A = Accumulation<T>;
   using Row = LaneRow<T, kWide>;
   const int kernel_h = kKernel > 0 ? kKernel : p.work.kernel_h;
   const int kernel_w = kKernel > 0 ? kKernel : p.work.kernel_w;
-  const int warp_lane = threadIdx.x % 32;
+  const int warp_lane = threadIdx.x % kWarpLanes;
   const Tile tile = find_tile(p.work);
   if (!tile.inside) {
     if (p.bias_parts.data != nullptr && tile.numbered) {
       A* const sums = p.bias_parts.row(p.work, tile);
-      for (int t = warp_lane; t < p.bias_parts.taps; t += 32) sums[t] = 0;
+      for (int t = warp_lane; t < p.bias_parts.taps; t += kWarpLanes) sums[t] = 0;
     }
     return;
   }
@@ -81,7 +80,7 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   const Row grad_out = load(p.grad_out, place.y, place.x, pixel_ok);
   const int64_t token = token_index(p.work, tile, place.y, place.x);
   // An infinite lse makes every probability of a pixel off the map zero.
-  const A lse_log2 = pixel_ok ? p.lse[token] * A(kLog2E) : A(INFINITY);
+  const A lse_log2 = pixel_ok ? p.lse[token] * log2e_v<A> : A(INFINITY);
   const A delta = pixel_ok ? p.delta[token] : A(0);
 
   // Walk the window by adding steps: an address from scratch for each tap costs more than its
@@ -115,35 +114,36 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
       }
       const Row &near_query = rows[0], &near_key = rows[1];
       const Row &near_value = rows[2], &near_grad_out = rows[3];
-      A score = query.dot(near_key), grad_p = grad_out.dot(near_value);
-      A near_score = near_query.dot(key), near_grad_p = near_grad_out.dot(value);
+      A score = query.dot(near_key), grad_probability = grad_out.dot(near_value);
+      A near_score = near_query.dot(key), near_grad_probability = near_grad_out.dot(value);
       for (int step = lanes / 2; step > 0; step /= 2) {
         score += __shfl_xor_sync(kFullWarp, score, step);
-        grad_p += __shfl_xor_sync(kFullWarp, grad_p, step);
+        grad_probability += __shfl_xor_sync(kFullWarp, grad_probability, step);
         near_score += __shfl_xor_sync(kFullWarp, near_score, step);
-        near_grad_p += __shfl_xor_sync(kFullWarp, near_grad_p, step);
+        near_grad_probability += __shfl_xor_sync(kFullWarp, near_grad_probability, step);
       }
       score *= p.scale_log2;
       near_score *= p.scale_log2;
       if (bias != nullptr) {
-        score += A(kLog2E) * bias[tap];
-        near_score += A(kLog2E) * bias[back];
+        score += log2e_v<A> * bias[tap];
+        near_score += log2e_v<A> * bias[back];
       }
 
       A probability = power2(score - lse_log2);
       if (!tap_counts(on_map, p.work.masked)) probability = 0;
-      const A grad_score = probability * (grad_p - delta);
+      const A grad_score = probability * (grad_probability - delta);
       grad_query.add(grad_score, near_key);
 
-      const A near_lse_log2 = on_map ? p.lse[near_token] * A(kLog2E) : A(INFINITY);
+      const A near_lse_log2 = on_map ? p.lse[near_token] * log2e_v<A> : A(INFINITY);
       const A near_delta = on_map ? p.delta[near_token] : A(0);
       const A near_probability = power2(near_score - near_lse_log2);
-      grad_key.add(near_probability * (near_grad_p - near_delta), near_query);
+      grad_key.add(near_probability * (near_grad_probability - near_delta), near_query);
       grad_value.add(near_probability, near_grad_out);
 
       if (p.bias_parts.data != nullptr) {
         A sum = grad_score;
-        for (int step = lanes; step < 32; step *= 2) sum += __shfl_xor_sync(kFullWarp, sum, step);
+        for (int step = lanes; step < kWarpLanes; step *= 2)
+          sum += __shfl_xor_sync(kFullWarp, sum, step);
         if (warp_lane == 0) p.bias_parts.row(p.work, tile)[tap] = sum;
       }
       near_token += token_step_w;
@@ -158,21 +158,15 @@ __global__ void __launch_bounds__(kWarps * 32, 2)
   grad_value.store(p.grad_value + token * head_dim, A(1), place.lane, lanes, head_dim);
 }
 
+// Windows of 3, 5 and 7 have kernels of their own in float32 alone: the matrix unit takes them in
+// half precision.
 template <typename T, bool kWide>
 auto backward_kernel(const Problem& problem) {
-  if constexpr (sizeof(T) == 4 && kWide) {
-    if (has_special_window(problem)) {
-      switch (problem.kernel_h) {
-        case 3:
-          return backward_vector<T, 3, kWide>;
-        case 5:
-          return backward_vector<T, 5, kWide>;
-        default:
-          return backward_vector<T, 7, kWide>;
-      }
-    }
+  if constexpr (std::is_same_v<T, float> && kWide) {
+    return with_window(problem, [](auto kernel) { return backward_vector<T, kernel, kWide>; });
+  } else {
+    return backward_vector<T, 0, kWide>;
   }
-  return backward_vector<T, 0, kWide>;
 }
 
 template <typename T, bool kWide>
@@ -198,12 +192,12 @@ void launch_one(const BackwardArgs& args, void* delta, void* bias_parts, Stream 
       {static_cast<A*>(bias_parts), bias_part_rows(problem, shape.tile_h, shape.tile_w),
        static_cast<int32_t>(problem.kernel_h * problem.kernel_w)},
       static_cast<A>(problem.scale),
-      static_cast<A>(problem.scale * kLog2E)};
+      static_cast<A>(problem.scale * log2e_v<double>)};
   const auto launch_all = [&](const char* name, auto kernel) {
     for_each_launch(problem, shape.tile_h, shape.tile_w, kWarps,
                     [&](const Work& work, int64_t blocks) {
                       params.work = work;
-                      launch(name, kernel, blocks, kWarps * 32, 0, stream, params);
+                      launch(name, kernel, blocks, kWarps * kWarpLanes, 0, stream, params);
                     });
   };
   launch_all("row_delta", row_delta<T, kWide>);
@@ -213,29 +207,18 @@ void launch_one(const BackwardArgs& args, void* delta, void* bias_parts, Stream 
   }
 }
 
-template <typename T>
-void launch_type(const BackwardArgs& args, void* delta, void* bias_parts, Stream stream) {
-  if (row_alignment(args) == 16) {
-    launch_one<T, true>(args, delta, bias_parts, stream);
-  } else {
-    launch_one<T, false>(args, delta, bias_parts, stream);
-  }
-}
-
 }  // namespace
 
 void launch_backward_vector(const BackwardArgs& args, void* delta, void* bias_parts,
                             Stream stream) {
-  switch (args.problem.dtype) {
-    case Dtype::kFloat32:
-      return launch_type<float>(args, delta, bias_parts, stream);
-    case Dtype::kFloat64:
-      return launch_type<double>(args, delta, bias_parts, stream);
-    case Dtype::kBFloat16:
-      return launch_type<BFloat16>(args, delta, bias_parts, stream);
-    case Dtype::kFloat16:
-      return launch_type<Float16>(args, delta, bias_parts, stream);
-  }
+  with_type(args.problem.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if (row_alignment(args) == kWideAccess) {
+      launch_one<T, true>(args, delta, bias_parts, stream);
+    } else {
+      launch_one<T, false>(args, delta, bias_parts, stream);
+    }
+  });
 }
 
 }  // namespace sdwa::cuda

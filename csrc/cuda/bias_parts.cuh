@@ -1,9 +1,8 @@
-// The gradient of the bias, without atomics: every warp writes the sums of its tile, and a second
+// The gradient of the bias, without atomics: every warp writes the sums of its tile, and another
 // kernel adds them up in a fixed order.
 #pragma once
 
-#include "launch.h"
-#include "work.cuh"
+#include "cuda/work.cuh"
 
 namespace sdwa::cuda {
 

@@ -1,17 +1,25 @@
-// Everything the kernels take from the machine: element types, conversions, the matrix instruction,
-// and the launch. Under test the same kernels are compiled for the host, and these few functions
+// Everything the kernels take from the machine: warps, conversions, the matrix instruction, and the
+// launch. Under test the same kernels are compiled for the host, and these few functions
 // come from the emulation instead.
 #pragma once
 
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <numbers>
 
 #include "dtypes.h"
 
 namespace sdwa::cuda {
 
+constexpr int kWarpLanes = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr int kWideAccess = 16;  // bytes that a lane moves at most by one instruction
+
+// Probabilities are computed as powers of two, which the machine has an instruction for: scores are
+// multiplied by log2(e), and lse by ln 2.
+using std::numbers::ln2_v;
+using std::numbers::log2e_v;
 
 }  // namespace sdwa::cuda
 
@@ -82,8 +90,8 @@ __device__ __forceinline__ uint2 load8(const void* address, bool ok) {
   return v;
 }
 
-// 2^x. The instruction is within 2 units in the last place, like exp2f; what it flushes is below
-// any probability that matters.
+// 2^x. The instruction is within 2 units in the last place, like exp2f; the results that it flushes
+// to zero are below any probability that matters.
 __device__ __forceinline__ float power2(float x) {
   float result;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x));

@@ -1,13 +1,11 @@
 // Forward on the matrix unit: bfloat16 and float16, square windows of 3, 5 and 7.
-#include "launch.h"
-#include "matrix_tile.cuh"
+#include "cuda/kernels.h"
+#include "cuda/matrix_tile.cuh"
 
 namespace sdwa::cuda {
 namespace {
 
-constexpr int kWarps = 8;
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kLn2 = 0.6931471805599453f;
+constexpr int kWarps = 8;  // of a block
 
 template <typename T>
 struct ForwardParams {
@@ -16,57 +14,57 @@ struct ForwardParams {
   const float* bias;
   T* out;
   float* lse;
-  float scale_log2;  // scale * log2(e): probabilities are powers of two
+  float scale_log2;  // scale * log2(e)
 };
 
 template <typename T, int kKernel, typename Features>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps* kWarpLanes)
     forward_matrix(const __grid_constant__ ForwardParams<T> p) {
-  using B = Band<kKernel>;
+  using N = Neighbourhood<kKernel>;
   using F = Fragments<T, kKernel, Features>;
   const Tile tile = find_tile(p.work);
   if (!tile.inside) return;
   const LanePlace<kKernel> place(p.work, tile);
   const int head_dim = p.work.head_dim;
 
-  float score[B::kRows][4] = {};
+  float score[N::kRows][4] = {};
   const Anchor<T> query_at(p.query, tile, p.work), key_at(p.key, tile, p.work);
   const Anchor<T> value_at(p.value, tile, p.work);
   Features::for_each_chunk(head_dim, [&](int chunk) {
     const auto query = F::tile_rows(query_at, place, chunk, p.work);
 #pragma unroll
-    for (int t = 0; t < B::kRows; ++t) {
-      F::multiply(score[t], query, F::band_row(key_at, place, t, chunk, head_dim));
+    for (int t = 0; t < N::kRows; ++t) {
+      F::multiply(score[t], query, F::neighbour_row(key_at, place, t, chunk, head_dim));
     }
   });
 
-  typename F::Weights probability[B::kRows / 2];
+  typename F::Weights probability[N::kRows / 2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    float log2_p[B::kRows][2];
+    float log2_p[N::kRows][2];
 #pragma unroll
-    for (int t = 0; t < B::kRows; ++t) {
+    for (int t = 0; t < N::kRows; ++t) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) log2_p[t][e] = score[t][2 * half + e] * p.scale_log2;
     }
     if (p.bias != nullptr) {
       const float* const bias = p.bias + tile.head * (kKernel * kKernel);
 #pragma unroll
-      for (int t = 0; t < B::kRows; ++t) {
+      for (int t = 0; t < N::kRows; ++t) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          if (B::reaches(half, t) && place.in_window(half, t, e)) {
-            log2_p[t][e] += kLog2E * bias[place.tap_y(half, t) * kKernel + place.tap_x(e)];
+          if (N::reaches(half, t) && place.in_window(half, t, e)) {
+            log2_p[t][e] += log2e_v<float> * bias[place.tap_y(half, t) * kKernel + place.tap_x(e)];
           }
         }
       }
     }
     float most = -INFINITY;
 #pragma unroll
-    for (int t = 0; t < B::kRows; ++t) {
+    for (int t = 0; t < N::kRows; ++t) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const bool counts = B::reaches(half, t) && place.in_window(half, t, e) &&
+        const bool counts = N::reaches(half, t) && place.in_window(half, t, e) &&
                             tap_counts(place.row_on_map(t) && place.pair_ok[e], p.work.masked);
         log2_p[t][e] = counts ? log2_p[t][e] : -INFINITY;
         most = fmaxf(most, log2_p[t][e]);
@@ -75,22 +73,22 @@ __global__ void __launch_bounds__(kWarps * 32)
     most = max_over_columns(most);
     float sum = 0;
 #pragma unroll
-    for (int t = 0; t < B::kRows; ++t) {
+    for (int t = 0; t < N::kRows; ++t) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        log2_p[t][e] = B::reaches(half, t) ? power2(log2_p[t][e] - most) : 0.f;
+        log2_p[t][e] = N::reaches(half, t) ? power2(log2_p[t][e] - most) : 0.f;
         sum += log2_p[t][e];
       }
     }
     sum = sum_over_columns(sum);
     const float inverse_sum = 1.f / sum;
 #pragma unroll
-    for (int t = 0; t < B::kRows; ++t) {
+    for (int t = 0; t < N::kRows; ++t) {
       probability[t / 2].pair[2 * (t % 2) + half] =
           pack<T>(log2_p[t][0] * inverse_sum, log2_p[t][1] * inverse_sum);
     }
     if (place.j == 0 && place.tile_ok[half]) {
-      p.lse[place.tile_token(half)] = (most + log2f(sum)) * kLn2;
+      p.lse[place.tile_token(half)] = (most + log2f(sum)) * ln2_v<float>;
     }
   }
 
@@ -103,7 +101,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 template <typename T, int kKernel>
 void launch_kernel(const ForwardArgs& args, Stream stream) {
-  using B = Band<kKernel>;
+  using N = Neighbourhood<kKernel>;
   ForwardParams<T> params{{},
                           View<T>::of(args.query),
                           View<T>::of(args.key),
@@ -111,27 +109,22 @@ void launch_kernel(const ForwardArgs& args, Stream stream) {
                           static_cast<const float*>(args.bias),
                           static_cast<T*>(args.out),
                           static_cast<float*>(args.lse),
-                          static_cast<float>(args.problem.scale) * kLog2E};
+                          static_cast<float>(args.problem.scale) * log2e_v<float>};
   with_features<kKernel, true>(args.problem.head_dim, row_alignment(args), [&](auto features) {
-    for_each_launch(args.problem, B::kTileH, B::kTileW, kWarps,
+    for_each_launch(args.problem, N::kTileH, N::kTileW, kWarps,
                     [&](const Work& work, int64_t blocks) {
                       params.work = work;
                       launch("forward_matrix", forward_matrix<T, kKernel, decltype(features)>,
-                             blocks, kWarps * 32, 0, stream, params);
+                             blocks, kWarps * kWarpLanes, 0, stream, params);
                     });
   });
 }
 
 template <typename T>
 void launch_type(const ForwardArgs& args, Stream stream) {
-  switch (args.problem.kernel_h) {
-    case 3:
-      return launch_kernel<T, 3>(args, stream);
-    case 5:
-      return launch_kernel<T, 5>(args, stream);
-    default:
-      return launch_kernel<T, 7>(args, stream);
-  }
+  with_window(args.problem, [&](auto kernel) {
+    if constexpr (kernel > 0) launch_kernel<T, kernel>(args, stream);
+  });
 }
 
 }  // namespace

@@ -1,15 +1,13 @@
 // Forward on groups of lanes: float32 always, other types where the matrix unit does not fit.
 #include <limits>
 
-#include "launch.h"
-#include "vector_group.cuh"
+#include "cuda/kernels.h"
+#include "cuda/vector_group.cuh"
 
 namespace sdwa::cuda {
 namespace {
 
-constexpr int kWarps = 4;
-constexpr double kLog2E = 1.4426950408889634;
-constexpr double kLn2 = 0.6931471805599453;
+constexpr int kWarps = 4;  // of a block
 template <typename A>
 constexpr A kLowest = std::numeric_limits<A>::lowest();
 
@@ -21,15 +19,15 @@ struct ForwardParams {
   const Accumulation<T>* bias;
   T* out;
   Accumulation<T>* lse;
-  Accumulation<T> scale_log2;  // scale * log2(e): probabilities are powers of two
+  Accumulation<T> scale_log2;  // scale * log2(e)
 };
 
-// Neighbouring pixels that one group works on together, sharing the keys and values of its band.
+// Pixels of a strip: two that share keys and values, where registers hold the scores of both.
 SDWA_HD constexpr int strip_of(int kernel) { return kernel == 3 || kernel == 5 ? 2 : 1; }
 
 // Square windows of kKernel, all scores at once in registers.
 template <typename T, int kKernel>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps* kWarpLanes)
     forward_strip(const __grid_constant__ ForwardParams<T> p) {
   using A = Accumulation<T>;
   using Row = LaneRow<T, true>;
@@ -56,8 +54,9 @@ __global__ void __launch_bounds__(kWarps * 32)
   for (int c = 0; c < kColumns; ++c)
     column_ok[c] = on_axis(window_w.source(place.x, c), p.work.width);
 
-  // calls use(tap_h, column, row of `view` there), with zeros off the map
-  const auto walk_band = [&](const View<T>& view, auto&& use) {
+  // Calls use(tap_h, column, row of `view` there) for all pixels that the strip's windows reach,
+  // with zeros off the map.
+  const auto walk_neighbourhood = [&](const View<T>& view, auto&& use) {
     const T* row =
         view.data + view.offset(tile, window_h.source(place.y, 0), window_w.source(place.x, 0));
     const int64_t step_h = view.height_stride * tile.dilation_h;
@@ -75,7 +74,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   };
 
   A score[kStrip][kKernel * kKernel];
-  walk_band(p.key, [&](int tap_h, int c, const Row& key) {
+  walk_neighbourhood(p.key, [&](int tap_h, int c, const Row& key) {
 #pragma unroll
     for (int i = 0; i < kStrip; ++i) {
       const int tap_w = c - i;
@@ -101,7 +100,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       A& s = score[i][t];
       s *= p.scale_log2;
       if (p.bias != nullptr) {
-        s += A(kLog2E) * p.bias[tile.head * (kKernel * kKernel) + t];
+        s += log2e_v<A> * p.bias[tile.head * (kKernel * kKernel) + t];
       }
       const bool on_map = column_ok[t % kKernel + i] &&
                           on_axis(window_h.source(place.y, t / kKernel), p.work.height);
@@ -116,12 +115,12 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
     if (place.lane == 0 && pixel_ok[i]) {
       p.lse[token_index(p.work, tile, place.y, place.x + i * tile.dilation_w)] =
-          (most + log2(sum[i])) * A(kLn2);
+          (most + log2(sum[i])) * ln2_v<A>;
     }
   }
 
   Row out[kStrip] = {};
-  walk_band(p.value, [&](int tap_h, int c, const Row& value) {
+  walk_neighbourhood(p.value, [&](int tap_h, int c, const Row& value) {
 #pragma unroll
     for (int i = 0; i < kStrip; ++i) {
       const int tap_w = c - i;
@@ -138,7 +137,7 @@ __global__ void __launch_bounds__(kWarps * 32)
 
 // Any window, one tap after the other with a running maximum.
 template <typename T, bool kWide>
-__global__ void __launch_bounds__(kWarps * 32)
+__global__ void __launch_bounds__(kWarps* kWarpLanes)
     forward_any(const __grid_constant__ ForwardParams<T> p) {
   using A = Accumulation<T>;
   using Row = LaneRow<T, kWide>;
@@ -170,7 +169,7 @@ __global__ void __launch_bounds__(kWarps * 32)
       values.at += values.step_w;
       A s = sum_over_group(query.dot(key), lanes) * p.scale_log2;
       if (!tap_counts(on_map, p.work.masked)) continue;
-      if (bias != nullptr) s += A(kLog2E) * bias[tap_h * p.work.kernel_w + tap_w];
+      if (bias != nullptr) s += log2e_v<A> * bias[tap_h * p.work.kernel_w + tap_w];
       const A now_most = s > most ? s : most;
       const A keep = power2(most - now_most), weight = power2(s - now_most);
       most = now_most;
@@ -186,7 +185,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (!pixel_ok) return;
   const int64_t token = token_index(p.work, tile, place.y, place.x);
   out.store(p.out + token * head_dim, A(1) / sum, place.lane, lanes, head_dim);
-  if (place.lane == 0) p.lse[token] = (most + log2(sum)) * A(kLn2);
+  if (place.lane == 0) p.lse[token] = (most + log2(sum)) * ln2_v<A>;
 }
 
 template <typename T>
@@ -194,24 +193,24 @@ void launch_one(const char* name, void (*kernel)(ForwardParams<T>), int strip,
                 const ForwardArgs& args, Stream stream) {
   using A = Accumulation<T>;
   const GroupShape shape = group_shape(args.problem.head_dim, strip);
-  for_each_launch(args.problem, shape.tile_h, shape.tile_w, kWarps,
-                  [&](const Work& work, int64_t blocks) {
-                    const ForwardParams<T> params{work,
-                                                  shape.groups,
-                                                  View<T>::of(args.query),
-                                                  View<T>::of(args.key),
-                                                  View<T>::of(args.value),
-                                                  static_cast<const A*>(args.bias),
-                                                  static_cast<T*>(args.out),
-                                                  static_cast<A*>(args.lse),
-                                                  static_cast<A>(args.problem.scale * kLog2E)};
-                    launch(name, kernel, blocks, kWarps * 32, 0, stream, params);
-                  });
+  for_each_launch(
+      args.problem, shape.tile_h, shape.tile_w, kWarps, [&](const Work& work, int64_t blocks) {
+        const ForwardParams<T> params{work,
+                                      shape.groups,
+                                      View<T>::of(args.query),
+                                      View<T>::of(args.key),
+                                      View<T>::of(args.value),
+                                      static_cast<const A*>(args.bias),
+                                      static_cast<T*>(args.out),
+                                      static_cast<A*>(args.lse),
+                                      static_cast<A>(args.problem.scale * log2e_v<double>)};
+        launch(name, kernel, blocks, kWarps * kWarpLanes, 0, stream, params);
+      });
 }
 
 template <typename T>
 void launch_any(const ForwardArgs& args, Stream stream) {
-  if (row_alignment(args) == 16) {
+  if (row_alignment(args) == kWideAccess) {
     launch_one<T>("forward_any", forward_any<T, true>, 1, args, stream);
   } else {
     launch_one<T>("forward_any", forward_any<T, false>, 1, args, stream);
@@ -219,42 +218,28 @@ void launch_any(const ForwardArgs& args, Stream stream) {
 }
 
 void launch_float(const ForwardArgs& args, Stream stream) {
-  if (!has_special_window(args.problem) || row_alignment(args) < 16) {
-    return launch_any<float>(args, stream);
-  }
-  switch (args.problem.kernel_h) {
-    case 3:
-      return launch_one<float>("forward_strip", forward_strip<float, 3>, strip_of(3), args, stream);
-    case 5:
-      return launch_one<float>("forward_strip", forward_strip<float, 5>, strip_of(5), args, stream);
-    default:
-      return launch_one<float>("forward_strip", forward_strip<float, 7>, strip_of(7), args, stream);
-  }
+  if (row_alignment(args) < kWideAccess) return launch_any<float>(args, stream);
+  with_window(args.problem, [&](auto kernel) {
+    if constexpr (kernel > 0) {
+      constexpr int kStrip = strip_of(kernel);
+      launch_one<float>("forward_strip", forward_strip<float, kernel>, kStrip, args, stream);
+    } else {
+      launch_any<float>(args, stream);
+    }
+  });
 }
 
 }  // namespace
 
 void launch_forward_vector(const ForwardArgs& args, Stream stream) {
-  switch (args.problem.dtype) {
-    case Dtype::kFloat32:
-      return launch_float(args, stream);
-    case Dtype::kFloat64:
-      return launch_any<double>(args, stream);
-    case Dtype::kBFloat16:
-      return launch_any<BFloat16>(args, stream);
-    case Dtype::kFloat16:
-      return launch_any<Float16>(args, stream);
-  }
-}
-
-void launch_forward(const ForwardArgs& args, Stream stream) {
-  const Problem& problem = args.problem;
-  if (problem.batch * problem.height * problem.width * problem.heads == 0) return;
-  if (takes_matrix_path(args)) {
-    launch_forward_matrix(args, stream);
-  } else {
-    launch_forward_vector(args, stream);
-  }
+  with_type(args.problem.dtype, [&](auto type) {
+    using T = typename decltype(type)::type;
+    if constexpr (std::is_same_v<T, float>) {
+      launch_float(args, stream);
+    } else {
+      launch_any<T>(args, stream);
+    }
+  });
 }
 
 }  // namespace sdwa::cuda

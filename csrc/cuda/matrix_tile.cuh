@@ -1,35 +1,38 @@
 // Tiles on the matrix unit, for bfloat16 and float16.
 //
-// A warp holds 16 pixels of a sub-map, `kTileH` x `kTileW`. The pixels around them that any of
-// their windows reaches, the band, are `kRows` rows of up to 8 columns. So 16 x 8 products of
-// m16n8k16 give the scores of the tile with one row of the band, and the window picks the useful
-// ones: for 3 x 3 that is 9 of 48 products, and still a small part of what the unit can do in the
-// time the bytes take.
+// A tile is 16 pixels of a phase, `kTileH` x `kTileW`. Its neighbourhood, which is the tile and its
+// halo, has `kRows` rows of up to 8 columns. So 16 x 8 products of m16n8k16 give the scores of the
+// tile with one row of the neighbourhood, and the window picks the useful ones: for 3 x 3 that is 9
+// of 48 products, and still a small part of what the unit can do in the time the bytes take.
 //
 // Fragments come straight from global memory with 16-byte loads, without shared memory: the order
 // of the summed index of a product is free as long as both factors agree, so each lane takes 8
 // neighbouring features where the layout in the manual has pairs. With g = lane / 4 and j = lane %
 // 4:
 //   rows   lane holds features 8j .. 8j+7 of each 32 of pixel g (a factor summed over features)
-//   pairs  lane holds features g n .. g n + n-1 of each 8n of band columns 2j, 2j+1 (summed over
-//   pixels)
-// and a 16 x 8 result holds pixels g and g + 8 of the tile at band columns 2j and 2j + 1.
+//   pairs  lane holds features g n .. g n + n-1 of each 8n of columns 2j and 2j + 1 of the
+//          neighbourhood (a factor summed over pixels)
+// and a 16 x 8 result holds pixels g and g + 8 of the tile at columns 2j and 2j + 1.
 #pragma once
 
-#include "work.cuh"
+#include "cuda/work.cuh"
 
 namespace sdwa::cuda {
 
+constexpr int kTilePixels = 16;  // rows of the product that one instruction computes
+
 template <int kKernel>
-struct Band {
+struct Neighbourhood {
   static_assert(kKernel == 3 || kKernel == 5 || kKernel == 7);
   static constexpr int kTileW = kKernel == 7 ? 2 : 4;
-  static constexpr int kTileH = 16 / kTileW;
+  static constexpr int kTileH = kTilePixels / kTileW;
   static constexpr int kRows = kTileH + kKernel - 1;
   static constexpr int kColumns = kTileW + kKernel - 1;
+  // Columns of the instruction's product, and rows that it sums over two at a time.
   static_assert(kColumns <= 8 && kRows % 2 == 0);
 
-  // Whether any pixel of the upper (0) or lower (1) half of the tile reaches a row of the band.
+  // Whether any pixel of the upper (0) or lower (1) half of the tile reaches a row of the
+  // neighbourhood.
   SDWA_HD static constexpr bool reaches(int half, int row) {
     return half == 0 ? row < kTileH / 2 + kKernel - 1 : row >= kTileH / 2;
   }
@@ -40,42 +43,43 @@ struct Band {
   }
 };
 
-// What the calling lane holds of the tile and of its band. Places are steps of the dilation from
-// the first pixel of the tile.
+// What the calling lane holds of the tile and of its neighbourhood. Places are steps of the
+// dilation from the first pixel of the tile.
 template <int kKernel>
 struct LanePlace {
-  using B = Band<kKernel>;
+  using N = Neighbourhood<kKernel>;
   static constexpr WindowAxis kSteps{kKernel, 1};
 
   Tile tile;
   int32_t height, width;
   int g, j;
-  int tile_dx;                          // of pixels g and g + 8 of the tile
-  bool tile_ok[2], row_ok, pair_ok[2];  // on the map, and for the band within reach of the tile
-  int64_t token;                        // of the first pixel of the tile (see token_index)
+  int tile_dx;  // of pixels g and g + 8 of the tile
+  // On the map: pixels g and g + 8 of the tile, and columns g, 2j and 2j + 1 of the neighbourhood.
+  bool tile_ok[2], row_ok, pair_ok[2];
+  int64_t token;  // of the first pixel of the tile (see token_index)
   int32_t token_step_h, token_step_w;
 
   __device__ __forceinline__ LanePlace(const Work& work, const Tile& tile)
       : tile(tile), height(work.height), width(work.width) {
-    const int lane = threadIdx.x % 32;
+    const int lane = threadIdx.x % kWarpLanes;
     g = lane / 4;
     j = lane % 4;
-    tile_dx = g % B::kTileW;
+    tile_dx = g % N::kTileW;
     const bool column_ok = tile.x + tile_dx * tile.dilation_w < width;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       tile_ok[half] = column_ok && tile.y + tile_dy(half) * tile.dilation_h < height;
     }
-    row_ok = band_column_ok(g);
+    row_ok = neighbour_column_ok(g);
 #pragma unroll
-    for (int e = 0; e < 2; ++e) pair_ok[e] = band_column_ok(2 * j + e);
+    for (int e = 0; e < 2; ++e) pair_ok[e] = neighbour_column_ok(2 * j + e);
     token = token_index(work, tile, tile.y, tile.x);
     token_step_h = tile.dilation_h * work.width * work.heads;
     token_step_w = tile.dilation_w * work.heads;
   }
 
   __device__ __forceinline__ int tile_dy(int half) const {
-    return g / B::kTileW + half * B::kTileH / 2;
+    return g / N::kTileW + half * N::kTileH / 2;
   }
   __device__ __forceinline__ int64_t tile_token(int half) const {
     return token + (tile_dy(half) * token_step_h + tile_dx * token_step_w);
@@ -83,17 +87,17 @@ struct LanePlace {
   __device__ __forceinline__ bool row_on_map(int t) const {
     return on_axis(WindowAxis{kKernel, tile.dilation_h}.source(tile.y, t), height);
   }
-  __device__ __forceinline__ bool band_column_ok(int column) const {
-    return column < B::kColumns &&
+  __device__ __forceinline__ bool neighbour_column_ok(int column) const {
+    return column < N::kColumns &&
            on_axis(WindowAxis{kKernel, tile.dilation_w}.source(tile.x, column), width);
   }
 
-  // Tap by which pixel g + 8 half of the tile sees the band pixel (row t, column 2j + e). Outside
-  // of 0 .. kKernel - 1 that pixel is not in its window.
+  // Tap by which pixel g + 8 half of the tile sees the neighbourhood pixel (row t, column 2j + e).
+  // Outside of 0 .. kKernel - 1 that pixel is not in its window.
   __device__ __forceinline__ int tap_y(int half, int t) const { return t - tile_dy(half); }
   __device__ __forceinline__ int tap_x(int e) const { return 2 * j + e - tile_dx; }
   __device__ __forceinline__ bool in_window(int half, int t, int e) const {
-    return (B::always_reaches(half, t) || static_cast<unsigned>(tap_y(half, t)) < kKernel) &&
+    return (N::always_reaches(half, t) || static_cast<unsigned>(tap_y(half, t)) < kKernel) &&
            static_cast<unsigned>(tap_x(e)) < kKernel;
   }
 };
@@ -148,7 +152,8 @@ __device__ __forceinline__ void store_elements(T* target, const uint32_t (&from)
   }
 }
 
-// Features are worked on kChunk (32 or 64) at a time; kSingle: one chunk holds them all.
+// Features are worked on kChunk (32 or 64) at a time; kSingle: one chunk holds them all. kAccess:
+// bytes that a lane reads at a time.
 template <int kChunk_, bool kSingle_, int kAccess_>
 struct Features {
   static constexpr int kChunk = kChunk_, kAccess = kAccess_;
@@ -165,8 +170,8 @@ struct Features {
   }
 };
 
-// Calls run(Features) with those that suit. Windows of 3 have more of them, for rows aligned to 8
-// bytes; kSingle64: a kernel of its own for 33 to 64 features in one chunk.
+// Calls run(Features) with those that suit. Windows of 3 have one more, for rows aligned to 8
+// bytes; kSingle64: whether there is a kernel of its own for 33 to 64 features in one chunk.
 template <int kKernel, bool kSingle64, typename Run>
 void with_features(int64_t head_dim, int access, Run&& run) {
   if constexpr (kKernel == 3) {
@@ -181,9 +186,12 @@ void with_features(int64_t head_dim, int access, Run&& run) {
   }
 }
 
+// Of permute_bytes: a word of the lower, or upper, 16 bits of two.
+constexpr uint32_t kLowerHalves = 0x5410, kUpperHalves = 0x7632;
+
 template <typename T, int kKernel, typename Features>
 struct Fragments {
-  using B = Band<kKernel>;
+  using N = Neighbourhood<kKernel>;
   static constexpr int kChunk = Features::kChunk, kAccess = Features::kAccess;
   using Place = LanePlace<kKernel>;
   static constexpr int kBlocks = kChunk / 32;  // 16-byte loads of a row
@@ -195,7 +203,7 @@ struct Fragments {
   struct TileRows {  // 16 pixels, as first factor
     uint32_t step[2 * kBlocks][4];
   };
-  struct Weights {  // 16 pixels of the tile by two rows of the band, as first factor
+  struct Weights {  // 16 pixels of the tile by two rows of the neighbourhood, as first factor
     uint32_t pair[4];
   };
 
@@ -205,9 +213,9 @@ struct Fragments {
     return load_row(tensor.origin, tensor.offset(place.tile_dy(half), place.tile_dx),
                     place.tile_ok[half], place.j, chunk, head_dim);
   }
-  // The instruction wants its first factor in four neighbouring registers, which mix two pixels.
-  // XOR with a zero that the compiler does not know makes copies that stay there; plain ones it
-  // makes again for each product.
+  // The instruction takes its first factor from four neighbouring registers, which mix two pixels.
+  // XOR with a zero that the compiler does not know makes copies that stay there; plain copies the
+  // compiler would make again for each product.
   static __device__ __forceinline__ TileRows join(const Rows& upper, const Rows& lower,
                                                   uint32_t zero) {
     TileRows rows;
@@ -227,9 +235,9 @@ struct Fragments {
                 half_tile(tensor, place, 1, chunk, work.head_dim), work.zero);
   }
 
-  // Column g of row t of the band.
-  static __device__ __forceinline__ Rows band_row(const Anchor<T>& tensor, const Place& place,
-                                                  int t, int chunk, int head_dim) {
+  // Column g of row t of the neighbourhood.
+  static __device__ __forceinline__ Rows neighbour_row(const Anchor<T>& tensor, const Place& place,
+                                                       int t, int chunk, int head_dim) {
     const WindowAxis steps = Place::kSteps;
     return load_row(tensor.origin, tensor.offset(steps.offset(t), steps.offset(place.g)),
                     place.row_ok && place.row_on_map(t), place.j, chunk, head_dim);
@@ -257,15 +265,15 @@ struct Fragments {
     }
   }
 
-  // result (16 pixels, kChunk features) += sum over the band of weights times its pixels
+  // result (16 pixels, kChunk features) += sum over the neighbourhood of weights times its pixels
   static __device__ __forceinline__ void gather(float (&result)[kSlices][4],
-                                                const Weights (&weights)[B::kRows / 2],
+                                                const Weights (&weights)[N::kRows / 2],
                                                 const Anchor<T>& tensor, const Place& place,
                                                 int chunk, int head_dim) {
     const int feature = chunk + place.g * kSlices;
     const WindowAxis steps = Place::kSteps;
 #pragma unroll
-    for (int u = 0; u < B::kRows / 2; ++u) {
+    for (int u = 0; u < N::kRows / 2; ++u) {
       uint32_t pixel[2][2][kSlices / 2];
 #pragma unroll
       for (int row = 0; row < 2; ++row) {
@@ -281,7 +289,7 @@ struct Fragments {
       }
 #pragma unroll
       for (int i = 0; i < kSlices; ++i) {
-        const uint32_t selector = i % 2 ? 0x7632 : 0x5410;
+        const uint32_t selector = i % 2 ? kUpperHalves : kLowerHalves;
         multiply_accumulate<T>(result[i], weights[u].pair,
                                permute_bytes(pixel[0][0][i / 2], pixel[0][1][i / 2], selector),
                                permute_bytes(pixel[1][0][i / 2], pixel[1][1][i / 2], selector));

@@ -1,19 +1,19 @@
 // Pixels on groups of lanes: any element type, window and head dimension.
 //
-// A group of `lanes` lanes (a power of two) holds the row of one pixel, 8 features a lane. Wide
-// rows are read 16 bytes at a time; others, whose alignment allows no more, by single elements.
+// A group of `lanes` lanes (a power of two) holds the row of one pixel, kLaneFeatures per lane.
+// Wide rows are read kWideAccess bytes at a time, those that are not so aligned element by element.
 #pragma once
 
-#include "work.cuh"
+#include "cuda/work.cuh"
 
 namespace sdwa::cuda {
 
-constexpr int kLaneFeatures = 8;
+constexpr int kLaneFeatures = 8;  // as many as kWideAccess bytes hold in half precision
 
 template <typename T, bool kWide>
 struct LaneRow {
   using A = Accumulation<T>;
-  static constexpr int kPiece = kWide ? 16 / sizeof(T) : 1;  // neighbouring features
+  static constexpr int kPiece = kWide ? kWideAccess / sizeof(T) : 1;  // neighbouring features
   static constexpr int kPieces = kLaneFeatures / kPiece;
 
   A feature[kLaneFeatures];
@@ -113,12 +113,36 @@ struct LaneRow {
   }
 };
 
-// How a warp's groups cover its tile: `strips_w` strips of neighbouring pixels in each row of the
-// tile.
+// How the groups of a warp cover its tile. Each works on one strip, a number of neighbouring pixels
+// of a row.
 struct Groups {
-  int32_t lanes;
-  int32_t strips_w_log2;
+  int32_t lanes;          // of a group
+  int32_t strips_w_log2;  // strips in a row of the tile, a power of two
 };
+
+struct GroupShape {
+  Groups groups;
+  int tile_h, tile_w;
+};
+
+// strip: pixels of a strip.
+inline GroupShape group_shape(int64_t head_dim, int strip) {
+  if (head_dim > kWarpLanes * kLaneFeatures) {
+    throw std::runtime_error("sdwa: head_dim must be at most " +
+                             std::to_string(kWarpLanes * kLaneFeatures) +
+                             " for the CUDA kernels, got " + std::to_string(head_dim));
+  }
+  int lanes = 1;
+  while (lanes * kLaneFeatures < head_dim) lanes *= 2;
+  // As square a tile as the strips of all groups of a warp make.
+  const int groups = kWarpLanes / lanes;
+  int strips_w = 1, strips_w_log2 = 0;
+  while (strips_w * strips_w * strip <= groups && 2 * strips_w <= groups) {
+    strips_w *= 2;
+    ++strips_w_log2;
+  }
+  return {{lanes, strips_w_log2}, groups / strips_w, strips_w * strip};
+}
 
 struct GroupPlace {
   int lane;      // within the group
@@ -126,7 +150,7 @@ struct GroupPlace {
 
   template <int kStrip>
   static __device__ __forceinline__ GroupPlace of(const Groups& groups, const Tile& tile) {
-    const int warp_lane = threadIdx.x % 32;
+    const int warp_lane = threadIdx.x % kWarpLanes;
     const int group = warp_lane / groups.lanes;
     const int strip_y = group >> groups.strips_w_log2;
     const int strip_x = group - (strip_y << groups.strips_w_log2);
@@ -152,31 +176,6 @@ template <typename A>
 __device__ __forceinline__ A sum_over_group(A x, int lanes) {
   for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(kFullWarp, x, step);
   return x;
-}
-
-// ---- host side
-
-struct GroupShape {
-  Groups groups;
-  int tile_h, tile_w;
-};
-
-inline GroupShape group_shape(int64_t head_dim, int strip) {
-  if (head_dim > 32 * kLaneFeatures) {
-    throw std::runtime_error("sdwa: head_dim must be at most 256 for the CUDA kernels, got " +
-                             std::to_string(head_dim));
-  }
-  int lanes = 1;
-  while (lanes * kLaneFeatures < head_dim) lanes *= 2;
-  // The tile is as square as 32 / lanes strips make it.
-  const int groups = 32 / lanes;
-  int strips_w_log2 = 0;
-  while ((1 << strips_w_log2) * strip * (1 << strips_w_log2) * 2 <= groups * 2 &&
-         (2 << strips_w_log2) <= groups) {
-    ++strips_w_log2;
-  }
-  const int strips_w = 1 << strips_w_log2;
-  return {{lanes, strips_w_log2}, groups / strips_w, strips_w * strip};
 }
 
 }  // namespace sdwa::cuda

@@ -1,21 +1,21 @@
-// How a problem is cut into the tiles that one warp each works on.
+// How a problem is cut into tiles, one per warp.
 //
-// For a head with dilation r the map falls into r x r sub-maps (phases) that share no key, and on
-// each of them the window is an ordinary dense one. A warp takes a tile of a sub-map. Tiles of one
-// image are numbered so that warps near in number share their halo: region by region, in a region
-// phase by phase, and in a phase row by row.
+// For a head with dilation r the map falls into r x r phases that share no key, and on each of them
+// the window is an ordinary dense one. A tile lies in one phase. The tiles of one image are
+// numbered so that warps near in number share their halo: region by region, in a region phase by
+// phase, and in a phase row by row.
 #pragma once
 
 #include <algorithm>
 #include <stdexcept>
 
-#include "device.cuh"
+#include "cuda/device.cuh"
 #include "problem.h"
 #include "window_geometry.h"
 
 namespace sdwa::cuda {
 
-// n / divisor for 0 <= n < 2^31 by one multiplication: the division of a peer cost it its speed.
+// n / divisor for 0 <= n < 2^31 by one multiplication: a division takes a warp many instructions.
 struct Divisor {
   uint32_t divisor, multiplier, shift;
 
@@ -42,89 +42,18 @@ struct HeadTiles {
   int32_t region_h;   // tiles of a region, vertically
   Divisor region_w;   // and horizontally
   Divisor region;     // region_h * region_w
-  Divisor phases;     // sub-maps of the map
+  Divisor phases;     // of the map
   Divisor phases_w;   // in one row of phases
-  Divisor regions_w;  // regions in one row of a sub-map
+  Divisor regions_w;  // in one row of a phase
   Divisor tiles;      // of one image
 };
 
-// Kernel parameters of all launches stay within the 4 KiB that every toolkit allows.
-constexpr int kHeadsPerLaunch = 32;
-
-struct Work {
-  int64_t first_image;
-  int32_t images;  // of this launch
-  int32_t height, width, heads, head_dim, kernel_h, kernel_w;
-  int32_t first_head;      // of this launch
-  Divisor launch_heads;    // heads of this launch
-  int32_t tile_h, tile_w;  // pixels of a tile
-  int32_t masked;
-  uint32_t zero;  // 0, unknown to the compiler (see matrix_tile.cuh)
-  HeadTiles head[kHeadsPerLaunch];
-};
-
-// The tile of the calling warp.
-struct Tile {
-  bool numbered;  // the warp has a tile
-  bool inside;    // and its first pixel is on the map
-  int32_t index;  // among those of its head in this launch
-  int64_t image;
-  int32_t head;
-  int32_t y, x;  // first pixel; the others follow in steps of the dilation
-  int32_t dilation_h, dilation_w;
-};
-
-__device__ __forceinline__ Tile find_tile(const Work& work) {
-  uint32_t slot = blockIdx.x;  // heads of one place run side by side
-  const uint32_t block = work.launch_heads.split(slot);
-  const HeadTiles& tiles = work.head[slot];
-  uint32_t rest = block * (blockDim.x / 32) + threadIdx.x / 32;
-
-  Tile tile;
-  tile.index = static_cast<int32_t>(rest);
-  tile.head = work.first_head + static_cast<int32_t>(slot);
-  tile.dilation_h = tiles.dilation_h;
-  tile.dilation_w = tiles.dilation_w;
-  const uint32_t image = tiles.tiles.split(rest);
-  tile.numbered = image < static_cast<uint32_t>(work.images);
-  tile.image = work.first_image + image;
-  uint32_t place = tiles.region.split(rest);
-  const uint32_t tile_y = tiles.region_w.split(rest);
-  uint32_t region = tiles.phases.split(place);
-  const uint32_t phase_y = tiles.phases_w.split(place);
-  const uint32_t region_y = tiles.regions_w.split(region);
-  const int32_t sub_y = static_cast<int32_t>(region_y * tiles.region_h + tile_y) * work.tile_h;
-  const int32_t sub_x = static_cast<int32_t>(region * tiles.region_w.divisor + rest) * work.tile_w;
-  tile.y = static_cast<int32_t>(phase_y) + sub_y * tiles.dilation_h;
-  tile.x = static_cast<int32_t>(place) + sub_x * tiles.dilation_w;
-  tile.inside = tile.numbered && tile.y < work.height && tile.x < work.width;
-  return tile;
-}
-
-// A (batch, height, width, heads, head_dim) tensor that is only read.
-template <typename T>
-struct View {
-  const T* data;
-  int64_t batch_stride, height_stride, width_stride, head_stride;
-
-  static View of(const InputView& view) {
-    return {static_cast<const T*>(view.data), view.batch_stride, view.height_stride,
-            view.width_stride, view.head_stride};
-  }
-  __device__ __forceinline__ int64_t offset(const Tile& tile, int32_t y, int32_t x) const {
-    return tile.image * batch_stride + y * height_stride + x * width_stride +
-           tile.head * head_stride;
-  }
-};
-
-// Index of a (batch, height, width, heads) element, in which contiguous outputs and lse are
-// counted.
-__device__ __forceinline__ int64_t token_index(const Work& work, const Tile& tile, int32_t y,
-                                               int32_t x) {
-  return ((tile.image * work.height + y) * work.width + x) * work.heads + tile.head;
-}
-
-// ---- host side
+// Tiles of a region: as many as a block of 8 warps works on.
+constexpr int64_t kRegionH = 2, kRegionW = 4;
+// Coordinates are 32-bit, and the taps of a window reach several maps beyond the map.
+constexpr int64_t kMostExtent = 1 << 26;
+// Of one image: all heads of a launch then make fewer than 2^31 blocks.
+constexpr int64_t kMostTiles = 1 << 27;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
@@ -135,12 +64,12 @@ inline HeadTiles head_tiles(const Problem& problem, int64_t head, int tile_h, in
   const int64_t dilation_w = std::min(problem.dilation[2 * head + 1], problem.width);
   const int64_t tiles_h = ceil_div(ceil_div(problem.height, dilation_h), tile_h);
   const int64_t tiles_w = ceil_div(ceil_div(problem.width, dilation_w), tile_w);
-  const int64_t region_h = std::min<int64_t>(2, tiles_h);
-  const int64_t region_w = std::min<int64_t>(4, tiles_w);
+  const int64_t region_h = std::min(kRegionH, tiles_h);
+  const int64_t region_w = std::min(kRegionW, tiles_w);
   const int64_t regions_w = ceil_div(tiles_w, region_w);
   const int64_t phases = dilation_h * dilation_w;
   const int64_t tiles = ceil_div(tiles_h, region_h) * regions_w * phases * region_h * region_w;
-  if (tiles > (1 << 27) || problem.height > (1 << 26) || problem.width > (1 << 26)) {
+  if (tiles > kMostTiles || problem.height > kMostExtent || problem.width > kMostExtent) {
     throw std::runtime_error("sdwa: a map of " + std::to_string(problem.height) + " x " +
                              std::to_string(problem.width) +
                              " is too large for the CUDA kernels (2^26 a side)");
@@ -156,8 +85,26 @@ inline HeadTiles head_tiles(const Problem& problem, int64_t head, int tile_h, in
           Divisor::of(tiles)};
 }
 
+// So many that the parameters of every kernel stay within the 4 KiB that all toolkits allow.
+constexpr int kHeadsPerLaunch = 32;
+// Blocks, and tiles of a head, in one launch: half of what a grid holds and a Divisor takes, which
+// leaves room to round up.
+constexpr int64_t kMostPerLaunch = INT32_MAX / 2;
+
+struct Work {
+  int64_t first_image;
+  int32_t images;  // of this launch
+  int32_t height, width, heads, head_dim, kernel_h, kernel_w;
+  int32_t first_head;      // of this launch
+  Divisor launch_heads;    // heads of this launch
+  int32_t tile_h, tile_w;  // pixels of a tile
+  int32_t masked;
+  uint32_t zero;  // 0, unknown to the compiler (see matrix_tile.cuh)
+  HeadTiles head[kHeadsPerLaunch];
+};
+
 // Calls run(work, blocks) for each launch that the problem needs: one, unless it has more heads
-// than the parameters hold or more tiles than a grid.
+// than the parameters hold or more tiles than a launch.
 template <typename Run>
 void for_each_launch(const Problem& problem, int tile_h, int tile_w, int warps, Run&& run) {
   Work work{};
@@ -179,9 +126,8 @@ void for_each_launch(const Problem& problem, int tile_h, int tile_w, int warps, 
       work.head[h] = head_tiles(problem, first_head + h, tile_h, tile_w);
       most_tiles = std::max<int64_t>(most_tiles, work.head[h].tiles.divisor);
     }
-    const int64_t most_blocks = (INT32_MAX / 2) / heads;
-    const int64_t images_at_once =
-        std::max<int64_t>(1, (std::min<int64_t>(INT32_MAX / 2, most_blocks * warps)) / most_tiles);
+    const int64_t launch_tiles = std::min(kMostPerLaunch, kMostPerLaunch / heads * warps);
+    const int64_t images_at_once = std::max<int64_t>(1, launch_tiles / most_tiles);
     for (int64_t image = 0; image < problem.batch; image += images_at_once) {
       const int64_t images = std::min(images_at_once, problem.batch - image);
       work.first_image = image;
@@ -189,6 +135,68 @@ void for_each_launch(const Problem& problem, int tile_h, int tile_w, int warps, 
       run(work, ceil_div(images * most_tiles, warps) * heads);
     }
   }
+}
+
+// The tile that one warp works on.
+struct Tile {
+  bool numbered;  // the warp has a tile
+  bool inside;    // the first pixel of the tile is on the map
+  int32_t index;  // among those of its head in this launch
+  int64_t image;
+  int32_t head;
+  int32_t y, x;  // first pixel; the others follow in steps of the dilation
+  int32_t dilation_h, dilation_w;
+};
+
+// The tile of the calling warp.
+__device__ __forceinline__ Tile find_tile(const Work& work) {
+  uint32_t slot = blockIdx.x;  // heads of one place run side by side
+  const uint32_t block = work.launch_heads.split(slot);
+  const HeadTiles& tiles = work.head[slot];
+  uint32_t rest = block * (blockDim.x / kWarpLanes) + threadIdx.x / kWarpLanes;
+
+  Tile tile;
+  tile.index = static_cast<int32_t>(rest);
+  tile.head = work.first_head + static_cast<int32_t>(slot);
+  tile.dilation_h = tiles.dilation_h;
+  tile.dilation_w = tiles.dilation_w;
+  const uint32_t image = tiles.tiles.split(rest);
+  tile.numbered = image < static_cast<uint32_t>(work.images);
+  tile.image = work.first_image + image;
+  uint32_t place = tiles.region.split(rest);
+  const uint32_t tile_y = tiles.region_w.split(rest);
+  uint32_t region = tiles.phases.split(place);
+  const uint32_t phase_y = tiles.phases_w.split(place);
+  const uint32_t region_y = tiles.regions_w.split(region);
+  const int32_t phase_row = static_cast<int32_t>(region_y * tiles.region_h + tile_y) * work.tile_h;
+  const int32_t phase_column =
+      static_cast<int32_t>(region * tiles.region_w.divisor + rest) * work.tile_w;
+  tile.y = static_cast<int32_t>(phase_y) + phase_row * tiles.dilation_h;
+  tile.x = static_cast<int32_t>(place) + phase_column * tiles.dilation_w;
+  tile.inside = tile.numbered && tile.y < work.height && tile.x < work.width;
+  return tile;
+}
+
+// A (batch, height, width, heads, head_dim) tensor that is only read.
+template <typename T>
+struct View {
+  const T* data;
+  int64_t batch_stride, height_stride, width_stride, head_stride;
+
+  static View of(const InputView& view) {
+    return {static_cast<const T*>(view.data), view.batch_stride, view.height_stride,
+            view.width_stride, view.head_stride};
+  }
+  __device__ __forceinline__ int64_t offset(const Tile& tile, int32_t y, int32_t x) const {
+    return tile.image * batch_stride + y * height_stride + x * width_stride +
+           tile.head * head_stride;
+  }
+};
+
+// Index of an element of (batch, height, width, heads), such as lse, and of a row of out.
+__device__ __forceinline__ int64_t token_index(const Work& work, const Tile& tile, int32_t y,
+                                               int32_t x) {
+  return ((tile.image * work.height + y) * work.width + x) * work.heads + tile.head;
 }
 
 }  // namespace sdwa::cuda

@@ -21,14 +21,6 @@ from tests.sdwa.cases import Case
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[2] / "csrc"
-KERNELS = (
-    "forward_matrix",
-    "forward_vector",
-    "backward_matrix_bfloat16",
-    "backward_matrix_float16",
-    "backward_vector",
-    "backward",
-)
 FLAGS = (
     "-O1 -g1 -std=c++20 -fsanitize=address,undefined -fno-sanitize-recover=all "
     "-Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-clobbered -DSDWA_CUDA_ON_HOST"
@@ -57,9 +49,8 @@ def build(folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     compiler = os.environ.get("CXX", "c++")
-    include = f"-I{CSRC} -I{CSRC / 'cuda'} -I{HERE}"
-    sources = [CSRC / "cuda" / f"{name}.cu" for name in KERNELS]
-    sources += [HERE / "fibers.cpp", HERE / "main.cpp"]
+    include = f"-I{CSRC} -I{HERE}"
+    sources = [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "fibers.cpp", HERE / "main.cpp"]
     lines = [
         "rule compile",
         f"  command = {compiler} {FLAGS} {include} -MMD -MF $out.d -x c++ -c $in -o $out",

@@ -1,4 +1,4 @@
-// CUDA as the kernels of csrc/cuda see it, on the host: blocks of fibers, one a thread.
+// CUDA as the kernels of csrc/cuda see it, on the host: blocks of fibers, one per thread.
 //
 // Lanes meet at every warp collective (shuffle, matrix product, __syncwarp) and threads at every
 // __syncthreads. What a device leaves undefined is an error here: lanes of one warp that meet
@@ -44,7 +44,7 @@ inline double2 make_double2(double x, double y) { return {x, y}; }
 
 namespace sdwa::cuda {
 
-using Stream = int;
+using Stream = void*;
 
 namespace emulation {
 

@@ -6,7 +6,7 @@
 #include <memory>
 #include <vector>
 
-#include "device.cuh"
+#include "cuda/device.cuh"
 
 #if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>

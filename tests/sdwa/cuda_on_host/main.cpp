@@ -8,7 +8,8 @@
 #include <cstdlib>
 #include <vector>
 
-#include "launch.h"
+#include "cuda/device.cuh"
+#include "cuda/launch.h"
 
 namespace {
 
@@ -89,7 +90,7 @@ bool run_case(Files& files) {
   cuda::launch_forward(
       {problem, query.view, key.view, value.view, header.has_bias ? bias.bytes.data() : nullptr,
        out.bytes.data(), lse.bytes.data()},
-      0);
+      nullptr);
 
   // The caller of the backward operator may bring an `out` that starts anywhere in its storage.
   Array moved_out(map_bytes + header.out_shift * size);
@@ -110,7 +111,7 @@ bool run_case(Files& files) {
                               grad_value.bytes.data(),
                               header.has_bias ? grad_bias.bytes.data() : nullptr};
   Array workspace(cuda::backward_workspace_bytes(backward));
-  cuda::launch_backward(backward, workspace.bytes.data(), 0);
+  cuda::launch_backward(backward, workspace.bytes.data(), nullptr);
 
   for (const Array* array : {&out, &lse, &grad_query, &grad_key, &grad_value, &grad_bias}) {
     files.write(array->bytes);

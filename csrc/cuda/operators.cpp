@@ -1,7 +1,4 @@
 // The operators on CUDA tensors: from tensors to a launch on the current stream.
-//
-// Host code alone; nvcc's passes for the device skip it.
-#if !defined(__CUDA_ARCH__)
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -9,7 +6,7 @@
 
 #include "build_facts.h"
 #include "checks.h"
-#include "launch.h"
+#include "cuda/launch.h"
 
 extern "C" AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device_index,
                                                              void** ret_stream);
@@ -20,10 +17,10 @@ namespace {
 using OptionalTensor = std::optional<Tensor>;
 using Integers = std::vector<int64_t>;
 
-Stream current_stream(const Tensor& tensor) {
+void* current_stream(const Tensor& tensor) {
   void* stream = nullptr;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream));
-  return static_cast<Stream>(stream);
+  return stream;
 }
 
 std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value,
@@ -66,4 +63,3 @@ STABLE_TORCH_LIBRARY_IMPL(sdwa, CompositeExplicitAutograd, m) {
 }
 
 }  // namespace sdwa::cuda
-#endif

@@ -1,0 +1,112 @@
+// Which family of kernels takes a call, and the workspace of the backward pass.
+#include <cmath>
+
+#include "cuda/bias_parts.cuh"
+#include "cuda/kernels.h"
+#include "cuda/launch.h"
+#include "cuda/matrix_tile.cuh"
+#include "cuda/vector_group.cuh"
+
+namespace sdwa::cuda {
+namespace {
+
+bool is_empty(const Problem& problem) {
+  return problem.batch * problem.height * problem.width * problem.heads == 0;
+}
+
+// Whether places within a tile's neighbourhood differ by less than 2^31 elements.
+template <typename Args>
+bool has_short_steps(const Args& args) {
+  // More than any neighbourhood has rows or columns.
+  constexpr double kMostSteps = 16;
+  static_assert(Neighbourhood<7>::kRows < kMostSteps && Neighbourhood<7>::kColumns < kMostSteps);
+  const Problem& problem = args.problem;
+  for (const InputView& view : row_views(args)) {
+    for (int64_t h = 0; h < problem.heads; ++h) {
+      const int64_t dilation_h = std::min(problem.dilation[2 * h], problem.height);
+      const int64_t dilation_w = std::min(problem.dilation[2 * h + 1], problem.width);
+      const double step = std::abs(static_cast<double>(dilation_h) * view.height_stride) +
+                          std::abs(static_cast<double>(dilation_w) * view.width_stride);
+      if (!(kMostSteps * step < INT32_MAX)) return false;
+    }
+  }
+  return true;
+}
+
+template <typename Args>
+bool takes_matrix_path(const Args& args) {
+  const int side = with_window(args.problem, [](auto kernel) { return kernel.value; });
+  const int access = side == 3 ? 8 : kWideAccess;  // bytes, as `with_features` has kernels for
+  return element_size(args.problem.dtype) == 2 && side > 0 && row_alignment(args) >= access &&
+         has_short_steps(args);
+}
+
+// Bytes of the parts of the workspace, which lie one behind the other.
+struct Workspace {
+  size_t delta, bias_parts;
+};
+
+Workspace workspace_of(const BackwardArgs& args) {
+  const Problem& problem = args.problem;
+  const size_t sum_size = problem.dtype == Dtype::kFloat64 ? 8 : 4;
+  Workspace bytes{};
+  int tile_h = 0, tile_w = 0;
+  if (takes_matrix_path(args)) {
+    with_window(problem, [&](auto kernel) {
+      if constexpr (kernel > 0) {
+        tile_h = Neighbourhood<kernel>::kTileH, tile_w = Neighbourhood<kernel>::kTileW;
+      }
+    });
+  } else {
+    const GroupShape shape = group_shape(problem.head_dim, 1);
+    tile_h = shape.tile_h, tile_w = shape.tile_w;
+    bytes.delta = problem.batch * problem.height * problem.width * problem.heads * sum_size;
+    bytes.delta = ceil_div(bytes.delta, kWideAccess) * kWideAccess;  // bias_parts start aligned
+  }
+  if (args.grad_bias != nullptr) {
+    bytes.bias_parts = bias_part_rows(problem, tile_h, tile_w) * problem.heads * problem.kernel_h *
+                       problem.kernel_w * sum_size;
+  }
+  return bytes;
+}
+
+}  // namespace
+
+void launch_forward(const ForwardArgs& args, void* stream_pointer) {
+  if (is_empty(args.problem)) return;
+  const Stream stream = static_cast<Stream>(stream_pointer);
+  if (takes_matrix_path(args)) {
+    launch_forward_matrix(args, stream);
+  } else {
+    launch_forward_vector(args, stream);
+  }
+}
+
+size_t backward_workspace_bytes(const BackwardArgs& args) {
+  if (is_empty(args.problem)) return 0;
+  const Workspace bytes = workspace_of(args);
+  return bytes.delta + bytes.bias_parts;
+}
+
+void launch_backward(const BackwardArgs& args, void* workspace, void* stream_pointer) {
+  const Stream stream = static_cast<Stream>(stream_pointer);
+  if (is_empty(args.problem)) {
+    // The sum of no rows.
+    if (args.grad_bias != nullptr && args.problem.heads > 0 && args.problem.height > 0 &&
+        args.problem.width > 0) {
+      launch_sum_bias_parts(args, nullptr, 1, 1, stream);
+    }
+    return;
+  }
+  auto* const bytes = static_cast<unsigned char*>(workspace);
+  void* const bias_parts = args.grad_bias == nullptr ? nullptr : bytes + workspace_of(args).delta;
+  if (!takes_matrix_path(args)) {
+    launch_backward_vector(args, bytes, bias_parts, stream);
+  } else if (args.problem.dtype == Dtype::kBFloat16) {
+    launch_backward_matrix_bfloat16(args, static_cast<float*>(bias_parts), stream);
+  } else {
+    launch_backward_matrix_float16(args, static_cast<float*>(bias_parts), stream);
+  }
+}
+
+}  // namespace sdwa::cuda
