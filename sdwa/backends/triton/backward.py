@@ -2,10 +2,12 @@
 
 Every gradient is gathered by the program that owns it: a key collects from the queries whose
 windows hold it, so nothing is added atomically and each sum has one order. Probabilities are
-recomputed from lse. With delta = sum(dout * out) - dlse:
+recomputed from lse. With delta = sum(grad_out * out) - grad_lse, per tap and query:
 
-    p = exp(score - lse)    dp = <dout, v>    ds = p * (dp - delta)
-    dq = scale * sum_t ds k    dk = scale * sum_t ds q    dv = sum_t p dout    dbias = sum ds
+    probability = exp(score - lse)                  grad_query = scale * sum_t grad_score k
+    grad_probability = <grad_out, v>                grad_key = scale * sum_t grad_score q
+    grad_score = probability                        grad_value = sum_t probability grad_out
+                 * (grad_probability - delta)       grad_bias = sum grad_score
 """
 
 # Triton's language grows tuples by addition only, and a tuple there has no fixed type.
@@ -25,11 +27,11 @@ from .products import add_weighted_row, row_products, row_scores
 
 @triton.jit(do_not_specialize=["height", "width", "heads", "blocks"])
 def delta_kernel(
-    dout_ptr,
+    grad_out_ptr,
     out_ptr,
-    dlse_ptr,
+    grad_lse_ptr,
     delta_ptr,
-    dout_strides,
+    grad_out_strides,
     height,
     width,
     heads,
@@ -40,11 +42,11 @@ def delta_kernel(
     BLOCK: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Writes delta (batch, height, width, heads) float32: sum(dout * out) - dlse.
+    """Writes delta (batch, height, width, heads) float32: sum(grad_out * out) - grad_lse.
 
-    A program takes `BLOCK` of the width * heads tokens of one row of a map, one of `blocks`. dout
-    has the given strides of (batch, height, width, heads), the others are contiguous; dlse may be
-    None.
+    A program takes `BLOCK` of the width * heads tokens of one row of a map, one of `blocks`.
+    grad_out has the given strides of (batch, height, width, heads), the others are contiguous;
+    grad_lse may be None.
     """
     OUT_ALIGN: tl.constexpr = HEAD_DIM & -HEAD_DIM
     program = tl.program_id(0)
@@ -57,60 +59,60 @@ def delta_kernel(
 
     # A row is a map of width x heads pixels here.
     y = row - batch * height
-    strides = (dout_strides[0], dout_strides[2], dout_strides[3], dout_strides[1])
-    dout_row = map_view(dout_ptr, strides, batch, y, ALIGN, INDEX_64)
-    dout = load_token(dout_row, x, head, valid, HEAD_DIM, BLOCK_D, ALIGN)
+    strides = (grad_out_strides[0], grad_out_strides[2], grad_out_strides[3], grad_out_strides[1])
+    grad_out_row = map_view(grad_out_ptr, strides, batch, y, ALIGN, INDEX_64)
+    grad_out = load_token(grad_out_row, x, head, valid, HEAD_DIM, BLOCK_D, ALIGN)
     first = row.to(tl.int64) * (width * heads)
     out_row = (out_ptr + tl.multiple_of(first * HEAD_DIM, OUT_ALIGN), heads * HEAD_DIM, HEAD_DIM)
     out = load_token(out_row, x, head, valid, HEAD_DIM, BLOCK_D, OUT_ALIGN)
 
-    product = dout[0] * out[0]
+    product = grad_out[0] * out[0]
     for chunk in tl.static_range(1, (HEAD_DIM + BLOCK_D - 1) // BLOCK_D):
-        product = tl.fma(dout[chunk], out[chunk], product)
+        product = tl.fma(grad_out[chunk], out[chunk], product)
     delta = tl.sum(product, axis=1)
-    if dlse_ptr is not None:
-        delta -= tl.load(dlse_ptr + first + index, mask=valid, other=0.0)
+    if grad_lse_ptr is not None:
+        delta -= tl.load(grad_lse_ptr + first + index, mask=valid, other=0.0)
     tl.store(delta_ptr + first + index, delta, mask=valid)
 
 
 @inline
 def score_gradients(
     scores,
-    weight_products,
+    grad_probabilities,
     lse,
     delta,
     KERNEL_W: tl.constexpr,
     MIRRORED: tl.constexpr,
     STRIP: tl.constexpr,
 ):
-    """(p, ds) of a row of taps, flat tuples like `scores` and `weight_products` (dp).
+    """(probabilities, grad_scores) of a row of taps, flat tuples like those given.
 
     lse and delta belong to queries: to those of the strip, or, `MIRRORED`, to those of the row.
     """
     probabilities = ()
-    gradients = ()
+    grad_scores = ()
     for i in tl.static_range(STRIP):
         for tap in tl.static_range(KERNEL_W):
             lse_of_query = lse[i + tap if MIRRORED else i]
             delta_of_query = delta[i + tap if MIRRORED else i]
-            p = tl.exp(scores[i * KERNEL_W + tap] - lse_of_query)
-            ds = p * (weight_products[i * KERNEL_W + tap] - delta_of_query)
-            probabilities = probabilities + (p,)
-            gradients = gradients + (ds,)
-    return probabilities, gradients
+            probability = tl.exp(scores[i * KERNEL_W + tap] - lse_of_query)
+            grad_score = probability * (grad_probabilities[i * KERNEL_W + tap] - delta_of_query)
+            probabilities = probabilities + (probability,)
+            grad_scores = grad_scores + (grad_score,)
+    return probabilities, grad_scores
 
 
 @inline
 def query_row(
-    dq,
+    grad_query,
     q,
-    dout,
+    grad_out,
     lse,
     delta,
     k_map,
     v_map,
     bias_row,
-    partial_row,
+    bias_parts_row,
     y,
     x,
     dilation_w,
@@ -125,33 +127,33 @@ def query_row(
     BLOCK_D: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """`dq` / scale plus what one row of taps, on map row `y`, adds to it.
+    """`grad_query` / scale plus what one row of taps, on map row `y`, adds to it.
 
-    Writes the row's part of dbias to `partial_row` (KERNEL_W,) unless that is None.
+    Writes the row's part of grad_bias to `bias_parts_row` (KERNEL_W,) unless that is None.
     """
     columns, valid = window_row(y, x, dilation_w, height, width, KERNEL_W, STRIP)
     keys = load_row(k_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
     values = load_row(v_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
     scores = row_scores(q, keys, valid, bias_row, scale, KERNEL_W, MASKED, False, STRIP, CHUNKS)
-    weight_products = row_products(dout, values, KERNEL_W, STRIP, CHUNKS)
-    _, ds = score_gradients(scores, weight_products, lse, delta, KERNEL_W, False, STRIP)
-    if partial_row is not None:
+    grad_probabilities = row_products(grad_out, values, KERNEL_W, STRIP, CHUNKS)
+    _, grad_scores = score_gradients(scores, grad_probabilities, lse, delta, KERNEL_W, False, STRIP)
+    if bias_parts_row is not None:
         for tap in tl.static_range(KERNEL_W):
-            total = ds[tap]
+            total = grad_scores[tap]
             for query in tl.static_range(1, STRIP):
-                total += ds[query * KERNEL_W + tap]
-            tl.store(partial_row + tap, tl.sum(total, axis=0))
-    return add_weighted_row(dq, keys, ds, 0, KERNEL_W, STRIP, CHUNKS)
+                total += grad_scores[query * KERNEL_W + tap]
+            tl.store(bias_parts_row + tap, tl.sum(total, axis=0))
+    return add_weighted_row(grad_query, keys, grad_scores, 0, KERNEL_W, STRIP, CHUNKS)
 
 
 @inline
 def key_row(
-    dk,
-    dv,
+    grad_key,
+    grad_value,
     k,
     v,
     q_map,
-    dout_map,
+    grad_out_map,
     lse_map,
     delta_map,
     bias_row,
@@ -168,19 +170,24 @@ def key_row(
     BLOCK_D: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
-    """`dk` / scale and `dv` plus what the queries of map row `y` that see these keys add."""
+    """`grad_key` / scale and `grad_value` plus what one row of queries adds to them.
+
+    Those are the queries on map row `y` that see these keys.
+    """
     columns, valid = window_row(y, x, dilation_w, height, width, KERNEL_W, STRIP)
     queries = load_row(q_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
-    douts = load_row(dout_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
+    grad_outs = load_row(grad_out_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
     # A query off the map gives every key the probability exp(-inf).
     lse = load_scalars(lse_map, y, columns, valid, float("inf"))
     delta = load_scalars(delta_map, y, columns, valid, 0.0)
     scores = row_scores(k, queries, valid, bias_row, scale, KERNEL_W, False, True, STRIP, CHUNKS)
-    weight_products = row_products(v, douts, KERNEL_W, STRIP, CHUNKS)
-    p, ds = score_gradients(scores, weight_products, lse, delta, KERNEL_W, True, STRIP)
-    dk = add_weighted_row(dk, queries, ds, 0, KERNEL_W, STRIP, CHUNKS)
-    dv = add_weighted_row(dv, douts, p, 0, KERNEL_W, STRIP, CHUNKS)
-    return dk, dv
+    grad_probabilities = row_products(v, grad_outs, KERNEL_W, STRIP, CHUNKS)
+    probabilities, grad_scores = score_gradients(
+        scores, grad_probabilities, lse, delta, KERNEL_W, True, STRIP
+    )
+    grad_key = add_weighted_row(grad_key, queries, grad_scores, 0, KERNEL_W, STRIP, CHUNKS)
+    grad_value = add_weighted_row(grad_value, grad_outs, probabilities, 0, KERNEL_W, STRIP, CHUNKS)
+    return grad_key, grad_value
 
 
 @triton.jit(do_not_specialize=["height", "width", "heads", "tiles_y", "tiles_x", "scale"])
@@ -189,18 +196,18 @@ def backward_kernel(
     k_ptr,
     v_ptr,
     bias_ptr,
-    dout_ptr,
+    grad_out_ptr,
     lse_ptr,
     delta_ptr,
-    dq_ptr,
-    dk_ptr,
-    dv_ptr,
-    partial_ptr,
+    grad_query_ptr,
+    grad_key_ptr,
+    grad_value_ptr,
+    bias_parts_ptr,
     table_ptr,
     q_strides,
     k_strides,
     v_strides,
-    dout_strides,
+    grad_out_strides,
     height,
     width,
     heads,
@@ -218,11 +225,12 @@ def backward_kernel(
     STRIP: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Writes dq, dk, dv, contiguous, and each program's part of dbias.
+    """Writes grad_query, grad_key, grad_value, contiguous, and each program's part of grad_bias.
 
-    Of two groups of `heads` programs the first takes a tile as queries (dq and dbias), the second
-    the same tile as keys (dk and dv): what one has read is in the L2 cache for the other.
-    partial: (batch * tiles_y * tiles_x, heads, KERNEL_H, KERNEL_W) float32, None where bias is;
+    Of two groups of `heads` programs the first takes a tile as queries (grad_query and grad_bias),
+    the second the same tile as keys (grad_key and grad_value): what one has read is in the L2 cache
+    for the other.
+    bias_parts: (batch * tiles_y * tiles_x, heads, KERNEL_H, KERNEL_W) float32, None where bias is;
     lse, delta: contiguous; the others as in `forward_kernel`.
     """
     CHUNKS: tl.constexpr = (HEAD_DIM + BLOCK_D - 1) // BLOCK_D
@@ -240,7 +248,7 @@ def backward_kernel(
     q_map = map_view(q_ptr, q_strides, batch, head, ALIGN, INDEX_64)
     k_map = map_view(k_ptr, k_strides, batch, head, ALIGN, INDEX_64)
     v_map = map_view(v_ptr, v_strides, batch, head, ALIGN, INDEX_64)
-    dout_map = map_view(dout_ptr, dout_strides, batch, head, ALIGN, INDEX_64)
+    grad_out_map = map_view(grad_out_ptr, grad_out_strides, batch, head, ALIGN, INDEX_64)
     pixels = height.to(tl.int64) * width * heads
     scalar_strides = (pixels, width * heads, heads, 1)
     lse_map = map_view(lse_ptr, scalar_strides, batch, head, 1, INDEX_64)
@@ -254,50 +262,53 @@ def backward_kernel(
     if takes_keys:
         k = load_row(k_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
         v = load_row(v_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
-        dk = zeros
-        dv = zeros
+        grad_key = zeros
+        grad_value = zeros
         for tap_h in tl.range(KERNEL_H, loop_unroll_factor=UNROLL):
             row_y = tap_coordinate(y, tap_h, dilation_h, KERNEL_H)
             bias_row = None
             if bias_ptr is not None:
                 bias_row = bias_ptr + ((head + 1) * KERNEL_H - 1 - tap_h) * KERNEL_W
-            dk, dv = key_row(
-                dk, dv, k, v, q_map, dout_map, lse_map, delta_map, bias_row, row_y, x,
-                dilation_w, height, width, scale,
+            grad_key, grad_value = key_row(
+                grad_key, grad_value, k, v, q_map, grad_out_map, lse_map, delta_map, bias_row,
+                row_y, x, dilation_w, height, width, scale,
                 HEAD_DIM, KERNEL_W, ALIGN, STRIP, BLOCK_D, CHUNKS,
             )  # fmt: skip
-        dk_map = map_view(dk_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)
-        dv_map = map_view(dv_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)
+        grad_key_map = map_view(grad_key_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)
+        grad_value_map = map_view(grad_value_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)
         for i in tl.static_range(STRIP):
             store_token(
-                dk_map, y, columns[i], valid[i], dk, i * CHUNKS, scale, HEAD_DIM, BLOCK_D, OUT_ALIGN
-            )
+                grad_key_map, y, columns[i], valid[i], grad_key, i * CHUNKS, scale,
+                HEAD_DIM, BLOCK_D, OUT_ALIGN,
+            )  # fmt: skip
             store_token(
-                dv_map, y, columns[i], valid[i], dv, i * CHUNKS, 1.0, HEAD_DIM, BLOCK_D, OUT_ALIGN
-            )
+                grad_value_map, y, columns[i], valid[i], grad_value, i * CHUNKS, 1.0,
+                HEAD_DIM, BLOCK_D, OUT_ALIGN,
+            )  # fmt: skip
     else:
         q = load_row(q_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
-        dout = load_row(dout_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
-        # A query off the map has probabilities exp(-inf), so nothing of it reaches dbias.
+        grad_out = load_row(grad_out_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
+        # A query off the map has probabilities exp(-inf), so nothing of it reaches grad_bias.
         lse = load_scalars(lse_map, y, columns, valid, float("inf"))
         delta = load_scalars(delta_map, y, columns, valid, 0.0)
-        dq = zeros
+        grad_query = zeros
         for tap_h in tl.range(KERNEL_H, loop_unroll_factor=UNROLL):
             row_y = tap_coordinate(y, tap_h, dilation_h, KERNEL_H)
             bias_row = None
-            partial_row = None
+            bias_parts_row = None
             if bias_ptr is not None:
                 row = (head * KERNEL_H + tap_h) * KERNEL_W
                 bias_row = bias_ptr + row
-                partial = group.to(tl.int64) * heads * (KERNEL_H * KERNEL_W)
-                partial_row = partial_ptr + partial + row
-            dq = query_row(
-                dq, q, dout, lse, delta, k_map, v_map, bias_row, partial_row, row_y, x,
-                dilation_w, height, width, scale,
+                first = group.to(tl.int64) * heads * (KERNEL_H * KERNEL_W)
+                bias_parts_row = bias_parts_ptr + first + row
+            grad_query = query_row(
+                grad_query, q, grad_out, lse, delta, k_map, v_map, bias_row, bias_parts_row,
+                row_y, x, dilation_w, height, width, scale,
                 HEAD_DIM, KERNEL_W, MASKED, ALIGN, STRIP, BLOCK_D, CHUNKS,
             )  # fmt: skip
-        dq_map = map_view(dq_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)
+        grad_query_map = map_view(grad_query_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)
         for i in tl.static_range(STRIP):
             store_token(
-                dq_map, y, columns[i], valid[i], dq, i * CHUNKS, scale, HEAD_DIM, BLOCK_D, OUT_ALIGN
-            )
+                grad_query_map, y, columns[i], valid[i], grad_query, i * CHUNKS, scale,
+                HEAD_DIM, BLOCK_D, OUT_ALIGN,
+            )  # fmt: skip

@@ -1,24 +1,19 @@
-"""Block shapes of the Triton kernels: a static choice by problem, from `block_table.py`."""
+"""Block shapes of the Triton kernels: a static choice by problem."""
 
 from __future__ import annotations
 
 import os
 from typing import NamedTuple
 
-from .block_table import BLOCK_TABLE
-
 PASSES = ("forward", "backward")
-# Classes of problems that share an entry of the table: head dimensions up to, windows up to.
-HEAD_DIM_CLASSES = (16, 32, 64, 128, 256)
-WINDOW_CLASSES = (3, 5, 13)
 
 
 class Shape(NamedTuple):
-    """An entry of the table. What it says nothing about follows from the problem.
+    """What is chosen for a class of problems; the rest of `Blocks` follows from the problem.
 
-    strip: queries of one row that a lane works on together. chunks: at most so many tiles hold a
-    token. block_w: strips side by side in a tile. warps: of 32 threads each. lane_bytes: of every
-    chunk of a token that a lane owns; less than 16 where a lane has no registers for them.
+    strip: queries of one row that are worked on together. chunks: at most so many hold a token.
+    block_w: strips side by side in a tile. warps: of 32 lanes each. lane_bytes: of every chunk of a
+    token that a lane owns; less than 16 where a lane has no registers for them.
     """
 
     strip: int
@@ -48,16 +43,31 @@ class Blocks(NamedTuple):
         }
 
 
-def table_key(
-    which: str, element_size: int, head_dim: int, kernel_size: tuple[int, int]
-) -> tuple[str, int, int, int]:
-    """Key of the table: pass, bytes per element, and the smallest classes that hold the problem.
+# By pass and window. Chosen from the resource reports of the compiler (no spills, few instructions
+# per element), not yet from timings: `python -m benchmarks.triton_tune` takes those.
+SHAPES = {
+    ("forward", 3): Shape(strip=3, chunks=3, block_w=2, warps=4, lane_bytes=16),
+    ("forward", 5): Shape(strip=2, chunks=3, block_w=2, warps=4, lane_bytes=16),
+    ("forward", 13): Shape(strip=1, chunks=3, block_w=1, warps=4, lane_bytes=16),
+    ("backward", 3): Shape(strip=2, chunks=1, block_w=2, warps=4, lane_bytes=16),
+    ("backward", 5): Shape(strip=1, chunks=1, block_w=2, warps=4, lane_bytes=16),
+    ("backward", 13): Shape(strip=1, chunks=1, block_w=2, warps=4, lane_bytes=8),
+}
+# The side of the window up to which a rule holds. Larger windows run with the last.
+WINDOW_CLASSES = (3, 5, 13)
 
-    Windows beyond 13 x 13 run with the shapes of that class.
-    """
+
+def choose_shape(
+    which: str, element_size: int, head_dim: int, kernel_size: tuple[int, int]
+) -> Shape:
+    """The shape for a pass ("forward" or "backward"), bytes per element, and a problem."""
+    # Up to 9 taps the kernels work as on a window of 3 x 3.
     side = 3 if kernel_size[0] * kernel_size[1] <= 9 else max(kernel_size)
     window = next((c for c in WINDOW_CLASSES if side <= c), WINDOW_CLASSES[-1])
-    return which, element_size, next(c for c in HEAD_DIM_CLASSES if head_dim <= c), window
+    shape = SHAPES[which, window]
+    if (which, window, element_size) == ("forward", 13, 4) and head_dim <= 16:
+        return shape._replace(block_w=2)
+    return shape
 
 
 def choose_blocks(
@@ -74,7 +84,7 @@ def choose_blocks(
         # up less than twice its width.
         block_d = chunk_width(head_dim, 1)
         return Blocks(power_of_two(height), power_of_two(2 * width), 1, block_d, 1)
-    shape = Shape(*BLOCK_TABLE[table_key(which, element_size, head_dim, kernel_size)])
+    shape = choose_shape(which, element_size, head_dim, kernel_size)
     return fit_blocks(shape, element_size, head_dim, height, width)
 
 
@@ -98,10 +108,10 @@ def candidates(
 
 
 def fit_blocks(shape: Shape, element_size: int, head_dim: int, height: int, width: int) -> Blocks:
-    """The launch parameters that an entry means for a problem: tiles no larger than a small map.
+    """The launch parameters that a shape means for a problem: tiles no larger than a small map.
 
-    A lane owns the same bytes of every chunk of a token, so that each warp holds as many strips as
-    its lanes make up. Where tokens are aligned to less than 16 bytes it takes 8.
+    A lane owns the same bytes of every chunk of a token, 8 where tokens are aligned to less than
+    16 bytes, and a warp holds as many strips as its lanes suffice for.
     """
     block_d = chunk_width(head_dim, shape.chunks)
     aligned = (head_dim & -head_dim) * element_size >= 16
@@ -115,7 +125,7 @@ def fit_blocks(shape: Shape, element_size: int, head_dim: int, height: int, widt
 
 
 def chunk_width(head_dim: int, chunks: int) -> int:
-    """Lanes of a chunk: the power of two that wastes the fewest lanes in at most `chunks` chunks.
+    """Features of a chunk: the power of two that wastes fewest, with at most `chunks` per token.
 
     Of equals the narrowest, but none below 8, which is one access of 16 bytes in half precision.
     """

@@ -118,9 +118,9 @@ def attention_backward(
     Raises:
         ValueError: as `attention_forward`.
     """
-    dq, dk, dv = (query.new_empty(query.shape) for _ in range(3))
+    grad_query, grad_key, grad_value = (query.new_empty(query.shape) for _ in range(3))
     if not query.shape[0]:
-        return dq, dk, dv, lse.new_zeros((0,) if bias is None else bias.shape)
+        return grad_query, grad_key, grad_value, lse.new_zeros((0,) if bias is None else bias.shape)
     delta = torch.empty_like(lse)
     arguments, programs = delta_plan(tuple(query.shape), _strides(grad_out), query.element_size())
     with _on_device(query):
@@ -132,17 +132,18 @@ def attention_backward(
         "k_ptr": key,
         "v_ptr": value,
         "bias_ptr": bias,
-        "dout_ptr": grad_out,
+        "grad_out_ptr": grad_out,
         "lse_ptr": lse,
         "delta_ptr": delta,
-        "dq_ptr": dq,
-        "dk_ptr": dk,
-        "dv_ptr": dv,
+        "grad_query_ptr": grad_query,
+        "grad_key_ptr": grad_key,
+        "grad_value_ptr": grad_value,
     }
     strided = (query, key, value, grad_out)
-    partial = _launch("backward", tensors, strided, kernel_size, dilation, scale, masked)
+    bias_parts = _launch("backward", tensors, strided, kernel_size, dilation, scale, masked)
     # One order of summation, whatever the device does: no atomics here either.
-    return dq, dk, dv, lse.new_empty(0) if partial is None else partial.sum(0)
+    grad_bias = lse.new_empty(0) if bias_parts is None else bias_parts.sum(0)
+    return grad_query, grad_key, grad_value, grad_bias
 
 
 def _launch(
@@ -157,7 +158,7 @@ def _launch(
     """Runs a pass; `strided` are the tensors whose strides the kernel takes.
 
     Returns:
-        The partial sums of dbias, (units, heads, kernel_h, kernel_w) float32, or None.
+        What each tile adds to grad_bias, (units, heads, kernel_h, kernel_w) float32, or None.
     """
     query = strided[0]
     kernel = (kernel_size[0], kernel_size[1])
@@ -171,13 +172,13 @@ def _launch(
     )
 
     def run(plan: Plan) -> Tensor | None:
-        partial = None
+        bias_parts = None
         extra: dict[str, Any] = {}
         if which == "backward":
             bias = tensors["bias_ptr"]
             if bias is not None:
-                partial = bias.new_empty((plan.units, *bias.shape))
-            extra["partial_ptr"] = partial
+                bias_parts = bias.new_empty((plan.units, *bias.shape))
+            extra["bias_parts_ptr"] = bias_parts
         table = _table_on(plan.table, query.device)
         KERNELS[which][plan.grid](
             **tensors,
@@ -188,7 +189,7 @@ def _launch(
             num_warps=plan.warps,
             **OPTIONS,
         )
-        return partial
+        return bias_parts
 
     with _on_device(query):
         if os.environ.get("SDWA_TRITON_AUTOTUNE") == "1" and query.is_cuda:
@@ -210,7 +211,7 @@ def attention_plan(
     """The launch of the "forward" or "backward" kernel for a problem with at least one image.
 
     strides: of (batch, height, width, heads), for query, key, value and, backward, grad_out.
-    element_size: bytes. blocks: None for the choice of the table.
+    element_size: bytes. blocks: None for those of `choose_blocks`.
 
     Raises:
         ValueError: height or width beyond 2**26, a row of the map (width * heads * head_dim) beyond
@@ -234,7 +235,7 @@ def attention_plan(
     units = batch * tiles_y * tiles_x
     programs = units * heads * (2 if which == "backward" else 1)
     contiguous = (height * width * heads * head_dim, width * heads * head_dim, heads * head_dim)
-    names = ("q_strides", "k_strides", "v_strides", "dout_strides")
+    names = ("q_strides", "k_strides", "v_strides", "grad_out_strides")
     arguments = {
         **dict(zip(names, strides, strict=False)),
         "height": height,
@@ -266,7 +267,7 @@ def delta_plan(
         block = power_of_two(width * heads)
     blocks = -(-width * heads // block)
     arguments = {
-        "dout_strides": strides,
+        "grad_out_strides": strides,
         "height": height,
         "width": width,
         "heads": heads,
@@ -362,8 +363,10 @@ def _fastest_plan(
     if key not in _FASTEST:
         shape, _, element_size, kernel_size, _, _ = problem
         plans = [
-            attention_plan(which, *problem, fit_blocks(entry, element_size, shape[4], *shape[1:3]))
-            for entry in candidates(which, element_size, shape[4], kernel_size)
+            attention_plan(
+                which, *problem, fit_blocks(candidate, element_size, shape[4], *shape[1:3])
+            )
+            for candidate in candidates(which, element_size, shape[4], kernel_size)
         ]
         _FASTEST[key] = min(plans, key=lambda plan: do_bench(lambda: run(plan), warmup=5, rep=20))
     return _FASTEST[key]

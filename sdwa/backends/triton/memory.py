@@ -2,10 +2,10 @@
 
 A *map* is the part of a tensor that belongs to one image and one head: a pointer to its pixel
 (0, 0) and the strides of a row and a column. A *token* is one pixel of it, `HEAD_DIM` consecutive
-elements, held as a tuple of cdiv(HEAD_DIM, BLOCK_D) chunks of `BLOCK_D` lanes. So head dimensions
-such as 24, 48 or 96 waste no lane (3 chunks of 8, 16, 32), and a lane can own several 16-byte
-accesses, which makes sums over the head dimension cheaper. A ragged last chunk is masked, never
-read or written.
+features, held as a tuple of cdiv(HEAD_DIM, BLOCK_D) chunks of `BLOCK_D` features. So head
+dimensions such as 24, 48 or 96 waste nothing (3 chunks of 8, 16, 32), and a thread can own several
+16-byte accesses, which makes sums over the head dimension cheaper. A ragged last chunk is masked,
+never read or written.
 
 `ALIGN` is a power of two that divides all strides: what makes wide accesses legal.
 """
@@ -48,8 +48,8 @@ def chunk_mask(valid, chunk: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.c
     """Mask of one chunk of the tokens that are `valid` (BLOCK,): broadcasts to (BLOCK, BLOCK_D)."""
     mask = valid[:, None]
     if (chunk + 1) * BLOCK_D > HEAD_DIM:
-        lane = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
-        mask = mask & (lane < HEAD_DIM)[None, :]
+        feature = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
+        mask = mask & (feature < HEAD_DIM)[None, :]
     return mask
 
 
@@ -57,13 +57,13 @@ def chunk_mask(valid, chunk: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.c
 def load_token(
     view, y, x, valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr
 ):
-    """Tokens at `y`, `x` (BLOCK,), zero where not `valid`: one float32 (BLOCK, BLOCK_D) a chunk."""
+    """Tokens at `y`, `x` (BLOCK,), zero where not `valid`: a float32 (BLOCK, BLOCK_D) per chunk."""
     pointers = token_pointers(view, y, x, ALIGN)
     token = ()
     for chunk in tl.static_range((HEAD_DIM + BLOCK_D - 1) // BLOCK_D):
-        lane = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
+        feature = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
         mask = chunk_mask(valid, chunk, HEAD_DIM, BLOCK_D)
-        value = tl.load(pointers + lane[None, :], mask=mask, other=0.0)
+        value = tl.load(pointers + feature[None, :], mask=mask, other=0.0)
         token = token + (value.to(tl.float32),)
     return token
 
@@ -97,10 +97,10 @@ def store_token(
     """Writes `factor` times the token that starts at entry `first` of `tokens`."""
     pointers = token_pointers(view, y, x, ALIGN)
     for chunk in tl.static_range((HEAD_DIM + BLOCK_D - 1) // BLOCK_D):
-        lane = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
+        feature = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
         mask = chunk_mask(valid, chunk, HEAD_DIM, BLOCK_D)
         value = (tokens[first + chunk] * factor).to(view[0].dtype.element_ty)
-        tl.store(pointers + lane[None, :], value, mask=mask)
+        tl.store(pointers + feature[None, :], value, mask=mask)
 
 
 @inline

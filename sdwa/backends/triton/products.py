@@ -1,6 +1,6 @@
 """Products of a strip of tokens with one row of taps: what forward and backward have in common.
 
-A strip is a flat tuple of STRIP * CHUNKS tiles (BLOCK, BLOCK_D), a row of taps one of
+A strip is a flat tuple of STRIP * CHUNKS chunks (BLOCK, BLOCK_D), a row of taps one of
 (STRIP + KERNEL_W - 1) * CHUNKS; tap t of token i of the strip is token i + t of the row. Products
 and weights are flat tuples of STRIP * KERNEL_W entries (BLOCK,).
 """

@@ -1,4 +1,4 @@
-"""Window arithmetic of the Triton kernels against tables written by hand."""
+"""What is decided before a launch of the Triton kernels: tables, block shapes, limits."""
 
 import threading
 
@@ -8,7 +8,14 @@ import torch
 pytest.importorskip("triton")
 
 from sdwa.backends.triton import launch
-from sdwa.backends.triton.blocks import Shape, choose_blocks, chunk_width, fit_blocks, table_key
+from sdwa.backends.triton.blocks import (
+    SHAPES,
+    Shape,
+    choose_blocks,
+    choose_shape,
+    chunk_width,
+    fit_blocks,
+)
 from sdwa.backends.triton.geometry import head_table, tiles
 from sdwa.backends.triton.launch import (
     MAX_EXTENT,
@@ -17,30 +24,6 @@ from sdwa.backends.triton.launch import (
     delta_plan,
     needs_index_64,
 )
-
-
-def owned_pixels(dilation, height, width, strip, block_h, block_w):
-    """What `strip_origins` and `window_row` do, one strip at a time, in plain Python.
-
-    Returns:
-        For the one head of `dilation` the queries of each strip, (y, x) pairs on the map.
-    """
-    table = head_table(dilation, height, width, strip)
-    ((dilation_h, dilation_w, rows, long_phases, strips),) = table
-    down, across = tiles(table, height, block_h, block_w)
-    found = []
-    for row in range(down * block_h):
-        in_long = row < long_phases * (rows + 1)
-        length, start = rows + in_long, 0 if in_long else long_phases
-        phase = (row - start) // length
-        y = (row - start - phase * length) * dilation_h + phase
-        for column in range(across * block_w):
-            phase = column // strips
-            x = (column - phase * strips) * strip * dilation_w + phase
-            pixels = [(y, x + i * dilation_w) for i in range(strip)]
-            if row < height and phase < dilation_w:
-                found.append([(y, x) for y, x in pixels if x < width])
-    return found
 
 
 def test_head_table():
@@ -57,33 +40,6 @@ def test_tiles():
     table = head_table((1, 1, 3, 3), 7, 7, 2)  # 4 strips in a row, and 3 phases of 2
     assert tiles(table, 7, 4, 4) == (2, 2)
     assert tiles(table, 7, 8, 8) == (1, 1)
-
-
-def test_strips_of_a_small_map():
-    # 3 rows, 5 columns, dilation (2, 2), strips of 2: rows in the order 0, 2, 1; columns 0, 2 and 4
-    # of phase 0, then 1 and 3 of phase 1 with a strip that has nothing left.
-    assert owned_pixels((2, 2), 3, 5, 2, 1, 1) == [
-        [(0, 0), (0, 2)],
-        [(0, 4)],
-        [(0, 1), (0, 3)],
-        [],
-        [(2, 0), (2, 2)],
-        [(2, 4)],
-        [(2, 1), (2, 3)],
-        [],
-        [(1, 0), (1, 2)],
-        [(1, 4)],
-        [(1, 1), (1, 3)],
-        [],
-    ]
-
-
-@pytest.mark.parametrize("height,width", [(1, 1), (7, 7), (5, 13), (16, 3), (1, 29)])
-@pytest.mark.parametrize("dilation", [(1, 1), (2, 3), (3, 2), (4, 40)])
-@pytest.mark.parametrize("strip", [1, 2, 3, 4])
-def test_every_pixel_has_one_owner(height, width, dilation, strip):
-    pixels = [p for strip_ in owned_pixels(dilation, height, width, strip, 4, 2) for p in strip_]
-    assert sorted(pixels) == [(y, x) for y in range(height) for x in range(width)]
 
 
 def test_chunk_width():
@@ -111,10 +67,12 @@ def test_every_problem_has_blocks(which, element_size, kernel_size):
             assert blocks.block_h * blocks.block_w * lanes <= max(32 * blocks.warps, lanes)
 
 
-def test_table_classes():
-    assert table_key("forward", 2, 1, (1, 9)) == ("forward", 2, 16, 3)
-    assert table_key("backward", 4, 65, (5, 3)) == ("backward", 4, 128, 5)
-    assert table_key("forward", 2, 256, (15, 15)) == ("forward", 2, 256, 13)
+def test_shapes_by_window():
+    assert choose_shape("forward", 2, 1, (1, 9)) == SHAPES["forward", 3]
+    assert choose_shape("backward", 4, 65, (5, 3)) == SHAPES["backward", 5]
+    assert choose_shape("forward", 2, 256, (15, 15)) == SHAPES["forward", 13]
+    assert choose_shape("forward", 4, 17, (7, 7)) == SHAPES["forward", 13]
+    assert choose_shape("forward", 4, 16, (7, 7)) == SHAPES["forward", 13]._replace(block_w=2)
 
 
 def test_alignment():
