@@ -3,7 +3,7 @@
     python -m benchmarks.triton_resources
     python -m benchmarks.triton_resources --arch 90 --head-dim 64 --window 3 --dtype bf16
 
-Compiles ahead of time to machine code, which needs no GPU, with the block shapes of the table.
+Compiles ahead of time to machine code, which needs no GPU, with the block shapes of a launch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ HEAD_DIMS = (16, 24, 32, 48, 60, 64, 96, 128, 256)
 WINDOWS = (3, 5, 7, 13)
 PASSES = ("forward", "backward")
 # Of the input's type; the others are float32, the head table int32.
-INPUT_POINTERS = {f"{name}_ptr" for name in ("q", "k", "v", "out", "dout", "dq", "dk", "dv")}
+INPUT_POINTERS = {
+    f"{name}_ptr"
+    for name in ("q", "k", "v", "out", "grad_out", "grad_query", "grad_key", "grad_value")
+}
 
 
 class Kernel(NamedTuple):
@@ -78,7 +81,7 @@ def compile_kernel(kernel: Kernel, blocks: Blocks | None = None) -> Resources:
     constants: dict[str, Any] = {}
     aligned: dict[tuple[int], list[list[Any]]] = {}
     for index, name in enumerate(function.arg_names):
-        if name in ("bias_ptr", "partial_ptr") and not kernel.bias:
+        if name in ("bias_ptr", "bias_parts_ptr") and not kernel.bias:
             signature[name], constants[name] = "constexpr", None
         elif name.endswith("_ptr"):
             pointed = kernel.dtype if name in INPUT_POINTERS else "fp32"

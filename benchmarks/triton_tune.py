@@ -1,10 +1,11 @@
-"""Times every candidate block shape of the Triton kernels on this GPU and writes the table.
+"""Times every candidate block shape of the Triton kernels on this GPU, and prints the fastest.
 
     python -m benchmarks.triton_tune
-    python -m benchmarks.triton_tune --head-dim 64 --window 3 --output /tmp/block_table.py
+    python -m benchmarks.triton_tune --head-dim 64 --window 3
 
-Each entry is the shape with the smallest sum of logarithms of time over the maps of its class, so
-that no map size is favoured. Entries that were not asked for are kept. Needs a GPU.
+The fastest has the smallest sum of logarithms of time over the maps, so that no map size is
+favoured. Where it is not what `sdwa.backends.triton.blocks.choose_shape` says, both are printed.
+Needs a GPU.
 """
 
 from __future__ import annotations
@@ -12,24 +13,24 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from pathlib import Path
 
 import torch
 from triton.testing import do_bench
 
-from sdwa.backends.triton import block_table, launch
+from sdwa.backends.triton import launch
 from sdwa.backends.triton.blocks import (
-    HEAD_DIM_CLASSES,
     PASSES,
     WINDOW_CLASSES,
     Shape,
     candidates,
+    choose_shape,
     fit_blocks,
 )
 
 # (batch, height, width): the network's own map, and two that exceed a cache.
 MAPS = ((64, 7, 7), (16, 28, 28), (16, 56, 56))
 HEADS = 8
+HEAD_DIMS = (16, 32, 64, 128, 256)
 DILATION = (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3)  # the paper's: 2, 3 and 3 heads
 DTYPES = {2: torch.bfloat16, 4: torch.float32}
 
@@ -81,19 +82,6 @@ def best_shape(which: str, element_size: int, head_dim: int, window: int) -> Sha
     return min(scores, key=lambda entry: scores[entry])
 
 
-def table_source(table: dict[tuple[str, int, int, int], tuple[int, ...]], machine: str) -> str:
-    """The text of `block_table.py`."""
-    rows = "\n".join(f"    {key!r}: {tuple(table[key])}," for key in sorted(table, reverse=True))
-    return (
-        '"""Block shapes by problem: (pass, bytes, head_dim class, window class) -> '
-        "`blocks.Shape`.\n\n"
-        f"Written by `python -m benchmarks.triton_tune` on {machine}.\n"
-        '"""\n\n'
-        "BLOCK_TABLE: dict[tuple[str, int, int, int], tuple[int, int, int, int, int]] = {\n"
-        f"{rows}\n}}\n"
-    ).replace("'", '"')
-
-
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.triton_tune", description=(__doc__ or "").split("\n")[0]
@@ -102,13 +90,10 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--bytes", type=int, nargs="+", default=(2, 4), choices=(2, 4), help="of an element"
     )
-    parser.add_argument(
-        "--head-dim", type=int, nargs="+", default=HEAD_DIM_CLASSES, choices=HEAD_DIM_CLASSES
-    )
+    parser.add_argument("--head-dim", type=int, nargs="+", default=HEAD_DIMS, choices=HEAD_DIMS)
     parser.add_argument(
         "--window", type=int, nargs="+", default=WINDOW_CLASSES, choices=WINDOW_CLASSES
     )
-    parser.add_argument("--output", type=Path, default=Path(block_table.__file__))
     return parser.parse_args(arguments)
 
 
@@ -117,16 +102,17 @@ def main() -> int:
     if not torch.cuda.is_available():
         print("error: tuning times kernels and needs a GPU, PyTorch sees none", file=sys.stderr)
         return 2
-    table: dict[tuple[str, int, int, int], tuple[int, ...]] = dict(block_table.BLOCK_TABLE)
+    machine = f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
+    print(f"fastest block shapes on {machine}")
     for which in options.which:
         for element_size in options.bytes:
             for head_dim in options.head_dim:
                 for window in options.window:
                     shape = best_shape(which, element_size, head_dim, window)
-                    table[which, element_size, head_dim, window] = tuple(shape)
+                    chosen = choose_shape(which, element_size, head_dim, (window, window))
+                    note = "as chosen" if shape == chosen else f"chosen: {chosen}"
                     print(f"{which} {element_size} bytes {head_dim} {window}x{window}: {shape}")
-    machine = f"{torch.cuda.get_device_name()}, PyTorch {torch.__version__}"
-    options.output.write_text(table_source(table, machine))
+                    print(f"  {note}", flush=True)
     return 0
 
 
