@@ -19,12 +19,15 @@ import sdwa
 from sdwa.backends.triton import reasons_unavailable
 from tests.sdwa.assertions import assert_matches_float64, error, run
 from tests.sdwa.cases import CASES, GOLDEN, Case, draw
+from tests.sdwa.geometry_table import AXES, MIRRORED, TAP_COUNTS
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GOLDEN_PATHS = sorted(p for p in GOLDEN.glob("*.npz") if not p.name.startswith("module_"))
 
 if INTERPRETED:
+    from tests.sdwa.geometry_in_triton import owned_pixels, scores_of, sources_of
+
     # Lanes beyond the map divide by an empty sum; what they get is never stored.
     pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 else:
@@ -48,6 +51,72 @@ def interpreted(test):
     """Leaves a test out of the process that does not interpret."""
     test.__test__ = INTERPRETED
     return test
+
+
+@interpreted
+@pytest.mark.parametrize("axis", AXES.values(), ids=AXES)
+def test_taps_read_what_the_table_says(axis):
+    sources, on_map = sources_of(axis.kernel_size, axis.dilation, axis.length)
+    assert tuple(map(tuple, sources)) == axis.sources
+    assert on_map == [[mark == "#" for mark in marks] for marks in axis.on_map]
+
+
+@interpreted
+@pytest.mark.parametrize("masked", (False, True))
+@pytest.mark.parametrize("mirrored", (False, True))
+@pytest.mark.parametrize("axis", AXES.values(), ids=AXES)
+def test_taps_count_as_the_table_says(axis, mirrored, masked):
+    size = axis.kernel_size
+    scores = scores_of(size, axis.dilation, axis.length, masked=masked, mirrored=mirrored)
+    taps = MIRRORED[size] if mirrored else range(size)
+    assert scores == [
+        [
+            tap if TAP_COUNTS[mark == "#", masked] else float("-inf")
+            for tap, mark in zip(taps, marks, strict=True)
+        ]
+        for marks in axis.on_map
+    ]
+
+
+@interpreted
+@pytest.mark.parametrize("strip", (1, 2, 3))
+@pytest.mark.parametrize("axis", AXES.values(), ids=AXES)
+def test_pixels_are_numbered_phase_by_phase(axis, strip):
+    length, dilation = axis.length, axis.dilation
+    strips = owned_pixels((dilation, dilation), length, length, strip, 1, 1)
+    order = [pixel for phase in axis.phases for pixel in phase]
+    assert [pixel for queries in strips for pixel in queries] == [
+        (y, x) for y in order for x in order
+    ]
+
+
+@interpreted
+def test_strips_of_a_small_map():
+    # 3 rows, 5 columns, dilation (2, 2), strips of 2: rows in the order 0, 2, 1; columns 0, 2 and 4
+    # of phase 0, then 1 and 3 of phase 1 with a strip that has nothing left.
+    assert owned_pixels((2, 2), 3, 5, 2, 1, 1) == [
+        [(0, 0), (0, 2)],
+        [(0, 4)],
+        [(0, 1), (0, 3)],
+        [],
+        [(2, 0), (2, 2)],
+        [(2, 4)],
+        [(2, 1), (2, 3)],
+        [],
+        [(1, 0), (1, 2)],
+        [(1, 4)],
+        [(1, 1), (1, 3)],
+        [],
+    ]
+
+
+@interpreted
+@pytest.mark.parametrize("height,width", [(1, 1), (7, 7), (5, 13), (16, 3), (1, 29)])
+@pytest.mark.parametrize("dilation", [(1, 1), (2, 3), (3, 2), (4, 40)])
+@pytest.mark.parametrize("strip", [1, 2, 3, 4])
+def test_every_pixel_has_one_owner(height, width, dilation, strip):
+    pixels = [p for strip_ in owned_pixels(dilation, height, width, strip, 4, 2) for p in strip_]
+    assert sorted(pixels) == [(y, x) for y in range(height) for x in range(width)]
 
 
 @interpreted

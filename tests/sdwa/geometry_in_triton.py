@@ -1,0 +1,132 @@
+"""What Triton's window arithmetic computes, by small kernels that run in the interpreter."""
+
+# mypy: disable-error-code="assignment,index"
+
+import torch
+import triton
+import triton.language as tl
+
+from sdwa.backends.triton.blocks import power_of_two
+from sdwa.backends.triton.geometry import (
+    head_table,
+    on_map,
+    program_tile,
+    strip_origins,
+    tap_coordinate,
+    tiles,
+    window_row,
+)
+from sdwa.backends.triton.products import row_scores
+
+
+@triton.jit
+def axis_kernel(
+    sources_ptr, on_map_ptr, dilation, length, KERNEL: tl.constexpr, BLOCK: tl.constexpr
+):
+    """For pixels 0 .. BLOCK - 1 what each tap reads, and whether that is on the map.
+
+    Both int32 (BLOCK, KERNEL).
+    """
+    pixel = tl.arange(0, BLOCK)
+    for tap in tl.static_range(KERNEL):
+        source = tap_coordinate(pixel, tap, dilation, KERNEL)
+        tl.store(sources_ptr + pixel * KERNEL + tap, source)
+        tl.store(on_map_ptr + pixel * KERNEL + tap, on_map(source, length).to(tl.int32))
+
+
+@triton.jit
+def scores_kernel(
+    scores_ptr,
+    bias_ptr,
+    dilation,
+    length,
+    KERNEL: tl.constexpr,
+    MASKED: tl.constexpr,
+    MIRRORED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Scores (BLOCK, KERNEL) of a map of one row whose queries and keys are zero."""
+    pixel = tl.arange(0, BLOCK)
+    _, valid = window_row(pixel * 0, pixel, dilation, length * 0 + 1, length, KERNEL, 1)
+    zero = tl.zeros((BLOCK, 1), tl.float32)
+    keys = ()
+    for _ in tl.static_range(KERNEL):
+        keys = keys + (zero,)  # noqa: RUF005
+    scores = row_scores((zero,), keys, valid, bias_ptr, 1.0, KERNEL, MASKED, MIRRORED, 1, 1)
+    for tap in tl.static_range(KERNEL):
+        tl.store(scores_ptr + pixel * KERNEL + tap, scores[tap] + tl.zeros((BLOCK,), tl.float32))
+
+
+@triton.jit
+def owner_kernel(
+    pixels_ptr,
+    table_ptr,
+    height,
+    width,
+    tiles_y,
+    tiles_x,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    STRIP: tl.constexpr,
+):
+    """Writes y and x of each query of each strip, -1 off the map.
+
+    (rows, strips of a row, STRIP, 2), in the order in which the kernels number them.
+    """
+    _, head, tile_y, tile_x = program_tile(tl.program_id(0), 1, tiles_y, tiles_x)
+    y, x, _, dilation_w = strip_origins(
+        table_ptr, head, tile_y, tile_x, height, width, 1, 1, BLOCK_H, BLOCK_W, STRIP
+    )
+    columns, valid = window_row(y, x, dilation_w, height, width, 1, STRIP)
+    index = tl.arange(0, BLOCK_H * BLOCK_W)
+    row = tile_y * BLOCK_H + index // BLOCK_W
+    strip = row * (tiles_x * BLOCK_W) + tile_x * BLOCK_W + index % BLOCK_W
+    for query in tl.static_range(STRIP):
+        entry = pixels_ptr + (strip * STRIP + query) * 2
+        tl.store(entry, tl.where(valid[query], y, -1))
+        tl.store(entry + 1, tl.where(valid[query], columns[query], -1))
+
+
+def sources_of(kernel_size, dilation, length):
+    """(what each tap of each pixel reads, whether it is on the map): two nested lists."""
+    block = power_of_two(length)
+    sources, inside = (torch.zeros(block, kernel_size, dtype=torch.int32) for _ in range(2))
+    axis_kernel[(1,)](sources, inside, dilation, length, KERNEL=kernel_size, BLOCK=block)
+    return sources[:length].tolist(), inside[:length].bool().tolist()
+
+
+def scores_of(kernel_size, dilation, length, *, masked, mirrored):
+    """Scores of each tap of each pixel where the bias of tap t is t and all else is zero."""
+    block = power_of_two(length)
+    scores = torch.zeros(block, kernel_size)
+    scores_kernel[(1,)](
+        scores,
+        torch.arange(kernel_size, dtype=torch.float32),
+        dilation,
+        length,
+        KERNEL=kernel_size,
+        MASKED=masked,
+        MIRRORED=mirrored,
+        BLOCK=block,
+    )
+    return scores[:length].tolist()
+
+
+def owned_pixels(dilation, height, width, strip, block_h, block_w):
+    """For the one head of `dilation` the queries of each strip, (y, x) pairs on the map."""
+    table = head_table(dilation, height, width, strip)
+    down, across = tiles(table, height, block_h, block_w)
+    pixels = torch.full((down * block_h * across * block_w, strip, 2), -2, dtype=torch.int32)
+    owner_kernel[(down * across,)](
+        pixels,
+        torch.tensor(table, dtype=torch.int32),
+        height,
+        width,
+        down,
+        across,
+        BLOCK_H=block_h,
+        BLOCK_W=block_w,
+        STRIP=strip,
+    )
+    assert (pixels != -2).all()
+    return [[(y, x) for y, x in queries if y >= 0] for queries in pixels.tolist()]
