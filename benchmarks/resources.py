@@ -105,7 +105,7 @@ def _short_names(mangled: list[str]) -> dict[str, str]:
     plain = subprocess.run([tool], input=text, capture_output=True, text=True, check=True).stdout
     names = {}
     for name, line in zip(mangled, plain.splitlines(), strict=True):
-        line = re.sub(r"\(anonymous namespace\)::|sdwa::cuda::|^void ", "", line)
+        line = re.sub(r"\(anonymous namespace\)::|sdwa::(?:cuda::)?|^void ", "", line)
         line = line.split("(", 1)[0]
         line = re.sub(
             r"Features<(\d+), (true|false), (\d+)>",
