@@ -14,6 +14,7 @@ namespace sdwa::cuda {
 namespace {
 
 constexpr int kWarps = 4;  // of a block
+constexpr int kThreads = kWarps * kWarpLanes;
 
 template <typename T>
 struct BackwardParams {
@@ -123,7 +124,7 @@ struct Gradients {
                   counts ? power2(s - lse[half]) * (grad_probability[2 * half + e] - delta[half])
                          : 0.f;
               if (p.bias_parts.data != nullptr && in_window) {
-                const int tap = place.tap_y(half, t) * kKernel + place.tap_x(e);
+                const int tap = place.tap(half, t, e);
                 shared_grad_score()[(place.g + 8 * half) * kTaps + tap] = grad_score[e];
               }
             }
@@ -242,7 +243,7 @@ struct Gradients {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         if (!N::reaches(half, t) || !place.in_window(half, t, e)) continue;
-        const int tap = place.tap_y(half, t) * kKernel + place.tap_x(e);
+        const int tap = place.tap(half, t, e);
         to[half][e] = log2e_v<float> * bias[mirrored ? kTaps - 1 - tap : tap];
       }
     }
@@ -258,8 +259,9 @@ struct Gradients {
     float* const sums = p.bias_parts.row(p.work, place.tile);
     for (int tap = threadIdx.x % kWarpLanes; tap < kTaps; tap += kWarpLanes) {
       float sum = 0;
-      for (int pixel = 0; pixel < kTilePixels; ++pixel)
+      for (int pixel = 0; pixel < kTilePixels; ++pixel) {
         sum += shared_grad_score()[pixel * kTaps + tap];
+      }
       sums[tap] = sum;
     }
   }
@@ -270,7 +272,7 @@ template <int kKernel, typename Features>
 constexpr int kResidentBlocks = kKernel == 3 && Features::kChunk == 32 ? 3 : 2;
 
 template <typename T, int kKernel, typename Features>
-__global__ void __launch_bounds__(kWarps* kWarpLanes, kResidentBlocks<kKernel, Features>)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<kKernel, Features>)
     backward_matrix(const __grid_constant__ BackwardParams<T> p) {
   const Tile tile = find_tile(p.work);
   if (!tile.inside) {
@@ -311,8 +313,8 @@ void launch_kernel(const BackwardArgs& args, float* bias_parts, Stream stream) {
   with_features<kKernel, kKernel == 3>(problem.head_dim, row_alignment(args), [&](auto features) {
     for_each_launch(problem, N::kTileH, N::kTileW, kWarps, [&](const Work& work, int64_t blocks) {
       params.work = work;
-      launch("backward_matrix", backward_matrix<T, kKernel, decltype(features)>, blocks,
-             kWarps * kWarpLanes, shared, stream, params);
+      launch("backward_matrix", backward_matrix<T, kKernel, decltype(features)>, blocks, kThreads,
+             shared, stream, params);
     });
   });
   if (bias_parts != nullptr) {

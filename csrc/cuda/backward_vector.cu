@@ -9,7 +9,8 @@
 namespace sdwa::cuda {
 namespace {
 
-constexpr int kWarps = 4;           // of a block
+constexpr int kWarps = 4;  // of a block
+constexpr int kThreads = kWarps * kWarpLanes;
 constexpr int kResidentBlocks = 2;  // that the compiler leaves registers for, without spills
 
 template <typename T>
@@ -31,8 +32,7 @@ struct BackwardParams {
 };
 
 template <typename T, bool kWide>
-__global__ void __launch_bounds__(kWarps* kWarpLanes)
-    row_delta(const __grid_constant__ BackwardParams<T> p) {
+__global__ void __launch_bounds__(kThreads) row_delta(const __grid_constant__ BackwardParams<T> p) {
   using Row = LaneRow<T, kWide>;
   const Tile tile = find_tile(p.work);
   if (!tile.inside) return;
@@ -50,7 +50,7 @@ __global__ void __launch_bounds__(kWarps* kWarpLanes)
 
 // kKernel 0: any window.
 template <typename T, int kKernel, bool kWide>
-__global__ void __launch_bounds__(kWarps* kWarpLanes, kResidentBlocks)
+__global__ void __launch_bounds__(kThreads, kResidentBlocks)
     backward_vector(const __grid_constant__ BackwardParams<T> p) {
   using A = Accumulation<T>;
   using Row = LaneRow<T, kWide>;
@@ -197,7 +197,7 @@ void launch_one(const BackwardArgs& args, void* delta, void* bias_parts, Stream 
     for_each_launch(problem, shape.tile_h, shape.tile_w, kWarps,
                     [&](const Work& work, int64_t blocks) {
                       params.work = work;
-                      launch(name, kernel, blocks, kWarps * kWarpLanes, 0, stream, params);
+                      launch(name, kernel, blocks, kThreads, 0, stream, params);
                     });
   };
   launch_all("row_delta", row_delta<T, kWide>);

@@ -6,6 +6,7 @@ namespace sdwa::cuda {
 namespace {
 
 constexpr int kWarps = 8;  // of a block
+constexpr int kThreads = kWarps * kWarpLanes;
 
 template <typename T>
 struct ForwardParams {
@@ -18,7 +19,7 @@ struct ForwardParams {
 };
 
 template <typename T, int kKernel, typename Features>
-__global__ void __launch_bounds__(kWarps* kWarpLanes)
+__global__ void __launch_bounds__(kThreads)
     forward_matrix(const __grid_constant__ ForwardParams<T> p) {
   using N = Neighbourhood<kKernel>;
   using F = Fragments<T, kKernel, Features>;
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(kWarps* kWarpLanes)
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
           if (N::reaches(half, t) && place.in_window(half, t, e)) {
-            log2_p[t][e] += log2e_v<float> * bias[place.tap_y(half, t) * kKernel + place.tap_x(e)];
+            log2_p[t][e] += log2e_v<float> * bias[place.tap(half, t, e)];
           }
         }
       }
@@ -115,7 +116,7 @@ void launch_kernel(const ForwardArgs& args, Stream stream) {
                     [&](const Work& work, int64_t blocks) {
                       params.work = work;
                       launch("forward_matrix", forward_matrix<T, kKernel, decltype(features)>,
-                             blocks, kWarps * kWarpLanes, 0, stream, params);
+                             blocks, kThreads, 0, stream, params);
                     });
   });
 }

@@ -8,6 +8,7 @@ namespace sdwa::cuda {
 namespace {
 
 constexpr int kWarps = 4;  // of a block
+constexpr int kThreads = kWarps * kWarpLanes;
 template <typename A>
 constexpr A kLowest = std::numeric_limits<A>::lowest();
 
@@ -27,7 +28,7 @@ SDWA_HD constexpr int strip_of(int kernel) { return kernel == 3 || kernel == 5 ?
 
 // Square windows of kKernel, all scores at once in registers.
 template <typename T, int kKernel>
-__global__ void __launch_bounds__(kWarps* kWarpLanes)
+__global__ void __launch_bounds__(kThreads)
     forward_strip(const __grid_constant__ ForwardParams<T> p) {
   using A = Accumulation<T>;
   using Row = LaneRow<T, true>;
@@ -137,7 +138,7 @@ __global__ void __launch_bounds__(kWarps* kWarpLanes)
 
 // Any window, one tap after the other with a running maximum.
 template <typename T, bool kWide>
-__global__ void __launch_bounds__(kWarps* kWarpLanes)
+__global__ void __launch_bounds__(kThreads)
     forward_any(const __grid_constant__ ForwardParams<T> p) {
   using A = Accumulation<T>;
   using Row = LaneRow<T, kWide>;
@@ -204,7 +205,7 @@ void launch_one(const char* name, void (*kernel)(ForwardParams<T>), int strip,
                                       static_cast<T*>(args.out),
                                       static_cast<A*>(args.lse),
                                       static_cast<A>(args.problem.scale * log2e_v<double>)};
-        launch(name, kernel, blocks, kWarps * kWarpLanes, 0, stream, params);
+        launch(name, kernel, blocks, kThreads, 0, stream, params);
       });
 }
 

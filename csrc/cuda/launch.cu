@@ -41,7 +41,7 @@ bool takes_matrix_path(const Args& args) {
          has_short_steps(args);
 }
 
-// Bytes of the parts of the workspace, which lie one behind the other.
+// Bytes of the parts of the workspace, which lie one after the other.
 struct Workspace {
   size_t delta, bias_parts;
 };

@@ -7,8 +7,8 @@
 //
 // Fragments come straight from global memory with 16-byte loads, without shared memory: the order
 // of the summed index of a product is free as long as both factors agree, so each lane takes 8
-// neighbouring features where the layout in the manual has pairs. With g = lane / 4 and j = lane %
-// 4:
+// neighbouring features where the layout in the manual has pairs. With g = lane / 4 and
+// j = lane % 4:
 //   rows   lane holds features 8j .. 8j+7 of each 32 of pixel g (a factor summed over features)
 //   pairs  lane holds features g n .. g n + n-1 of each 8n of columns 2j and 2j + 1 of the
 //          neighbourhood (a factor summed over pixels)
@@ -96,6 +96,9 @@ struct LanePlace {
   // Outside of 0 .. kKernel - 1 that pixel is not in its window.
   __device__ __forceinline__ int tap_y(int half, int t) const { return t - tile_dy(half); }
   __device__ __forceinline__ int tap_x(int e) const { return 2 * j + e - tile_dx; }
+  __device__ __forceinline__ int tap(int half, int t, int e) const {
+    return tap_index({kKernel, 1}, tap_y(half, t), tap_x(e));
+  }
   __device__ __forceinline__ bool in_window(int half, int t, int e) const {
     return (N::always_reaches(half, t) || static_cast<unsigned>(tap_y(half, t)) < kKernel) &&
            static_cast<unsigned>(tap_x(e)) < kKernel;

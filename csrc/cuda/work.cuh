@@ -72,7 +72,7 @@ inline HeadTiles head_tiles(const Problem& problem, int64_t head, int tile_h, in
   if (tiles > kMostTiles || problem.height > kMostExtent || problem.width > kMostExtent) {
     throw std::runtime_error("sdwa: a map of " + std::to_string(problem.height) + " x " +
                              std::to_string(problem.width) +
-                             " is too large for the CUDA kernels (2^26 a side)");
+                             " is too large for the CUDA kernels (2^26 per side)");
   }
   return {static_cast<int32_t>(dilation_h),
           static_cast<int32_t>(dilation_w),

@@ -2,8 +2,8 @@
 
 For a head with dilation r the map falls into r_h x r_w independent *phases*, on each of which the
 window is an ordinary dense one. A program owns a tile of one head: `BLOCK_H` rows by `BLOCK_W`
-strips, a strip being `STRIP` queries of one row, r_w pixels apart, so that a key loaded once serves
-up to `STRIP` queries of its strip.
+strips. A strip is `STRIP` neighbouring queries of one row of a phase, so that a key loaded once
+serves up to `STRIP` of them.
 
 Rows are numbered phase by phase: all rows of phase 0, then of phase 1, and so on, which numbers
 every row of the map exactly once whatever the dilation. Strips of a row are numbered phase by phase
