@@ -12,7 +12,7 @@ namespace {
 
 using namespace sdwa;
 
-// [value(0), value(1), ...]
+// "name": [value(0), value(1), ...]
 template <typename Value>
 void print_list(const char* name, int count, Value&& value) {
   std::printf("\"%s\": [", name);

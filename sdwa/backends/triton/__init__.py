@@ -14,6 +14,7 @@ from sdwa.registration import OperatorPair
 
 MINIMUM_VERSION = (3, 5)
 
+# As in csrc/library.cpp, which may not be compiled where Triton runs.
 SCHEMAS = (
     "triton_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? bias, "
     "int[] kernel_size, int[] dilation, float scale, bool masked) -> (Tensor out, Tensor lse)",

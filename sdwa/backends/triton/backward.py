@@ -2,12 +2,16 @@
 
 Every gradient is gathered by the program that owns it: a key collects from the queries whose
 windows hold it, so nothing is added atomically and each sum has one order. Probabilities are
-recomputed from lse. With delta = sum(grad_out * out) - grad_lse, per tap and query:
+recomputed from lse. With delta = sum(grad_out * out) - grad_lse, for each tap of each query:
 
-    probability = exp(score - lse)                  grad_query = scale * sum_t grad_score k
-    grad_probability = <grad_out, v>                grad_key = scale * sum_t grad_score q
-    grad_score = probability                        grad_value = sum_t probability grad_out
-                 * (grad_probability - delta)       grad_bias = sum grad_score
+    probability = exp(score - lse)
+    grad_probability = <grad_out, v>
+    grad_score = probability * (grad_probability - delta)
+
+and, summed over the taps t, or for the bias over all queries:
+
+    grad_query = scale * sum_t grad_score k    grad_value = sum_t probability grad_out
+    grad_key = scale * sum_t grad_score q      grad_bias = sum grad_score
 """
 
 # Triton's language grows tuples by addition only, and a tuple there has no fixed type.

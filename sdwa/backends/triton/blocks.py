@@ -44,7 +44,7 @@ class Blocks(NamedTuple):
 
 
 # By pass and window. Chosen from the resource reports of the compiler (no spills, few instructions
-# per element), not yet from timings: `python -m benchmarks.triton_tune` takes those.
+# per element), not yet from timings, which `triton_tune` of benchmarks/ takes.
 SHAPES = {
     ("forward", 3): Shape(strip=3, chunks=3, block_w=2, warps=4, lane_bytes=16),
     ("forward", 5): Shape(strip=2, chunks=3, block_w=2, warps=4, lane_bytes=16),
@@ -53,7 +53,7 @@ SHAPES = {
     ("backward", 5): Shape(strip=1, chunks=1, block_w=2, warps=4, lane_bytes=16),
     ("backward", 13): Shape(strip=1, chunks=1, block_w=2, warps=4, lane_bytes=8),
 }
-# The side of the window up to which a rule holds. Larger windows run with the last.
+# The sides of windows up to which those hold. Larger windows run with the last.
 WINDOW_CLASSES = (3, 5, 13)
 
 
@@ -65,6 +65,7 @@ def choose_shape(
     side = 3 if kernel_size[0] * kernel_size[1] <= 9 else max(kernel_size)
     window = next((c for c in WINDOW_CLASSES if side <= c), WINDOW_CLASSES[-1])
     shape = SHAPES[which, window]
+    # The one exception, from the same reports.
     if (which, window, element_size) == ("forward", 13, 4) and head_dim <= 16:
         return shape._replace(block_w=2)
     return shape
