@@ -1,6 +1,6 @@
 // Everything the kernels take from the machine: warps, conversions, the matrix instruction, and the
-// launch. Under test the same kernels are compiled for the host, and these few functions
-// come from the emulation instead.
+// launch. Under test the same kernels are compiled for the host, and these few functions come from
+// the emulation instead.
 #pragma once
 
 #include <cmath>
