@@ -100,7 +100,7 @@ sanitize() {
     for tool in memcheck racecheck initcheck synccheck; do
         aside step "sanitize-$tool" 150 env PYTORCH_NO_CUDA_MEMORY_CACHING=1 \
             compute-sanitizer --tool "$tool" --kernel-name kns=sdwa --error-exitcode 9 \
-            "$python" -m benchmarks.small_set --backend cuda
+            "$python" -m benchmarks.gpu.small_set --backend cuda
     done
 }
 
@@ -152,9 +152,9 @@ profile() {
         # shellcheck disable=SC2086
         step "profile-$number" 60 ncu --set full --clock-control none --kernel-name regex:sdwa \
             --kernel-name-base mangled --launch-skip 2 --launch-count 4 \
-            "$python" -m benchmarks.profiling $options &&
+            "$python" -m benchmarks.gpu.profiling $options &&
             cp "$logs/profile-$number" "$results/gpu-profile-$number.txt"
-    done < <("$python" -m benchmarks.profiling --slowest 2 "$results/gpu-attention-bfloat16.json")
+    done < <("$python" -m benchmarks.gpu.profiling --slowest 2 "$results/gpu-attention-bfloat16.json")
     [ "$number" -gt 0 ] || failed "profile (no attention results)"
 }
 

@@ -10,7 +10,8 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import attention, compare, latency, measure, peers, plots, profiling, report
+from benchmarks import attention, compare, latency, measure, peers, plots, report
+from benchmarks.gpu import profiling
 from benchmarks.measure import Measurement, Record, Timing, UserError
 from benchmarks.shapes import Shape
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks import resources
+from benchmarks.gpu import cuda_resources as resources
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under TRITON_INTERPRET=1", allow_module_level=True)
 
-from benchmarks.triton_resources import Kernel, compile_kernel
+from benchmarks.gpu.triton_resources import Kernel, compile_kernel
 
 KERNELS = (
     # (pass, dtype, head_dim, window, bias, masked)

@@ -1,7 +1,7 @@
 """Runs one pass of one shape a few times, for a profiler to watch; or names the slowest.
 
-python -m benchmarks.profiling --slowest 2 benchmarks/results/gpu-attention.json
-ncu --kernel-name regex:attention python -m benchmarks.profiling --shape map56 --pass forward
+python -m benchmarks.gpu.profiling --slowest 2 benchmarks/results/gpu-attention.json
+ncu --kernel-name regex:attention python -m benchmarks.gpu.profiling --shape map56 --pass forward
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def slowest(record: Record, count: int, backend: str) -> list[Measurement]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.profiling",
+        prog="python -m benchmarks.gpu.profiling",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

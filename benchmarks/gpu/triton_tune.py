@@ -1,7 +1,7 @@
 """Times every candidate block shape of the Triton kernels on this GPU, and prints the fastest.
 
-    python -m benchmarks.triton_tune
-    python -m benchmarks.triton_tune --head-dim 64 --window 3
+    python -m benchmarks.gpu.triton_tune
+    python -m benchmarks.gpu.triton_tune --head-dim 64 --window 3
 
 The fastest has the smallest sum of logarithms of time over the maps, so that no map size is
 favoured. Where it is not what `sdwa.backends.triton.blocks.choose_shape` says, both are printed.
@@ -84,7 +84,7 @@ def best_shape(which: str, element_size: int, head_dim: int, window: int) -> Sha
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.triton_tune", description=(__doc__ or "").split("\n")[0]
+        prog="python -m benchmarks.gpu.triton_tune", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--pass", nargs="+", default=PASSES, choices=PASSES, dest="which")
     parser.add_argument(

@@ -1,7 +1,7 @@
 """What the compiled CUDA kernels ask of a GPU: registers, spills, shared memory, instructions.
 
-    python -m benchmarks.resources
-    python -m benchmarks.resources --arch 90 --match "backward_matrix<BFloat16, 3" --json out.json
+    python -m benchmarks.gpu.cuda_resources
+    python -m benchmarks.gpu.cuda_resources --arch 90 --match "backward_matrix<BFloat16, 3"
 
 Reads the machine code in the library that sdwa loads with cuobjdump (of the CUDA toolkit or of
 Triton's package); needs no GPU. Instructions are counted as they stand in the code, both sides of

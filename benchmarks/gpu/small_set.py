@@ -64,7 +64,7 @@ def run(case: Case, dtype: torch.dtype, backend: str) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.small_set", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.small_set", description=__doc__)
     parser.add_argument("--backend", default="cuda", help="cuda or triton (%(default)s)")
     backend = parser.parse_args(arguments).backend
     if missing := sdwa.available_backends("cuda").get(backend, ("there is no such backend",)):

@@ -1,7 +1,7 @@
 """What the Triton kernels ask of a GPU: registers, spills, shared memory, instructions.
 
-    python -m benchmarks.triton_resources
-    python -m benchmarks.triton_resources --arch 90 --head-dim 64 --window 3 --dtype bf16
+    python -m benchmarks.gpu.triton_resources
+    python -m benchmarks.gpu.triton_resources --arch 90 --head-dim 64 --window 3 --dtype bf16
 
 Compiles ahead of time to machine code, which needs no GPU, with the block shapes of a launch.
 """
@@ -124,7 +124,7 @@ def _output(*command: str | Path) -> str:
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.triton_resources", description=(__doc__ or "").split("\n")[0]
+        prog="python -m benchmarks.gpu.triton_resources", description=(__doc__ or "").split("\n")[0]
     )
     parser.add_argument("--arch", type=int, nargs="+", default=ARCHITECTURES)
     parser.add_argument("--pass", nargs="+", default=PASSES, choices=PASSES, dest="which")
