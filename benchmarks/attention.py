@@ -18,19 +18,13 @@ import torch
 from torch import Tensor
 
 from benchmarks import measure, peers, plots
-from benchmarks.measure import Measurement, Record, UserError
+from benchmarks.measure import DTYPES, Measurement, Record, choose, dtype_name
 from benchmarks.peers import Attend, Contender, Problem
 from benchmarks.shapes import SHAPE_SETS, Shape
 from sdwa import reference
 from sdwa.arguments import make_problem
 
 PASSES = ("forward", "backward", "forward+backward")
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 # Largest difference from float64 over the largest exact value; PyTorch's own steps in that dtype
 # lose up to half of this.
 LARGEST_ERROR = {
@@ -106,7 +100,7 @@ def run(
                 # A peer may fail in its own ways; the rest runs.
                 reason = " ".join(str(error).split())[:200] or type(error).__name__
                 kind = "" if isinstance(error, WrongResult) else f"{type(error).__name__}: "
-                record.skip(f"{contender.name} on {shape}, {_name(dtype)}: {kind}{reason}")
+                record.skip(f"{contender.name} on {shape}, {dtype_name(dtype)}: {kind}{reason}")
                 # The unfold reference takes many times the memory of the kernels.
                 fits = not isinstance(error, torch.OutOfMemoryError)
                 failures += contender.is_ours and (fits or contender.name != "reference")
@@ -135,7 +129,7 @@ def refusals(
                 refused.setdefault(reason, {}).setdefault(what, []).append(shape.name)
     lines = []
     for reason, by_pass in refused.items():
-        who = [contender.name, _name(dtype)]
+        who = [contender.name, dtype_name(dtype)]
         if len(by_pass) < len(passes):
             who += by_pass
         names = next(iter(by_pass.values()))
@@ -158,7 +152,7 @@ def _measure(
     attend: Attend | None = None
     notes: dict[str, Any] = {}
     for what in options.passes:
-        if record.find((shape.name, contender.name, what, _name(query.dtype))):
+        if record.find((shape.name, contender.name, what, dtype_name(query.dtype))):
             continue
         problem = Problem(shape, query.dtype, query.device, training=what != "forward")
         if contender.refuses(problem):
@@ -188,7 +182,9 @@ def _measure(
         if options.replay and query.device.type == "cuda" and what != "backward":
             details |= _replay(calls, query.device, options.seconds)
         record.measurements.append(
-            Measurement(shape.name, contender.name, what, _name(query.dtype), timing, peak, details)
+            Measurement(
+                shape.name, contender.name, what, dtype_name(query.dtype), timing, peak, details
+            )
         )
         save()
 
@@ -206,7 +202,7 @@ def _measure_copy(
     record: Record, shape: Shape, dtype: torch.dtype, device: torch.device, options: Options
 ) -> None:
     for what in options.passes:
-        if record.find((shape.name, COPY, what, _name(dtype))):
+        if record.find((shape.name, COPY, what, dtype_name(dtype))):
             continue
         size = shape.fewest_bytes(what, dtype) // 2
         sets = input_sets(shape, dtype, device)
@@ -218,7 +214,7 @@ def _measure_copy(
         if options.replay and device.type == "cuda":
             details |= _replay(calls, device, options.seconds)
         record.measurements.append(
-            Measurement(shape.name, COPY, what, _name(dtype), timing, None, details)
+            Measurement(shape.name, COPY, what, dtype_name(dtype), timing, None, details)
         )
 
 
@@ -366,10 +362,6 @@ def table(record: Record, case: str) -> str:
     return "\n".join(lines)
 
 
-def _name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     named = "\n".join(f"  {c.name:<12} {c.about}" for c in peers.contenders())
@@ -392,9 +384,6 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "--passes", default="forward,forward+backward", help=f"of {', '.join(PASSES)} (%(default)s)"
     )
     parser.add_argument(
-        "--seconds", type=float, default=1.0, help="spent on each timing (%(default)s)"
-    )
-    parser.add_argument(
         "--graph", action="store_true", help="GPU: also time inside a CUDA graph, without launches"
     )
     parser.add_argument(
@@ -407,12 +396,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="also compare the bits of N runs (%(default)s)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="keep what FILE holds of this machine and commit, time the rest",
-    )
+    measure.add_options(parser, seconds=1.0, resume=True)
     parser.add_argument(
         "--plot",
         type=Path,
@@ -424,44 +408,22 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def choose(
-    kind: str, names: str, known: dict[str, Any], left_out: Callable[[str], None]
-) -> list[Any]:
-    """Entries of `known` for a list of names with commas between; unknown ones are left out.
-
-    Raises:
-        UserError: none is known.
-    """
-    chosen = []
-    for name in names.split(","):
-        if name in known:
-            chosen.append(known[name])
-        else:
-            left_out(f"unknown {kind} {name!r}: known are {', '.join(known)}")
-    if not chosen:
-        raise UserError(f"{kind} must be one of {', '.join(known)}; got {names!r}")
-    return chosen
-
-
 def main() -> int:
     arguments = parse()
     device = measure.choose_device(arguments.device)
-    if not 0 < arguments.seconds < 60:
-        raise UserError(f"--seconds must be above 0 and below 60, got {arguments.seconds:g}")
+    measure.check_seconds(arguments.seconds)
     record = measure.start_record("attention", device, arguments.json, arguments.resume)
-    shapes_known: dict[str, Any] = dict(SHAPE_SETS)
-    shapes_known |= {shape.name: (shape,) for shapes in SHAPE_SETS.values() for shape in shapes}
-    shapes = [
-        shape
-        for group in choose("shape set", arguments.shapes, shapes_known, record.skip)
-        for shape in group
-    ]
+    sets = {
+        **SHAPE_SETS,
+        **{shape.name: (shape,) for group in SHAPE_SETS.values() for shape in group},
+    }
+    shapes = [s for name in choose("shape set", arguments.shapes, sets, record) for s in sets[name]]
     everyone = {contender.name: contender for contender in peers.contenders()}
-    names = ",".join(everyone) if arguments.backends == "all" else arguments.backends
-    chosen = choose("backend", names, everyone, record.skip)
+    backends = ",".join(everyone) if arguments.backends == "all" else arguments.backends
+    chosen = [everyone[name] for name in choose("backend", backends, everyone, record)]
     default_dtype = "float32" if device.type == "cpu" else "bfloat16"
-    dtypes = choose("dtype", arguments.dtype or default_dtype, DTYPES, record.skip)
-    passes = choose("pass", arguments.passes, {name: name for name in PASSES}, record.skip)
+    dtypes = [DTYPES[d] for d in choose("dtype", arguments.dtype or default_dtype, DTYPES, record)]
+    passes = choose("pass", arguments.passes, PASSES, record)
     options = Options(
         tuple(passes), arguments.seconds, arguments.graph, arguments.warm, arguments.repeats
     )

@@ -9,20 +9,19 @@ alike. Whatever computes a wrong result is not timed.
 from __future__ import annotations
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 import sdwa
 from benchmarks import measure
 from benchmarks.attention import check, draw, exact_results, make_call
-from benchmarks.measure import Measurement, Record, Timing, UserError
+from benchmarks.measure import DTYPES, Call, Measurement, Record, Timing, choose, dtype_name
 from benchmarks.peers import global_attention
 from benchmarks.shapes import PAPER, Shape
 
@@ -36,12 +35,20 @@ TABLE = tuple(
     for kernel in (3, 5, 7)
     for head_dim in (16, 24, 32, 60, 64, 128)
 )
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-PARTS = ("large", "network", "maps", "table")
-FEWEST_ROUNDS = 5
-NETWORK_TURNS = 3
+BOTH = ("forward", "forward+backward")
+NETWORK_TURNS = 3  # few, so that the tensors of one call stay in the caches
 
-Calls = Mapping[str, Callable[[], object]]
+
+class Timed(NamedTuple):
+    """What is timed: a pass of one contender on a shape."""
+
+    shape: Shape
+    contender: str
+    what: str
+    dtype: str = "float32"
+
+
+Calls = Mapping[Timed, Call]
 
 
 @dataclass(frozen=True)
@@ -62,38 +69,14 @@ class Goal:
         )
 
 
-def in_turns(calls: Calls, seconds: float, turns: int | None = None) -> dict[str, Timing]:
-    """Times calls in turns, each for about `seconds`.
-
-    Args:
-        turns: Number of turns that each call's rounds are spread over. With a few, a call mostly
-            follows itself, and tensors that fit into the caches are found there. None: as many as
-            the quickest call has rounds.
-    """
-    estimates = {}
-    for name, call in calls.items():
+def in_turns(calls: Calls, seconds: float, turns: int | None = None) -> dict[Timed, Timing]:
+    """Times calls in turns (`measure.sample_in_turns`), each for about `seconds`."""
+    runs = {}
+    for key, call in calls.items():
         call()
-        start = time.perf_counter()
-        call()
-        estimates[name] = time.perf_counter() - start
-    rounds = {
-        name: min(300, max(FEWEST_ROUNDS, round(seconds / estimate)))
-        for name, estimate in estimates.items()
-    }
-    samples: dict[str, list[float]] = {name: [] for name in calls}
-    turns = turns or max(rounds.values())
-    for turn in range(1, turns + 1):
-        for name, call in calls.items():
-            while len(samples[name]) < rounds[name] * turn // turns:
-                start = time.perf_counter()
-                result = call()
-                samples[name].append((time.perf_counter() - start) * 1e3)
-                del result
-    timings = {}
-    for name, values in samples.items():
-        fifths = statistics.quantiles(values, n=5, method="inclusive")
-        timings[name] = Timing(fifths[0], statistics.median(values), fifths[3], runs=len(values))
-    return timings
+        runs[key] = measure.runs_within(seconds, measure.clock_sample([call]))
+    samples = measure.sample_in_turns(calls, measure.clock_sample, runs, turns=turns)
+    return {key: Timing.of(values) for key, values in samples.items()}
 
 
 def attend(shape: Shape, backend: str) -> Callable[..., Tensor]:
@@ -106,12 +89,15 @@ def attend(shape: Shape, backend: str) -> Callable[..., Tensor]:
     )
 
 
-def passes(shape: Shape, backend: str, tensors: Sequence[Tensor], label: str) -> Calls:
+def passes(shape: Shape, backend: str, tensors: Sequence[Tensor]) -> Calls:
     """Forward, and forward with backward, of one backend."""
     function = attend(shape, backend)
+    contender = "unfold" if backend == "reference" else backend
     return {
-        f"{label}, {what}": make_call(function, tensors, what)
-        for what in ("forward", "forward+backward")
+        Timed(shape, contender, what, dtype_name(tensors[0].dtype)): make_call(
+            function, tensors, what
+        )
+        for what in BOTH
     }
 
 
@@ -121,53 +107,56 @@ def checked(shape: Shape, tensors: Sequence[Tensor]) -> float:
     return check(shape, attend(shape, "cpu"), tensors, exact, training=True)
 
 
-def note(record: Record, shape: Shape, timings: Mapping[str, Timing], **details: object) -> None:
-    """Adds timings, named "contender, what[, dtype]", to the record."""
-    for name, timing in timings.items():
-        contender, what, *dtype = name.split(", ")
+def note(record: Record, timings: Mapping[Timed, Timing], **details: object) -> None:
+    """Adds timings to the record."""
+    for (shape, contender, what, dtype), timing in timings.items():
+        facts = {"shape": shape.as_json(), **details}
         record.measurements.append(
-            Measurement(
-                shape.name, contender, what, dtype[0] if dtype else "float32", timing, None,
-                {"shape": shape.as_json(), **details},
-            )
-        )  # fmt: skip
-        print(f"  {shape.name:<10}{name:<40}{timing}", flush=True)
+            Measurement(shape.name, contender, what, dtype, timing, None, facts)
+        )
+        print(f"  {shape.name:<10}{contender:<20}{what:<18}{dtype:<10}{timing}", flush=True)
 
 
 def run_large(record: Record, seconds: float) -> list[Goal]:
     """8 x 56 x 56 against a copy of two tensors and the unfold reference; peak memory."""
     tensors = draw(LARGE, torch.float32, CPU)
     halves = [t.bfloat16() for t in tensors]
-    targets = [torch.empty_like(t) for t in tensors[:2]]
-    error = max(checked(LARGE, tensors), 0.0)
+    two, targets = tensors[:2], [torch.empty_like(t) for t in tensors[:2]]
+    error = checked(LARGE, tensors)
     checked(LARGE, halves)
-    calls: dict[str, Callable[[], object]] = {
-        "torch, clone of two": lambda: [t.clone() for t in tensors[:2]],
-        "torch, copy of two": lambda: [a.copy_(b) for a, b in zip(targets, tensors, strict=False)],
-        "torch, clone of two, bfloat16": lambda: [t.clone() for t in halves[:2]],
-        **passes(LARGE, "cpu", tensors, "cpu"),
-        **{f"{k}, bfloat16": v for k, v in passes(LARGE, "cpu", halves, "cpu").items()},
-        **passes(LARGE, "reference", tensors, "unfold"),
+    clone = Timed(LARGE, "torch", "clone of two")
+    calls: Calls = {
+        clone: lambda: [t.clone() for t in two],
+        Timed(LARGE, "torch", "copy of two"): lambda: [
+            a.copy_(b) for a, b in zip(targets, two, strict=True)
+        ],
+        clone._replace(dtype="bfloat16"): lambda: [t.clone() for t in halves[:2]],
+        **passes(LARGE, "cpu", tensors),
+        **passes(LARGE, "cpu", halves),
+        **passes(LARGE, "reference", tensors),
     }
     times = in_turns(calls, seconds)
-    note(record, LARGE, times, error=error)
-    peak, _ = measure.peak_memory(calls["cpu, forward"], CPU)
+    note(record, times, error=error)
+    forward, both = (Timed(LARGE, "cpu", what) for what in BOTH)
+    peak, _ = measure.peak_memory(calls[forward], CPU)
     needed = tensors[0].nbytes + tensors[0].nbytes // LARGE.head_dim
     record.measurements[-1].details["forward_peak_bytes"] = peak
     record.measurements[-1].details["out_and_lse_bytes"] = needed
-    ms = {name: timing.p50_ms for name, timing in times.items()}
-    return [
-        Goal("forward / clone of two tensors", ms["cpu, forward"] / ms["torch, clone of two"],
-             1.5, True),
-        Goal("unfold / forward", ms["unfold, forward"] / ms["cpu, forward"], 50, False),
-        Goal("unfold / forward+backward",
-             ms["unfold, forward+backward"] / ms["cpu, forward+backward"], 30, False),
-        Goal("bfloat16 / float32, forward", ms["cpu, forward, bfloat16"] / ms["cpu, forward"],
-             1, True),
-        Goal("bfloat16 / float32, forward+backward",
-             ms["cpu, forward+backward, bfloat16"] / ms["cpu, forward+backward"], 1, True),
-        Goal("forward's peak memory / (outputs + lse)", peak / needed, 1.001, True),
-    ]  # fmt: skip
+
+    def ratio(above: Timed, below: Timed) -> float:
+        return times[above].p50_ms / times[below].p50_ms
+
+    goals = [
+        Goal("forward / clone of two tensors", ratio(forward, clone), 1.5, at_most=True),
+        Goal("forward's peak memory / (outputs + lse)", peak / needed, 1.001, at_most=True),
+    ]
+    for ours, least in ((forward, 50), (both, 30)):
+        unfold, half = ours._replace(contender="unfold"), ours._replace(dtype="bfloat16")
+        goals += [
+            Goal(f"unfold / {ours.what}", ratio(unfold, ours), least, at_most=False),
+            Goal(f"bfloat16 / float32, {ours.what}", ratio(half, ours), 1, at_most=True),
+        ]
+    return goals
 
 
 def run_network(record: Record, seconds: float) -> list[Goal]:
@@ -175,69 +164,70 @@ def run_network(record: Record, seconds: float) -> list[Goal]:
     tensors = draw(NETWORK, torch.float32, CPU)
     heads_first = [t.flatten(1, 2).transpose(1, 2).contiguous() for t in tensors[:3]]
     error = checked(NETWORK, tensors)
-    calls: dict[str, Callable[[], object]] = {
-        **passes(NETWORK, "cpu", tensors, "cpu"),
-        **passes(NETWORK, "reference", tensors, "unfold"),
-        "global, forward": make_call(global_attention, tensors, "forward"),
-        "global heads-first, forward": lambda: torch.nn.functional.scaled_dot_product_attention(
-            *heads_first
-        ),
+    ours = Timed(NETWORK, "cpu", "forward")
+    everywhere = ours._replace(contender="global")
+    everywhere_heads_first = ours._replace(contender="global heads-first")
+    calls: Calls = {
+        **passes(NETWORK, "cpu", tensors),
+        **passes(NETWORK, "reference", tensors),
+        everywhere: make_call(global_attention, tensors, "forward"),
+        everywhere_heads_first: lambda: scaled_dot_product_attention(*heads_first),
     }
     times = in_turns(calls, seconds, turns=NETWORK_TURNS)
-    note(record, NETWORK, times, error=error)
-    ms = {name: timing.p50_ms for name, timing in times.items()}
-    best_global = min(ms["global, forward"], ms["global heads-first, forward"])
+    note(record, times, error=error)
+    ms = {key: timing.p50_ms for key, timing in times.items()}
+    best_global = min(ms[everywhere], ms[everywhere_heads_first])
+    unfold = ms[ours._replace(contender="unfold")]
     return [
-        Goal("unfold / forward, 7 x 7", ms["unfold, forward"] / ms["cpu, forward"], 100, False),
-        Goal("global attention / forward, 7 x 7", best_global / ms["cpu, forward"], 5, False),
+        Goal("unfold / forward, 7 x 7", unfold / ms[ours], 100, at_most=False),
+        Goal("global attention / forward, 7 x 7", best_global / ms[ours], 5, at_most=False),
     ]
 
 
 def run_maps(record: Record, seconds: float) -> list[Goal]:
     """Cost per token over the side of the map, with equally many tokens."""
-    calls: dict[str, Callable[[], object]] = {}
+    calls: dict[Timed, Call] = {}
     for shape in MAPS:
         tensors = draw(shape, torch.float32, CPU)
         checked(shape, tensors)
-        for name, call in passes(shape, "cpu", tensors, shape.name).items():
-            calls[name] = call
+        calls |= passes(shape, "cpu", tensors)
     times = in_turns(calls, seconds)
     goals = []
-    for what in ("forward", "forward+backward"):
+    for what in BOTH:
         costs = []
-        for shape in MAPS:
-            timing = times[f"{shape.name}, {what}"]
-            tokens = shape.batch * shape.tokens
-            costs.append(timing.p50_ms * 1e6 / tokens)
-            note(record, shape, {f"cpu, {what}": timing}, ns_per_token=costs[-1])
-        goals.append(Goal(f"{what}, dearest / cheapest token", max(costs) / min(costs), 1.5, True))
+        for key, timing in times.items():
+            if key.what == what:
+                costs.append(timing.p50_ms * 1e6 / (key.shape.batch * key.shape.tokens))
+                note(record, {key: timing}, ns_per_token=costs[-1])
+        name = f"{what}, dearest / cheapest token"
+        goals.append(Goal(name, max(costs) / min(costs), 1.5, at_most=True))
     return goals
 
 
-def run_table(record: Record, seconds: float, dtypes: Sequence[torch.dtype]) -> list[Goal]:
+def run_table(record: Record, seconds: float, dtypes: Sequence[str]) -> None:
     """Windows, head dimensions and dtypes, as fractions of the copy bandwidth."""
     bandwidth = record.setting["copy_bytes_per_second"]
     lines = []
     for dtype in dtypes:
-        name = str(dtype).removeprefix("torch.")
         for shape in TABLE:
-            tensors = draw(shape, dtype, CPU)
+            tensors = draw(shape, DTYPES[dtype], CPU)
             error = checked(shape, tensors)
             calls = {
-                f"cpu, {what}, {name}": make_call(attend(shape, "cpu"), tensors, what)
+                Timed(shape, "cpu", what, dtype): make_call(attend(shape, "cpu"), tensors, what)
                 for what in ("forward", "backward")
             }
-            times = in_turns(calls, seconds)
             fractions = []
-            for key, timing in times.items():
-                needed = shape.fewest_bytes(key.split(", ")[1], dtype)
+            for key, timing in in_turns(calls, seconds).items():
+                needed = shape.fewest_bytes(key.what, DTYPES[dtype])
                 fractions.append(needed / (timing.p50_ms / 1e3) / bandwidth)
-                note(record, shape, {key: timing}, error=error, fraction=fractions[-1])
-            lines.append((name, shape, fractions))
+                note(record, {key: timing}, error=error, fraction=fractions[-1])
+            lines.append(f"  {dtype:<10}{shape.name:<8}" + "".join(f"{f:8.2f}" for f in fractions))
     print(f"\nbytes / time / copy bandwidth ({bandwidth / 1e9:.1f} GB/s), forward and backward")
-    for name, shape, (forward, backward) in lines:
-        print(f"  {name:<10}{shape.name:<8}{forward:8.2f}{backward:8.2f}")
-    return []
+    print("\n".join(lines))
+
+
+PARTS_WITH_GOALS = {"large": run_large, "network": run_network, "maps": run_maps}
+PARTS = (*PARTS_WITH_GOALS, "table")
 
 
 def parse() -> argparse.Namespace:
@@ -248,36 +238,26 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--parts", default=",".join(PARTS), help="of %(default)s")
-    parser.add_argument("--dtypes", default="float32,bfloat16,float16,float64", help="of the table")
-    parser.add_argument(
-        "--seconds", type=float, default=1.0, help="spent on each timing (%(default)s)"
-    )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    parser.add_argument("--dtypes", default=",".join(DTYPES), help="of the table (%(default)s)")
+    measure.add_options(parser, seconds=1.0)
     return parser.parse_args()
 
 
 def main() -> int:
     arguments = parse()
-    parts = arguments.parts.split(",")
-    if unknown := set(parts) - set(PARTS):
-        raise UserError(f"--parts must be of {', '.join(PARTS)}; got {', '.join(sorted(unknown))}")
-    known = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
-    dtypes = arguments.dtypes.split(",")
-    if unknown := set(dtypes) - set(known):
-        raise UserError(f"--dtypes must be of {', '.join(known)}; got {', '.join(sorted(unknown))}")
-    if not 0 < arguments.seconds < 60:
-        raise UserError(f"--seconds must be above 0 and below 60, got {arguments.seconds:g}")
+    measure.check_seconds(arguments.seconds)
     record = measure.start_record("cpu", CPU)
+    parts = choose("part", arguments.parts, PARTS, record)
+    dtypes = choose("dtype", arguments.dtypes, DTYPES, record)
     record.setting["copy_bytes_per_second"] = measure.copy_bandwidth(CPU)
     record.setting["cpu_capability"] = capability()
     goals: list[Goal] = []
     for part in parts:
         print(part, flush=True)
-        if part == "table":
-            goals += run_table(record, arguments.seconds / 4, [known[name] for name in dtypes])
+        if part == "table":  # a quarter of the time each: there are 144 of them
+            run_table(record, arguments.seconds / 4, dtypes)
         else:
-            run = {"large": run_large, "network": run_network, "maps": run_maps}[part]
-            goals += run(record, arguments.seconds)
+            goals += PARTS_WITH_GOALS[part](record, arguments.seconds)
         if arguments.json is not None:
             record.setting["goals"] = [str(goal) for goal in goals]
             record.save(arguments.json)

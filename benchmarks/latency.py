@@ -14,10 +14,8 @@ from __future__ import annotations
 import argparse
 import math
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 import timm
 import torch
@@ -55,20 +53,6 @@ def infer(network: nn.Module, image: Tensor) -> Tensor:
     return network(image)  # type: ignore[no-any-return]
 
 
-def in_rounds(calls: Mapping[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
-    """Milliseconds of each call in each round; the first to be called changes every round."""
-    names = list(calls)
-    samples: dict[str, list[float]] = {name: [] for name in names}
-    for number in range(-1, rounds):  # the first round is not counted
-        turn = number % len(names)
-        for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
-            calls[name]()
-            if number >= 0:
-                samples[name].append((time.perf_counter() - start) * 1e3)
-    return samples
-
-
 def median_with_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """(median, low, high): order statistics between which the true median is, 95 times of 100."""
     ordered = sorted(values)
@@ -88,7 +72,7 @@ def main() -> int:
     parser.add_argument("--image-size", type=int, default=224, help="side (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="compile the networks")
     parser.add_argument("--rounds", type=int, default=200, help="(%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    measure.add_options(parser)
     arguments = parser.parse_args()
     if arguments.rounds < 10:
         raise UserError(f"--rounds must be at least 10, got {arguments.rounds}")
@@ -106,14 +90,16 @@ def main() -> int:
         for name, network in networks(arguments.model).items()
     }
     torch.testing.assert_close(calls["dilated"](), calls["unfold"](), rtol=1e-3, atol=1e-4)
-    samples = in_rounds(calls, arguments.rounds)
+    for call in calls.values():  # the first round is not counted
+        call()
+    rounds = dict.fromkeys(calls, arguments.rounds)
+    samples = measure.sample_in_turns(calls, measure.clock_sample, rounds, rotate=True)
     how = "compiled" if arguments.compile else "eager"
     case = f"{arguments.model}, batch 1, {size} px, {how}"
     print(f"{case}, {arguments.rounds} rounds")
     print(f"{'':10}{'p50 ms':>9}   {'more than dilated, ms (95 %)':>34}")
     for name, values in samples.items():
-        fifths = statistics.quantiles(values, n=5, method="inclusive")
-        timing = Timing(fifths[0], statistics.median(values), fifths[3], len(values))
+        timing = Timing.of(values)
         more = [a - b for a, b in zip(values, samples["dilated"], strict=True)]
         median, low, high = median_with_interval(more)
         details = {"more_than_dilated_ms": {"median": median, "low": low, "high": high}}

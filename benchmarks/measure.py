@@ -6,6 +6,7 @@ machine, the versions, the commit, the date and the command that made it.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import gc
 import importlib.metadata
@@ -17,18 +18,28 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
 import sdwa
 
 Call = Callable[[], object]
+Sampler = Callable[[Sequence[Call]], float]  # milliseconds per call, of calls one after the other
+Key = TypeVar("Key", bound=Hashable)
 
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+FEWEST_RUNS = 5  # a 20th percentile of fewer is the minimum
+MOST_RUNS = 300  # more would not make percentiles steadier than the machine is
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("triton", "natten", "timm", "torchvision")
 # What a measured figure depends on; other changes in a checkout do not make a commit "changed".
@@ -47,6 +58,13 @@ class Timing:
     p50_ms: float
     p80_ms: float
     runs: int
+
+    @classmethod
+    def of(cls, samples: Sequence[float]) -> Timing:
+        """Percentiles of samples in milliseconds, interpolated linearly."""
+        values = torch.tensor(samples, dtype=torch.float64)
+        points = torch.quantile(values, torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
+        return cls(*points.tolist(), runs=len(samples))
 
     def __str__(self) -> str:
         return f"{self.p50_ms:.3f} ms ({self.p20_ms:.3f}..{self.p80_ms:.3f}, {self.runs} runs)"
@@ -111,6 +129,11 @@ class Record:
         """The measurement of that key, or None."""
         return next((m for m in self.measurements if m.key == key), None)
 
+    @property
+    def on_gpu(self) -> bool:
+        """Was a GPU the device? Its machine then names the architecture, such as sm_90."""
+        return "(sm_" in self.setting["machine"]
+
     def save(self, path: Path) -> None:
         """Writes the file whole or not at all."""
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,13 +183,46 @@ def start_record(
 # Time
 
 
+def sample_in_turns(
+    calls: Mapping[Key, Call | Iterator[Call]],
+    sampler: Sampler,
+    runs: Mapping[Key, int],
+    *,
+    turns: int | None = None,
+    bunch: int = 1,
+    rotate: bool = False,
+) -> dict[Key, list[float]]:
+    """Milliseconds of each run of each call: the loop behind every timing here.
+
+    Args:
+        calls: what to call; an endless iterator gives another call each time, such as the same
+            operation on other tensors, which are not in a cache.
+        sampler: `sampler_for(device)`, or another clock.
+        runs: number of samples of each call.
+        turns: number of turns that the runs are spread over, so that whatever else the machine
+            does falls on all calls alike. With a few, a call mostly follows itself, and tensors
+            that fit into the caches are found there. None: as many as the most runs.
+        bunch: calls per sample, for those that are too short for the clock.
+        rotate: another call is the first in each turn.
+    """
+    endless = {key: itertools.repeat(c) if callable(c) else c for key, c in calls.items()}
+    keys = list(calls)
+    samples: dict[Key, list[float]] = {key: [] for key in keys}
+    turns = turns or max(runs.values())
+    for turn in range(turns):
+        first = turn % len(keys) if rotate else 0
+        for key in keys[first:] + keys[:first]:
+            while len(samples[key]) < runs[key] * (turn + 1) // turns:
+                samples[key].append(sampler([next(endless[key]) for _ in range(bunch)]))
+    return samples
+
+
 def time_call(
     calls: Call | Sequence[Call],
     device: torch.device,
     *,
     seconds: float = 1.0,
-    fewest_runs: int = 5,
-    most_runs: int = 300,
+    fewest_runs: int = FEWEST_RUNS,
     first_ms: float | None = None,
 ) -> Timing:
     """Times one call after a warm-up.
@@ -176,36 +232,35 @@ def time_call(
             different tensors, so that no call finds its inputs in a cache.
         device: where it runs; a GPU is timed by its own events.
         seconds: time to spend, warm-up left out.
-        fewest_runs, most_runs: bounds on the number of samples, whatever they take. But where one
-            call takes more than twice `seconds`, it is timed once.
+        fewest_runs: as of `runs_within`. But where one call takes more than twice `seconds`, it is
+            timed once.
         first_ms: what one call took just before, which warmed up; None: one is made.
     """
     calls = [calls] if callable(calls) else list(calls)
-    measure = _event_sample if device.type == "cuda" else _clock_sample
-    turns = itertools.cycle(calls)
-
-    def sample(bunch: int = 1) -> float:
-        return measure([next(turns) for _ in range(bunch)])
-
+    sampler = sampler_for(device)
+    cycle = itertools.cycle(calls)
     if first_ms is None:
-        first_ms = sample()
+        first_ms = sampler([next(cycle)])
     if first_ms > 2e3 * seconds:
-        slow = sample()
-        return Timing(slow, slow, slow, runs=1)
+        return Timing.of([sampler([next(cycle)])])
     for _ in calls:
-        next(turns)()
+        next(cycle)()
     # A GPU needs some time to leave its idle clock.
     warm_until = time.perf_counter() + min(0.2, seconds / 4)
-    estimate = sample()
+    estimate = sampler([next(cycle)])
     while time.perf_counter() < warm_until:
-        estimate = min(estimate, sample())
-    # An event costs microseconds: very short calls are timed in bunches.
+        estimate = min(estimate, sampler([next(cycle)]))
+    # An event costs microseconds: very short calls are timed in bunches of 0.1 ms.
     bunch = max(1, int(0.1 / max(estimate, 1e-3))) if device.type == "cuda" else 1
-    runs = int(seconds * 1e3 / max(estimate * bunch, 1e-6))
-    runs = min(max(runs, fewest_runs), most_runs)
+    runs = runs_within(seconds, estimate * bunch, fewest_runs)
     gc.collect()
-    samples = [sample(bunch) for _ in range(runs)]
-    return Timing(*_percentiles(samples), runs=runs)
+    (samples,) = sample_in_turns({None: cycle}, sampler, {None: runs}, bunch=bunch).values()
+    return Timing.of(samples)
+
+
+def runs_within(seconds: float, call_ms: float, fewest: int = FEWEST_RUNS) -> int:
+    """Number of samples that fill the time: at least `fewest`, at most `MOST_RUNS`."""
+    return min(max(int(seconds * 1e3 / max(call_ms, 1e-6)), fewest), MOST_RUNS)
 
 
 def time_replay(
@@ -236,8 +291,13 @@ def time_replay(
     return Timing(*parts, runs=whole.runs)
 
 
-def _clock_sample(calls: Sequence[Call]) -> float:
-    """Milliseconds of one of the calls, made one after the other."""
+def sampler_for(device: torch.device) -> Sampler:
+    """What takes one sample on a device: a GPU's events, or the host's clock."""
+    return _event_sample if device.type == "cuda" else clock_sample
+
+
+def clock_sample(calls: Sequence[Call]) -> float:
+    """Milliseconds per call, of calls made one after the other, by the host's clock."""
     start = time.perf_counter()
     for call in calls:
         call()
@@ -253,15 +313,6 @@ def _event_sample(calls: Sequence[Call]) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / len(calls)
-
-
-def _percentiles(samples: list[float]) -> tuple[float, float, float]:
-    points = torch.quantile(
-        torch.tensor(samples, dtype=torch.float64),
-        torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64),
-    )
-    p20, p50, p80 = points.tolist()
-    return p20, p50, p80
 
 
 # Memory
@@ -306,7 +357,7 @@ def peak_memory(call: Call, device: torch.device) -> tuple[int, float]:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second, read plus written, of a copy far larger than the caches."""
+    """Bytes per second, read plus written, of a copy far larger than the caches."""
     size = 2**28 if device.type == "cpu" else 2**30
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
@@ -315,7 +366,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Multiply-adds a second of a large matrix product, each counted as two operations."""
+    """Operations per second of a large matrix product, a multiply-add counted as two."""
     size = 1024 if device.type == "cpu" else 8192
     left, right = torch.randn(2, size, size, device=device).to(dtype)
     timing = time_call(lambda: left @ right, device)
@@ -339,7 +390,7 @@ def note_limits(record: Record, device: torch.device, dtypes: Sequence[torch.dty
         record.setting["copy_bytes_per_second"] = copy_bandwidth(device)
     rates = record.setting.setdefault("matrix_operations_per_second", {})
     for dtype in dtypes:
-        name = str(dtype).removeprefix("torch.")
+        name = dtype_name(dtype)
         if name not in rates:
             rates[name] = matrix_rate(device, dtype)
 
@@ -424,6 +475,55 @@ def _processor() -> str:
 
 
 # Command lines
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """As in files and options, such as "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
+def choose(option: str, names: str, known: Iterable[str], record: Record) -> list[str]:
+    """The known ones of a list of names with commas between; the record notes the others.
+
+    Raises:
+        UserError: none is known.
+    """
+    known = tuple(known)
+    asked = tuple(dict.fromkeys(names.split(",")))
+    chosen = [name for name in asked if name in known]
+    for name in asked:
+        if name not in known:
+            record.skip(f"unknown {option} {name!r}: known are {', '.join(known)}")
+    if not chosen:
+        raise UserError(f"{option} must be one of {', '.join(known)}; got {names!r}")
+    return chosen
+
+
+def add_options(
+    parser: argparse.ArgumentParser, *, seconds: float | None = None, resume: bool = False
+) -> None:
+    """Adds the options that several tools share: --json, and where asked --seconds, --resume."""
+    if seconds is not None:
+        parser.add_argument(
+            "--seconds", type=float, default=seconds, help="spent on each timing (%(default)s)"
+        )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
+    if resume:
+        parser.add_argument(
+            "--resume",
+            action="store_true",
+            help="keep what FILE holds of this machine and commit, time the rest",
+        )
+
+
+def check_seconds(seconds: float) -> None:
+    """Checks the option --seconds.
+
+    Raises:
+        UserError: it is not above 0 and below 60.
+    """
+    if not 0 < seconds < 60:
+        raise UserError(f"--seconds must be above 0 and below 60, got {seconds:g}")
 
 
 def choose_device(name: str | None) -> torch.device:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
-import time
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -22,10 +21,13 @@ import torch.nn.functional as F
 import sdwa
 from benchmarks.measure import (
     ROOT,
+    Call,
     Measurement,
     Timing,
     choose_device,
+    clock_sample,
     run_main,
+    sample_in_turns,
     start_record,
 )
 
@@ -37,40 +39,26 @@ BUNCHES = 200
 ALLOWED = 2.0  # times the overhead of scaled_dot_product_attention
 
 
-def sample(
-    calls: dict[str, Callable[[], object]], device: torch.device
-) -> dict[str, tuple[float, Timing]]:
-    """Of each call: microseconds in the fastest bunch, and the percentiles over the bunches."""
-    samples: dict[str, list[float]] = {name: [] for name in calls}
+def sample(calls: Mapping[str, Call], device: torch.device) -> dict[str, list[float]]:
+    """Milliseconds of each call, per bunch."""
+
+    def host_sample(bunch: Sequence[Call]) -> float:  # the host's time, also where a GPU computes
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        return clock_sample(bunch)
+
     for call in calls.values():
         for _ in range(BUNCH):
             call()
     gc.collect()
     gc.disable()
     try:
-        for _ in range(BUNCHES):
-            for name, call in calls.items():
-                if device.type == "cuda":
-                    torch.cuda.synchronize()
-                start = time.perf_counter()
-                for _ in range(BUNCH):
-                    call()
-                samples[name].append((time.perf_counter() - start) * 1e3 / BUNCH)
+        return sample_in_turns(calls, host_sample, dict.fromkeys(calls, BUNCHES), bunch=BUNCH)
     finally:
         gc.enable()
-    ordered = {name: sorted(values) for name, values in samples.items()}
-    return {
-        name: (
-            values[0] * 1e3,
-            Timing(*(values[BUNCHES * percent // 100] for percent in (20, 50, 80)), BUNCHES),
-        )
-        for name, values in ordered.items()
-    }
 
 
-def contenders(
-    case: str, gradients: bool, device: torch.device
-) -> dict[str, Callable[[], torch.Tensor]]:
+def contenders(case: str, gradients: bool, device: torch.device) -> dict[str, Call]:
     """Both calls on the same numbers: (1, 7, 7, heads, head_dim) and (1, heads, 49, head_dim)."""
     heads, head_dim, dilation = CASES[case]
     maps = torch.randn(3, 1, SIDE, SIDE, heads, head_dim, device=device)
@@ -94,20 +82,23 @@ def main() -> int:
     worst = 0.0
     for case in CASES:
         for gradients in (False, True):
-            sampled = sample(contenders(case, gradients, device), device)
+            samples = sample(contenders(case, gradients, device), device)
+            timings = {name: Timing.of(values) for name, values in samples.items()}
+            fastest_us = {name: min(values) * 1e3 for name, values in samples.items()}
             what = "forward, with gradients" if gradients else "forward"
-            for name, (fastest, timing) in sampled.items():
-                details = {"fastest_us": fastest}
-                record.measurements.append(
-                    Measurement(case, name, what, "float32", timing, details=details)
+            record.measurements += [
+                Measurement(
+                    case, name, what, "float32", timing, None, {"fastest_us": fastest_us[name]}
                 )
-            (ours, our_timing), (theirs, their_timing) = sampled["sdwa"], sampled["sdpa"]
+                for name, timing in timings.items()
+            ]
+            ratio = fastest_us["sdwa"] / fastest_us["sdpa"]
             if case == TINY:
-                worst = max(worst, ours / theirs)
+                worst = max(worst, ratio)
             print(
-                f"{case:9} {'yes' if gradients else 'no':9} {ours:9.1f} {theirs:9.1f} "
-                f"{ours / theirs:7.2f}   "
-                f"({our_timing.p50_ms * 1e3:.1f} and {their_timing.p50_ms * 1e3:.1f})"
+                f"{case:9} {'yes' if gradients else 'no':9} {fastest_us['sdwa']:9.1f} "
+                f"{fastest_us['sdpa']:9.1f} {ratio:7.2f}   "
+                f"({timings['sdwa'].p50_ms * 1e3:.1f} and {timings['sdpa'].p50_ms * 1e3:.1f})"
             )
     record.save(options.output)
     print(f"written: {options.output}")

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 import sdwa
+from benchmarks.measure import dtype_name
 from benchmarks.shapes import Shape
 from sdwa.backends import BACKENDS, Backend
 
@@ -181,7 +182,7 @@ def _natten_refuses(problem: Problem) -> str | None:
         if version > (0, 17):
             return f"version {natten.__version__} has no CPU kernels; 0.17.5 was the last"
         if problem.dtype not in (torch.float32, torch.float64):
-            return f"no {_dtype_name(problem.dtype)} on the CPU"
+            return f"no {dtype_name(problem.dtype)} on the CPU"
         products = problem.shape.elements * problem.shape.kernel_size**2
         if products > MOST_NATTEN_PRODUCTS:
             return f"{products / 1e6:.0f} million products take its CPU kernels minutes"
@@ -309,10 +310,6 @@ def _prepare_flex(problem: Problem, notes: dict[str, Any]) -> Attend:
         return out.transpose(1, 2).unflatten(1, query.shape[1:3])
 
     return attend
-
-
-def _dtype_name(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _first_line(error: BaseException) -> str:

@@ -29,8 +29,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import cfmrfn  # noqa: F401  registers the networks
 from benchmarks import measure
-from benchmarks.attention import choose
-from benchmarks.measure import Measurement, Record, UserError
+from benchmarks.measure import DTYPES, Measurement, Record, UserError, choose
 from cfmrfn.config import OptimConfig
 from cfmrfn.distributed import World
 from cfmrfn.losses import ExpressionLoss
@@ -300,40 +299,31 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--graph", action="store_true", help="GPU: also the latency inside a CUDA graph"
     )
-    parser.add_argument("--seconds", type=float, default=3.0, help="for a timing (%(default)s)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the results there")
-    parser.add_argument(
-        "--resume",
-        action="store_true",
-        help="keep what FILE holds of this machine and commit, time the rest",
-    )
+    measure.add_options(parser, seconds=3.0, resume=True)
     return parser.parse_args(arguments)
 
 
 def main() -> int:
     arguments = parse()
     device = measure.choose_device(arguments.device)
+    measure.check_seconds(arguments.seconds)
     batch = arguments.batch or (8 if device.type == "cpu" else 200)
     if batch < 1:
         raise UserError(f"--batch must be at least 1, got {batch}")
     record = measure.start_record("training", device, arguments.json, arguments.resume)
     known = networks(arguments.model, arguments.poster)
     names = arguments.attention + (",poster" if arguments.poster is not None else "")
-    chosen = choose("attention", names, {name: name for name in known}, record.skip)
+    chosen = choose("attention", names, known, record)
     default_precision = "float32" if device.type == "cpu" else "bf16"
-    precisions = choose(
-        "precision",
-        arguments.precision or default_precision,
-        {name: name for name in PRECISIONS},
-        record.skip,
-    )
-    layouts = choose("layout", arguments.layout, {name: name for name in LAYOUTS}, record.skip)
-    measures = choose("measure", arguments.measures, {m: m for m in MEASURES}, record.skip)
-    measure.note_limits(record, device, [getattr(torch, PRECISIONS[p]) for p in precisions])
+    asked = arguments.precision or default_precision
+    precisions = choose("precision", asked, PRECISIONS, record)
+    layouts = choose("layout", arguments.layout, LAYOUTS, record)
+    measures = choose("measure", arguments.measures, MEASURES, record)
+    measure.note_limits(record, device, [DTYPES[PRECISIONS[p]] for p in precisions])
     failed = False
     for precision in precisions:
         for layout in layouts:
-            for name in dict.fromkeys(chosen):
+            for name in chosen:
                 options = Options(
                     batch,
                     arguments.image_size,

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
-from benchmarks.attention import DTYPES, PASSES, draw, make_call
-from benchmarks.measure import Measurement, Record, UserError
+from benchmarks.attention import PASSES, draw, make_call
+from benchmarks.measure import DTYPES, Measurement, Record, UserError
 from benchmarks.peers import Problem, contenders
 from benchmarks.shapes import SHAPE_SETS
 
