@@ -1,12 +1,12 @@
-"""Plots of a file of attention results: speed over map size, and the roofline.
+"""Plots of files of attention results: peers beside sdwa, speed over map and kernel size, roofline.
 
-`python -m benchmarks.plots FILE... [--folder FOLDER]`
+python -m benchmarks.plots FILE... [--folder FOLDER]
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,26 @@ from benchmarks.measure import Measurement, Record, run_main
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Colours that most colour-blind readers tell apart; one for each contender, alike in all plots.
+GREY = "#737b86"  # legible on white and on GitHub's dark background
+STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "figure.titlesize": 9,
+    "legend.frameon": False,
+    "svg.hashsalt": "sdwa",  # names in the file do not change from run to run
+    **dict.fromkeys(("text.color", "xtick.color", "ytick.color", "grid.color"), GREY),
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "axes.titlecolor"), GREY),
+}
+OVERVIEW = "peers"
+TITLES = {
+    OVERVIEW: "Times as long as sdwa over the side of the map",
+    "maps": "Nanoseconds per pixel over the side of the map",
+    "kernels": "Milliseconds over the kernel size",
+    "roofline": "Operations per second over operations per byte",
+}
+PASSES = ("forward", "forward+backward")
+OURS = ("cuda", "triton", "cpu")
+# Colours that most colour-blind readers tell apart (Okabe and Ito's), one per contender.
 STYLES = {
     "cuda": ("#0072b2", "o"),
     "triton": ("#56b4e9", "s"),
@@ -25,7 +44,7 @@ STYLES = {
     "flex": ("#cc79a7", "D"),
     "window": ("#999999", "P"),
     "global": ("#e69f00", "X"),
-    "copy": ("#000000", "_"),
+    "copy": (GREY, "_"),
 }
 LABELS = {
     "cuda": "sdwa, cuda",
@@ -41,10 +60,10 @@ LABELS = {
 
 
 def draw(record: Record, folder: Path) -> list[Path]:
-    """Draws every plot that the record has data for.
+    """Draws every plot that the record has data for, without a background.
 
     Returns:
-        The files written: `FOLDER/DEVICE-DTYPE-{maps,kernels,roofline}.png`.
+        The files written: `FOLDER/DEVICE-DTYPE-{peers,maps,kernels,roofline}.svg`.
     """
     import matplotlib
 
@@ -52,37 +71,38 @@ def draw(record: Record, folder: Path) -> list[Path]:
     from matplotlib import pyplot
 
     folder.mkdir(parents=True, exist_ok=True)
-    device = "gpu" if "(sm_" in record.setting["machine"] else "cpu"
+    device = "gpu" if record.on_gpu else "cpu"
+    plots = {
+        OVERVIEW: _over_sdwa,
+        "maps": _over_maps,
+        "kernels": _over_kernels,
+        "roofline": _roofline,
+    }
     paths = []
     for dtype in dict.fromkeys(m.dtype for m in record.measurements):
         rows = [m for m in record.measurements if m.dtype == dtype and "shape" in m.details]
-        plots = {"maps": _over_maps, "kernels": _over_kernels, "roofline": _roofline}
         for name, plot in plots.items():
-            figure, axes = pyplot.subplots(1, 2, figsize=(10, 5.2), sharey=True)
-            passes = ("forward", "forward+backward")
-            drawn = [
-                plot(axis, [m for m in rows if m.what == what], record, dtype)
-                for axis, what in zip(axes, passes, strict=True)
-            ]
-            if all(drawn):
-                for axis, what in zip(axes, passes, strict=True):
-                    axis.set_title(what.replace("+", " + "), fontsize=11)
+            with matplotlib.rc_context(STYLE):
+                figure, axes = pyplot.subplots(1, 2, figsize=(8, 4.4), sharey=True)
+                drawn = []
+                for axis, what in zip(axes, PASSES, strict=True):
+                    drawn.append(plot(axis, [m for m in rows if m.what == what], record, dtype))
+                    axis.set_title(what.replace("+", " + "))
                     axis.grid(True, which="major", alpha=0.25)
                     axis.spines[["top", "right"]].set_visible(False)
                 axes[1].set_ylabel("")
-                handles = _legend(axes)
-                figure.legend(
-                    handles.values(),
-                    handles.keys(),
-                    loc="lower center",
-                    ncols=min(4, len(handles)),
-                    frameon=False,
-                )
-                figure.suptitle(_caption(record, dtype), fontsize=9, color="#555555")
-                figure.tight_layout(rect=(0, 0.11, 1, 1))
-                paths.append(folder / f"{device}-{dtype}-{name}.png")
-                figure.savefig(paths[-1], dpi=110)
-            pyplot.close(figure)
+                if all(drawn):
+                    handles = _legend(axes)
+                    columns = len(handles) if len(handles) <= 5 else 4
+                    figure.legend(
+                        handles.values(), handles.keys(), loc="lower center", ncols=columns
+                    )
+                    figure.suptitle(_caption(record, dtype))
+                    rows_of_legend = -(-len(handles) // columns)
+                    figure.tight_layout(rect=(0, 0.01 + 0.05 * rows_of_legend, 1, 1))
+                    paths.append(folder / f"{device}-{dtype}-{name}.svg")
+                    figure.savefig(paths[-1], transparent=True, metadata={"Date": None})
+                pyplot.close(figure)
     return paths
 
 
@@ -98,52 +118,124 @@ def _legend(axes: Iterable[Axes]) -> dict[str, Any]:
 
 def _caption(record: Record, dtype: str) -> str:
     setting = record.setting
-    return f"{dtype}, {setting['machine']}, commit {setting['commit']}, {setting['date']}"
+    versions = ", ".join(
+        f"{LABELS.get(name, name)} {setting['versions'][name].split('+')[0]}"
+        for name in ("torch", "natten")
+        if name in setting["versions"]
+    )
+    return (
+        f"{dtype}, {setting['machine']}; {versions}\ncommit {setting['commit']}, {setting['date']}"
+    )
+
+
+def _over_sdwa(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: str) -> bool:
+    """Times as long as sdwa over the side of the map."""
+    by_side = _by_side(rows)
+    ours = {
+        side: next((m for name in OURS for m in of_side if m.contender == name), None)
+        for side, of_side in by_side.items()
+    }
+
+    def point(m: Measurement) -> tuple[int, float]:
+        side = m.details["shape"]["height"]
+        return side, m.timing.p50_ms / ours[side].timing.p50_ms
+
+    compared = ("reference", "natten", "flex", "global")
+    groups = {
+        side: [m for m in of_side if m.contender in compared or m is ours[side]]
+        for side, of_side in by_side.items()
+        if ours[side] is not None
+    }
+    _lines(axis, groups, point)
+    axis.set(xscale="log", yscale="log", ylabel="times as long as sdwa")
+    axis.set_xlabel("side of the map" + _heads(groups))
+    axis.set_xticks(list(groups), [str(side) for side in groups])
+    axis.minorticks_off()
+    ticks = [10**power for power in range(5)]
+    axis.set_yticks(ticks, [f"{tick:,}x" for tick in ticks])
+    return len(groups) > 1
+
+
+def _by_side(rows: Iterable[Measurement]) -> dict[int, list[Measurement]]:
+    """The largest group of square maps alike but for side and batch, by side.
+
+    Batches fall with the side, so that the data is of one size; of several, the largest counts.
+    """
+    square = [m for m in rows if m.details["shape"]["height"] == m.details["shape"]["width"]]
+    by_side = _largest_family(square, "height", ("heads", "head_dim", "dilation", "kernel_size"))
+    for side, of_side in by_side.items():
+        batch = max(m.details["shape"]["batch"] for m in of_side)
+        by_side[side] = [m for m in of_side if m.details["shape"]["batch"] == batch]
+    return by_side
+
+
+def _by_kernel_size(rows: Iterable[Measurement]) -> dict[int, list[Measurement]]:
+    """The largest group of shapes alike but for the kernel size, by it."""
+    alike = ("batch", "height", "width", "heads", "head_dim", "dilation")
+    return _largest_family(rows, "kernel_size", alike)
+
+
+def _largest_family(
+    rows: Iterable[Measurement], by: str, alike: Sequence[str]
+) -> dict[int, list[Measurement]]:
+    """Among groups of rows whose shapes are `alike`, that with the most values of `by`; sorted."""
+    families: dict[str, dict[int, list[Measurement]]] = {}
+    for m in rows:
+        shape = m.details["shape"]
+        family = families.setdefault(str([shape[field] for field in alike]), {})
+        family.setdefault(shape[by], []).append(m)
+    return dict(sorted(max(families.values(), key=len, default={}).items()))
+
+
+def _heads(groups: Mapping[int, Sequence[Measurement]]) -> str:
+    """What the shapes of a plot share, for its axis."""
+    shape = next((rows[0].details["shape"] for rows in groups.values()), None)
+    return f" ({shape['heads']} heads of {shape['head_dim']})" if shape else ""
 
 
 def _over_maps(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: str) -> bool:
-    """Nanoseconds a pixel (all heads) over the side of the map."""
-    rows = [m for m in rows if m.case.startswith("map")]
+    """Nanoseconds per pixel (all heads) over the side of the map."""
 
-    def point(m: Measurement) -> tuple[float, float]:
+    def point(m: Measurement) -> tuple[int, float]:
         shape = m.details["shape"]
         pixels = shape["batch"] * shape["height"] * shape["width"]
         return shape["height"], m.timing.p50_ms * 1e6 / pixels
 
-    sides = _lines(axis, rows, point)
-    axis.set(xscale="log", yscale="log", xlabel="side of the map", ylabel="nanoseconds a pixel")
-    axis.set_xticks(sides, [str(side) for side in sides])
+    by_side = _by_side(rows)
+    _lines(axis, by_side, point)
+    axis.set(xscale="log", yscale="log", ylabel="nanoseconds per pixel")
+    axis.set_xlabel("side of the map" + _heads(by_side))
+    axis.set_xticks(list(by_side), [str(side) for side in by_side])
     axis.minorticks_off()
-    return len(sides) > 1
+    return len(by_side) > 1
 
 
 def _over_kernels(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: str) -> bool:
     """Milliseconds over the kernel size."""
-    rows = [m for m in rows if m.case.startswith("kernel")]
-
-    def point(m: Measurement) -> tuple[float, float]:
-        return m.details["shape"]["kernel_size"], m.timing.p50_ms
-
-    sizes = _lines(axis, rows, point)
-    axis.set(yscale="log", xlabel="kernel size", ylabel="milliseconds")
-    axis.set_xticks(sizes)
-    return len(sizes) > 1
+    by_size = _by_kernel_size(rows)
+    _lines(axis, by_size, lambda m: (m.details["shape"]["kernel_size"], m.timing.p50_ms))
+    axis.set(yscale="log", xlabel="kernel size" + _heads(by_size), ylabel="milliseconds")
+    axis.set_xticks(list(by_size))
+    return len(by_size) > 1
 
 
-def _lines(axis: Axes, rows: Sequence[Measurement], point: Any) -> list[Any]:
-    """A line for each contender; returns the positions on the horizontal axis."""
+def _lines(
+    axis: Axes,
+    groups: Mapping[int, Sequence[Measurement]],
+    point: Callable[[Measurement], tuple[int, float]],
+) -> None:
+    """A line per contender."""
     for name, (color, marker) in STYLES.items():
-        points = sorted(point(m) for m in rows if m.contender == name)
+        points = [point(m) for rows in groups.values() for m in rows if m.contender == name]
         if points:
             style = "--" if name in ("copy", "window", "global") else "-"
             axis.plot(
                 *zip(*points, strict=True), style, color=color, marker=marker, label=LABELS[name]
             )
-    return sorted({point(m)[0] for m in rows})
 
 
 def _roofline(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: str) -> bool:
-    """Operations a second over operations a byte, under the two roofs measured in the same run.
+    """Operations per second over operations per byte, under two roofs measured in the same run.
 
     Operations and bytes are the fewest that the operator takes, for every contender: the height
     over the same intensity compares times.
@@ -174,7 +266,7 @@ def _roofline(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: st
     high = max(max(point(m)[0] for m in rows), peak / bandwidth) * 1.5
     ridge = peak / bandwidth
     line = [low, ridge, high] if low < ridge else [low, high]
-    axis.plot(line, [min(peak, x * bandwidth) / 1e9 for x in line], color="#444444", linewidth=1)
+    axis.plot(line, [min(peak, x * bandwidth) / 1e9 for x in line], color=GREY, linewidth=1)
     axis.text(
         0.02,
         0.98,
@@ -182,9 +274,9 @@ def _roofline(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: st
         transform=axis.transAxes,
         va="top",
         fontsize=8,
-        color="#444444",
+        color=GREY,
     )
-    axis.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="GFLOP/s")
+    axis.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="GFLOP/s")
     axis.set_ylim(top=3 * peak / 1e9)
     ticks = [step * 10**power for power in range(4) for step in (1, 2, 5)]
     ticks = [tick for tick in ticks if low <= tick <= high]
@@ -205,9 +297,11 @@ def main() -> None:
 
 
 def merged(records: Sequence[Record]) -> Record:
-    """One record of several of the same machine, such as one for each shape set."""
+    """One record of several of the same machine, such as one per shape set."""
     measurements = [m for record in records for m in record.measurements]
-    return Record(records[0].benchmark, records[0].setting, measurements)
+    dates = sorted({record.setting["date"] for record in records})
+    date = dates[0] if len(dates) == 1 else f"{dates[0]} to {dates[-1]}"
+    return Record(records[0].benchmark, {**records[0].setting, "date": date}, measurements)
 
 
 if __name__ == "__main__":

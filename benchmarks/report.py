@@ -1,131 +1,224 @@
-"""Rewrites the README's section on measured speed from the files in benchmarks/results.
+"""Writes benchmarks/results/README.md, the page of measured speed, from the files beside it.
 
-The section stands between `<!-- benchmarks:begin -->` and `<!-- benchmarks:end -->`. Every table
-says which command made it, on which machine, when, and from which commit.
+    python -m benchmarks.report
+
+Every table says which command made it, on which machine, when, and from which commit.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import plots
-from benchmarks.measure import Measurement, Record, UserError, run_main
+from benchmarks.markdown import provenance, table
+from benchmarks.measure import ROOT, Measurement, Record, UserError, run_main
 
-BEGIN, END = "<!-- benchmarks:begin -->", "<!-- benchmarks:end -->"
-OURS = ("cuda", "triton", "cpu")
 SAME_FUNCTION = ("reference", "natten", "flex")
 OTHER_FUNCTION = ("window", "global")
+INTRODUCTION = """\
+# Measured speed
+
+How long `sdwa` takes, and how long others take for the same. Whatever computes a wrong result is
+not timed: outputs and gradients are compared with float64 before. `python -m benchmarks.report`
+writes this page from the JSON files beside it and measures nothing; with each table stand the
+command that measured it, the machine, the date, the commit and the versions. Other work ran on the
+machine at the time, so compare within a table rather than across tables.
+"""
+ATTENTION = """\
+## The operator
+
+A shape is batch x height x width, then heads x channels per head; the window is 3 x 3 where nothing
+else is said, and heads have dilations 1, 2 and 3. What the columns say:
+
+- `sdwa` ms: median, and the 20th to 80th percentile, of the backend chosen on this machine.
+- of copy: the fewest bytes that the operator must move, over its time, over the bandwidth of a
+  large copy in the same run. 1 is as fast as copying; above 1 the data lay in a cache.
+- unfold, NATTEN, FlexAttention: times as long as `sdwa` for the same result. unfold is `sdwa`'s
+  reference in plain PyTorch. NATTEN gets zero-padded maps and one call per dilation, and its result
+  is cropped. FlexAttention is compiled; building its block mask is not timed.
+- sdwa, dilation 1, and global (SDPA), `scaled_dot_product_attention` over all pixels: the same for
+  two other functions, which show what dilation costs.
+- peak MiB: memory beyond the inputs, `sdwa` / unfold.
+"""
+NATTEN_ON_CPU = "NATTEN 0.17.5 is the last version with CPU kernels; the newest has none."
+TRAINING = """\
+## The network, training and inference
+
+Random weights. Latency is of one image. Of matrix rate: counted operations, over the time, over the
+rate of a large matrix product in the same run. Peak MiB: memory beyond weights, optimizer state and
+images. "poster" is POSTER, the network that CFMRFN follows, from a checkout of its repository.
+"""
+LATENCY = """\
+## The network, latency of one image by kind of attention
+
+Calls alternate, and differences are taken within a round. "unfold" is the dilated network on the
+reference backend; "window" has dilation 1 everywhere; "global" attends to all pixels.
+"""
 
 
-def section(records: Sequence[Record], pictures: Sequence[str]) -> str:
-    """The whole section as Markdown.
+OVERHEAD = """\
+## Overhead per call
+
+Microseconds of a whole eager call on one 7 x 7 map and one thread, median and fastest, beside
+`scaled_dot_product_attention` on the same numbers. With 1 head of 8 channels the arithmetic takes
+next to nothing, and what is left is Python and the dispatcher.
+"""
+CPU = """\
+## The CPU kernels beside the memory's speed
+
+Figures held against a goal, and fractions of the bandwidth of a large copy, forward / backward.
+"""
+
+
+def page(records: Mapping[str, Record], pictures: Sequence[str]) -> str:
+    """The whole file.
 
     Args:
-        records: of any benchmark; those that have no table here are left out.
-        pictures: paths of plots, as the README is to name them.
+        records: by file name.
+        pictures: file names of plots; those named `plots.OVERVIEW` stand in the summary.
     """
-    parts = []
-    attention = [r for r in records if r.benchmark == "attention"]
+
+    def of(benchmark: str) -> dict[str, Record]:
+        return {name: r for name, r in records.items() if r.benchmark == benchmark}
+
+    attention, latency = of("attention"), of("latency")
+    overview = [p for p in pictures if Path(p).stem.endswith(plots.OVERVIEW)]
+    parts = [INTRODUCTION]
+    everywhere: list[str] = []
     if attention:
-        parts.append(summary(attention))
-        parts += [attention_table(record) for record in attention]
-        parts += [f"![{Path(p).stem.replace('-', ' ')}]({p})" for p in pictures]
-    training = [r for r in records if r.benchmark == "training"]
-    parts += [training_table(record) for record in training]
-    parts += [latency_table(record) for record in records if record.benchmark == "latency"]
-    return "\n\n".join(parts)
+        parts += summary([*attention.values()], [*latency.values()])
+        parts += map(_picture, overview)
+        first, *others = (record.left_out for record in attention.values())
+        everywhere = [line for line in first if all(line in other for other in others)]
+        parts += [ATTENTION, *_left_out("Left out of every table", everywhere)]
+        parts += _tables(attention, attention_table, everywhere)
+        parts += [_picture(p) for p in pictures if p not in overview]
+    for introduction, make_table, found in (
+        (TRAINING, training_table, of("training")),
+        (LATENCY, latency_table, latency),
+        (OVERHEAD, overhead_table, of("overhead")),
+        (CPU, cpu_results, of("cpu")),
+    ):
+        if found:
+            parts += [introduction, *_tables(found, make_table)]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
 
 
-def best_of_ours(rows: Sequence[Measurement]) -> Measurement | None:
+def _tables(
+    records: Mapping[str, Record], make: Callable[[Record], str], told: Sequence[str] = ()
+) -> list[str]:
+    """Each record's heading, origin, table, and what it left out that has not been told yet."""
+    parts = []
+    for name, record in records.items():
+        parts += [f"### [{name}]({name})", provenance(record.setting), make(record)]
+        parts += _left_out("Left out", [line for line in record.left_out if line not in told])
+    return parts
+
+
+def best_of_ours(rows: Iterable[Measurement]) -> Measurement | None:
     """The measurement of sdwa's default backend among rows of one case."""
-    return next((m for name in OURS for m in rows if m.contender == name), None)
+    by_name = {m.contender: m for m in rows}
+    return next((by_name[name] for name in plots.OURS if name in by_name), None)
 
 
-def cases(record: Record) -> list[list[Measurement]]:
-    """Measurements of one shape, pass and dtype each, in the order of the file."""
-    keys = dict.fromkeys((m.case, m.dtype, m.what) for m in record.measurements)
-    return [
-        [m for m in record.measurements if (m.case, m.dtype, m.what) == key]
-        for key in sorted_(keys)
+def cases(record: Record) -> list[tuple[Measurement, dict[str, Measurement]]]:
+    """sdwa's measurement and everybody's by name, for each shape, dtype and pass.
+
+    Passes of one shape follow each other, shapes stand as in the file.
+    """
+    rows: dict[tuple[str, str], dict[str, dict[str, Measurement]]] = {}
+    for m in record.measurements:
+        passes = rows.setdefault((m.case, m.dtype), {})
+        passes.setdefault(m.what, {})[m.contender] = m
+    everyone = [
+        passes[what] for passes in rows.values() for what in sorted(passes, key=len)
+    ]  # by length: forward, backward, forward+backward
+    return [(ours, by_name) for by_name in everyone if (ours := best_of_ours(by_name.values()))]
+
+
+def peer_label(name: str, record: Record) -> str:
+    """The peer's name with the version that ran, where it has one of its own."""
+    package = {"natten": "natten", "flex": "torch", "global": "torch"}.get(name)
+    version = record.setting["versions"].get(package, "").split("+")[0]
+    if not version:
+        return plots.LABELS[name]
+    return plots.LABELS[name] + (f" {version}" if name == package else f", torch {version}")
+
+
+def summary(attention: Sequence[Record], latency: Sequence[Record]) -> list[str]:
+    """A table of how many times as long others take, and what one must know to read it."""
+    ratios: dict[tuple[str, str, str], dict[str, list[float]]] = {}
+    for record in attention:
+        for ours, by_name in cases(record):
+            for name in SAME_FUNCTION:
+                if name in by_name:
+                    key = (name, peer_label(name, record), _device(record))
+                    ratio = by_name[name].timing.p50_ms / ours.timing.p50_ms
+                    ratios.setdefault(key, {}).setdefault(ours.what, []).append(ratio)
+    rows = []
+    for (_, label, device), passes in ratios.items():
+        what = max(passes, key=len)  # forward+backward where it was measured
+        least, most = _times(min(passes[what])), _times(max(passes[what]))
+        rows.append([label, f"{what}, {len(passes[what])} shapes", device, f"{least} to {most}"])
+    networks = []
+    for record in latency:
+        by_name = {m.contender: m for m in record.measurements}
+        if {"dilated", "unfold"} <= by_name.keys():
+            ours, unfold = (by_name[name].timing.p50_ms for name in ("dilated", "unfold"))
+            times = f"{unfold / ours:.2f}x ({unfold:.1f} / {ours:.1f} ms)"
+            what = f"latency, {by_name['dilated'].case}"
+            networks.append(
+                (unfold / ours, ["the whole network on unfold", what, _device(record), times])
+            )
+    rows += [row for _, row in sorted(networks, reverse=True)]
+    head = ["instead of `sdwa`", "what is timed", "device", "times as long as with `sdwa`"]
+    records = [*attention, *latency]
+    days = sorted({record.setting["date"][:10] for record in records})
+    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
+    sentences = ["; ".join(dict.fromkeys(r.setting["machine"] for r in records)) + f"; {when}."]
+    sentences.append(faster_peers(attention))
+    if any("natten" in r.setting["versions"] and not r.on_gpu for r in attention):
+        sentences.append(NATTEN_ON_CPU)
+    return [table(head, rows), " ".join(sentences)]
+
+
+def faster_peers(records: Sequence[Record]) -> str:
+    """A sentence that names every case in which a peer beats sdwa for the same result."""
+    faster = [
+        f"{plots.LABELS[name]} on {ours.case} ({ours.what}, {ours.dtype})"
+        for record in records
+        for ours, by_name in cases(record)
+        for name in SAME_FUNCTION
+        if name in by_name and by_name[name].timing.p50_ms < ours.timing.p50_ms
     ]
-
-
-def sorted_(keys: dict[tuple[str, str, str], None]) -> list[tuple[str, str, str]]:
-    """Passes of one shape one below the other, shapes as in the file."""
-    order = list(dict.fromkeys(key[:2] for key in keys))
-    return sorted(keys, key=lambda key: (order.index(key[:2]), len(key[2])))
-
-
-def summary(records: Sequence[Record]) -> str:
-    """How many times as long the peers take, least and most, and where one is faster."""
-    ratios: dict[tuple[str, str], list[float]] = {}
-    faster = []
-    for rows in (rows for record in records for rows in cases(record)):
-        ours = best_of_ours(rows)
-        if ours is None:
-            continue
-        for m in rows:
-            if m.contender in SAME_FUNCTION:
-                ratio = m.timing.p50_ms / ours.timing.p50_ms
-                ratios.setdefault((m.contender, m.what), []).append(ratio)
-                if ratio < 1:
-                    faster.append(f"{plots.LABELS[m.contender]} on {m.case} ({m.what}, {m.dtype})")
-    lines = [
-        "How many times as long as `sdwa` others take for the same result, over all shapes:",
-        "",
-    ]
-    lines += ["| | pass | least | most | shapes |", "|---|---|---|---|---|"]
-    for (name, what), found in sorted(ratios.items()):
-        lines.append(
-            f"| {plots.LABELS[name]} | {what} | {_times(min(found))} | {_times(max(found))} "
-            f"| {len(found)} |"
-        )
-    lines += ["", f"Faster than `sdwa`: {', '.join(faster) if faster else 'none'}."]
-    return "\n".join(lines)
+    return f"Faster than `sdwa` for the same result: {', '.join(faster) or 'none'}."
 
 
 def attention_table(record: Record) -> str:
-    """One row for each shape and pass: sdwa's time and fraction of the copy, then the others."""
+    """One row per shape and pass: sdwa's time and fraction of the copy, then the others."""
     bandwidth = record.setting["copy_bytes_per_second"]
     present = {m.contender for m in record.measurements}
     others = [n for n in (*SAME_FUNCTION, *OTHER_FUNCTION) if n in present]
-    head = ["shape", "pass", "`sdwa` ms", "of copy", *(plots.LABELS[n] for n in others), "peak MiB"]
-    lines = [_source(record), "", _row(head), _row(["---"] * len(head))]
-    for rows in cases(record):
-        ours = best_of_ours(rows)
-        if ours is None:
-            continue
-        by_name = {m.contender: m for m in rows}
+    rows = []
+    for ours, by_name in cases(record):
         fraction = ours.details["fewest_bytes"] / (ours.timing.p50_ms / 1e3) / bandwidth
         cells = [_shape(ours), ours.what, _milliseconds(ours), f"{fraction:.2f}"]
         for name in others:
             other = by_name.get(name)
-            ratio = other.timing.p50_ms / ours.timing.p50_ms if other else None
-            cells.append("" if ratio is None else _times(ratio))
+            cells.append(_times(other.timing.p50_ms / ours.timing.p50_ms) if other else "")
         peaks = [_mebibytes(m) for m in (ours, by_name.get("reference")) if m is not None]
-        cells.append(" / ".join(peaks))
-        lines.append(_row(cells))
-    lines += [
-        "",
-        f"ms: median of the `{_name_of_ours(record)}` backend (20th to 80th percentile). Of copy: "
-        "the fewest bytes the operator must move, over its time, over the bandwidth of a large "
-        f"copy in the same run, {bandwidth / 1e9:.1f} GB/s; above 1 the data lay in a cache. "
-        "Others: times as long as `sdwa`. Peak: memory beyond the inputs, `sdwa` / unfold.",
-    ]
-    if record.left_out:
-        lines += ["", "Left out: " + "; ".join(record.left_out) + "."]
-    return "\n".join(lines)
+        rows.append([*cells, " / ".join(peaks)])
+    labels = [peer_label(name, record) for name in others]
+    head = ["shape", "pass", "`sdwa` ms", f"of copy ({bandwidth / 1e9:.1f} GB/s)", *labels]
+    return table([*head, "peak MiB"], rows)
 
 
 def training_table(record: Record) -> str:
-    """One row for each network and measure."""
+    """One row per network and measure."""
     rates = record.setting["matrix_operations_per_second"]
-    head = ["setting", "network", "measure", "precision", "ms", "images/s", "of matrix rate"]
-    head.append("peak MiB")
-    lines = [_source(record), "", _row(head), _row(["---"] * len(head))]
+    rows = []
     for m in record.measurements:
         fraction = ""
         if "operations" in m.details:
@@ -133,46 +226,62 @@ def training_table(record: Record) -> str:
             fraction = f"{rate / rates[m.dtype]:.2f}"
         images = f"{m.details['images_per_second']:.1f}"
         cells = [m.case, m.contender, m.what, m.dtype, _milliseconds(m), images, fraction]
-        lines.append(_row([*cells, _mebibytes(m)]))
-    lines += [
-        "",
-        "Latency is of one image. Of matrix rate: counted operations over the time over the rate "
-        "of a large matrix product in the same run. Peak: memory beyond weights, optimizer state "
-        "and images. Weights are random.",
-    ]
-    if record.left_out:
-        lines += ["", "Left out: " + "; ".join(record.left_out) + "."]
-    return "\n".join(lines)
+        rows.append([*cells, _mebibytes(m)])
+    head = ["setting", "network", "measure", "precision", "ms", "images/s", "of matrix rate"]
+    return table([*head, "peak MiB"], rows)
 
 
 def latency_table(record: Record) -> str:
-    """One row for each kind of attention, with what it takes more than the dilated one."""
-    lines = [_source(record), ""]
-    lines += [_row(["network", "ms", "more than dilated, ms (95 %)"]), _row(["---"] * 3)]
+    """One row per kind of attention, with what it takes more than the dilated one."""
+    rows = []
     for m in record.measurements:
         more = m.details["more_than_dilated_ms"]
         text = f"{more['median']:.2f} ({more['low']:.2f}..{more['high']:.2f})"
-        lines.append(_row([f"{m.case}, {m.contender}", _milliseconds(m), text]))
-    lines += [
-        "",
-        'Calls alternate and differences are taken within a round. "unfold" is the dilated network '
-        "on the reference backend.",
+        rows.append([f"{m.case}, {m.contender}", _milliseconds(m), text])
+    return table(["network", "ms", "more than dilated, ms (95 % interval)"], rows)
+
+
+def overhead_table(record: Record) -> str:
+    """One row per case, sdwa beside scaled_dot_product_attention."""
+    times: dict[tuple[str, str], dict[str, str]] = {}
+    for m in record.measurements:
+        text = f"{m.timing.p50_ms * 1e3:.1f}, {m.details['fastest_us']:.1f}"
+        times.setdefault((m.case, m.what), {})[m.contender] = text
+    rows = [[*key, by_name["sdwa"], by_name["sdpa"]] for key, by_name in times.items()]
+    return table(["heads x channels", "pass", "`sdwa`", "SDPA"], rows)
+
+
+def cpu_results(record: Record) -> str:
+    """What the kernels were to reach and whether they did; a row per window and head dimension."""
+    parts = ["\n".join(f"- {goal}" for goal in record.setting["goals"])]
+    fractions: dict[tuple[int, int], dict[str, list[str]]] = {}
+    for m in record.measurements:
+        if "fraction" in m.details:
+            row = fractions.setdefault(
+                (m.details["shape"]["kernel_size"], m.details["shape"]["head_dim"]), {}
+            )
+            row.setdefault(m.dtype, []).append(f"{m.details['fraction']:.2f}")
+    dtypes = [*dict.fromkeys(dtype for row in fractions.values() for dtype in row)]
+    rows = [
+        [f"{size} x {size}", str(head_dim), *(" / ".join(row[dtype]) for dtype in dtypes)]
+        for (size, head_dim), row in fractions.items()
     ]
-    return "\n".join(lines)
+    if rows:
+        parts.append(table(["window", "head dimension", *dtypes], rows))
+    return "\n\n".join(filter(None, parts))
 
 
-def _source(record: Record) -> str:
-    setting = record.setting
-    versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
-    return (
-        f"`{setting['command']}`  \n{setting['machine']}; {setting['date']}; "
-        f"commit {setting['commit']}; {versions}"
-    )
+def _left_out(title: str, lines: Sequence[str]) -> list[str]:
+    return [f"{title}: {'; '.join(lines)}."] if lines else []
 
 
-def _name_of_ours(record: Record) -> str:
-    present = {m.contender for m in record.measurements}
-    return next((name for name in OURS if name in present), "reference")
+def _device(record: Record) -> str:
+    return "GPU" if record.on_gpu else "CPU"
+
+
+def _picture(name: str) -> str:
+    device, dtype, plot = Path(name).stem.split("-")
+    return f"![{plots.TITLES[plot]}; {device.upper()}, {dtype}]({name})"
 
 
 def _shape(m: Measurement) -> str:
@@ -182,62 +291,59 @@ def _shape(m: Measurement) -> str:
     return f"{m.case} ({size}{window}, {m.dtype})"
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _milliseconds(m: Measurement) -> str:
     """To three digits, with the spread."""
     t = m.timing
-    return f"{t.p50_ms:.3g} ({t.p20_ms:.3g}..{t.p80_ms:.3g})" if t.runs > 1 else f"{t.p50_ms:.4g}"
+    if t.runs == 1:
+        return f"{_digits(t.p50_ms)} (one run)"
+    return f"{_digits(t.p50_ms)} ({_digits(t.p20_ms)}..{_digits(t.p80_ms)})"
+
+
+def _digits(value: float) -> str:
+    """To three digits, or to a whole number where that takes more."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def _mebibytes(m: Measurement) -> str:
-    return "" if m.peak_bytes is None else f"{m.peak_bytes / 2**20:.3g}"
+    return "" if m.peak_bytes is None else _digits(m.peak_bytes / 2**20)
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:.2g}x" if ratio < 10 else f"{ratio:.0f}x"
-
-
-def rewrite(readme: Path, text: str) -> None:
-    """Puts the text between the markers.
-
-    Raises:
-        UserError: the file cannot be read, or does not hold both markers, in order.
-    """
-    try:
-        old = readme.read_text("utf-8")
-    except OSError as error:
-        raise UserError(f"{readme} cannot be read: {error}") from error
-    before, begin, rest = old.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise UserError(f"{readme} must hold the lines {BEGIN} and {END}")
-    readme.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", "utf-8")
+    return f"{ratio:#.2g}x" if ratio < 10 else f"{ratio:.0f}x"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.report", description=__doc__)
-    parser.add_argument(
-        "--results", type=Path, default=Path("benchmarks/results"), help="folder (%(default)s)"
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--readme", type=Path, default=Path("README.md"), help="(%(default)s)")
-    parser.add_argument("--print", action="store_true", help="print the section, change nothing")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        default=ROOT / "benchmarks/results",
+        help="folder of the files and of the page (benchmarks/results)",
+    )
+    parser.add_argument("--print", action="store_true", help="print the page, change nothing")
     arguments = parser.parse_args()
-    files = sorted(arguments.results.glob("*.json"))
-    if not files:
-        raise UserError(f"{arguments.results} holds no .json file of results")
-    records = [Record.load(path) for path in files]
-    pictures = [
-        os.path.relpath(path, arguments.readme.parent)
-        for path in sorted(arguments.results.glob("*.png"))
-    ]
-    text = section(records, pictures)
+    text = page_of(arguments.results)
     if arguments.print:
-        print(text)
+        print(text, end="")
     else:
-        rewrite(arguments.readme, text)
+        (arguments.results / "README.md").write_text(text, "utf-8")
+
+
+def page_of(folder: Path) -> str:
+    """The page for a folder of results.
+
+    Raises:
+        UserError: there are none, or a file is something else.
+    """
+    files = sorted(folder.glob("*.json"))
+    if not files:
+        raise UserError(f"{folder} holds no .json file of results")
+    pictures = sorted(path.name for path in folder.iterdir() if path.suffix in (".png", ".svg"))
+    return page({path.name: Record.load(path) for path in files}, pictures)
 
 
 if __name__ == "__main__":

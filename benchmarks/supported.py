@@ -1,4 +1,4 @@
-"""Writes the README's table of what is supported, from the tests and their parameters.
+"""Writes docs/pytorch.md, the table of what works in PyTorch, from what the tests show.
 
     python -m benchmarks.supported
 
@@ -10,29 +10,47 @@ from __future__ import annotations
 
 import argparse
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
 
-from benchmarks.measure import ROOT, UserError, run_main
+from benchmarks import markdown, measure
+from benchmarks.measure import ROOT, run_main
 from sdwa.backends import BACKENDS
 
 FILES = [
     f"tests/sdwa/test_{name}.py"
     for name in ("compile", "export", "onnx", "autocast", "functorch", "opcheck", "swap")
 ]
-BEGIN, END = "<!-- supported:begin -->", "<!-- supported:end -->"
-FAILS, YES, NOT_RUN, NOTHING = "**fails**", "yes", "not run", ""
+FAILS, YES, NOT_RUN, NOT_ASKED = "**fails**", "yes", "not run", ""
+INTRODUCTION = """\
+# sdwa in PyTorch
+
+What of PyTorch works with the operator and the layer, by backend: each row is a feature with tests
+of its own in `tests/sdwa`. Yes: they pass. Empty: no test asks for it on that backend, because one
+backend shows it for all, or because plain PyTorch needs nothing for it.
+"""
+
+
+class Outcome(NamedTuple):
+    """How one test ended: "passed", "failed" or "skipped", and why it was skipped."""
+
+    outcome: str
+    reason: str
+
+
+Outcomes = Mapping[str, Mapping[str, Sequence[Outcome]]]  # by feature, then by backend
 
 
 class Collect:
     """A pytest plugin that gathers the outcomes of each feature."""
 
     def __init__(self) -> None:
-        self.features: dict[str, tuple[str, str]] = {}
-        self.outcomes: dict[str, dict[str, list[tuple[str, str]]]] = {}
+        self.tests: dict[str, tuple[str, str]] = {}  # test -> feature, backend
+        self.outcomes: dict[str, dict[str, list[Outcome]]] = {}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         on_cpu = next(b.name for b in BACKENDS if not b.unavailable(torch.device("cpu")))
@@ -42,64 +60,72 @@ class Collect:
                 continue
             backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
             feature = text.strip().splitlines()[0]
-            self.features[item.nodeid] = feature, backend.name if backend else on_cpu
+            self.tests[item.nodeid] = feature, backend.name if backend else on_cpu
             self.outcomes.setdefault(feature, defaultdict(list))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         done = report.when == "call" or (report.when == "setup" and not report.passed)
-        if done and report.nodeid in self.features:
-            feature, backend = self.features[report.nodeid]
+        if done and report.nodeid in self.tests:
+            feature, backend = self.tests[report.nodeid]
             reason = report.longrepr[2] if report.skipped else ""
-            self.outcomes[feature][backend].append((report.outcome, reason))
+            self.outcomes[feature][backend].append(Outcome(report.outcome, reason))
 
 
-def cell(outcomes: list[tuple[str, str]]) -> str:
+def cell(outcomes: Sequence[Outcome]) -> str:
     """One word for what came of a feature's tests on a backend."""
     found = {outcome for outcome, _ in outcomes}
     if "failed" in found:
         return FAILS
     if "passed" in found:
         return YES
-    # Nothing was asked, or nothing needs to be: plain PyTorch has no operators of its own.
-    return NOTHING if all("plain PyTorch" in reason for _, reason in outcomes) else NOT_RUN
+    # Skipped since plain PyTorch has no operators of its own: as good as not asked.
+    asked = any("plain PyTorch" not in reason for _, reason in outcomes)
+    return NOT_RUN if asked else NOT_ASKED
 
 
-def table(collected: Collect) -> str:
-    """The Markdown table, sorted as the tests are."""
-    names = [backend.name for backend in BACKENDS]
-    lines = ["| in PyTorch | " + " | ".join(f"`{name}`" for name in names) + " |"]
-    lines.append("|---|" + "---|" * len(names))
-    for feature, outcomes in collected.outcomes.items():
-        cells = [cell(outcomes[name]) for name in names]
-        lines.append(f"| {feature} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def rewrite(path: Path, text: str) -> None:
-    """Puts text between the markers of a file.
-
-    Raises:
-        UserError: it has not both markers, once.
-    """
-    old = path.read_text("utf-8")
-    if old.count(BEGIN) != 1 or old.count(END) != 1:
-        raise UserError(f"{path} must hold {BEGIN} and {END} once each")
-    head, rest = old.split(BEGIN)
-    path.write_text(f"{head}{BEGIN}\n{text}\n{END}{rest.split(END)[1]}", "utf-8")
+def page(outcomes: Outcomes, setting: Mapping[str, Any]) -> str:
+    """The whole file. Backends and features of which nothing was run are told in a sentence."""
+    cells = {
+        feature: {b.name: cell(by_backend.get(b.name, ())) for b in BACKENDS}
+        for feature, by_backend in outcomes.items()
+    }
+    ran = (YES, FAILS)
+    columns = [b.name for b in BACKENDS if any(row[b.name] in ran for row in cells.values())]
+    rows = {feature: row for feature, row in cells.items() if any(w in ran for w in row.values())}
+    left_out = [f"`{b.name}`" for b in BACKENDS if b.name not in columns]
+    untried = [feature for feature in cells if feature not in rows]
+    sentences = []
+    if left_out:
+        were = "was" if len(left_out) == 1 else "were"
+        why = "" if torch.cuda.is_available() else ": this machine has no GPU"
+        sentences.append(f"{' and '.join(left_out)} {were} not run{why}.")
+    if untried:
+        sentences.append(f"Run on no backend: {'; '.join(untried)}.")
+    if any(row[name] == NOT_RUN for row in rows.values() for name in columns):
+        sentences.append("Not run: the tests need what this machine lacks.")
+    table = markdown.table(
+        ["in PyTorch", *(f"`{name}`" for name in columns)],
+        [[feature, *(row[name] for name in columns)] for feature, row in rows.items()],
+    )
+    parts = [INTRODUCTION, " ".join(sentences), table, f"Made by {markdown.provenance(setting)}"]
+    return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.supported", description=__doc__)
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.supported",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--output", type=Path, default=ROOT / "docs/pytorch.md", help="the page (docs/pytorch.md)"
+    )
     options = parser.parse_args()
     collected = Collect()
     arguments: list[Any] = ["-q", "--rootdir", str(ROOT), *(str(ROOT / file) for file in FILES)]
     status = pytest.main(arguments, plugins=[collected])
-    note = (
-        'What the tests showed. "not run": this machine has no such device; empty: they do not ask '
-        "it of that backend. Made by `python -m benchmarks.supported`.\n\n"
-    )
-    rewrite(options.readme, note + table(collected))
+    setting = measure.setting(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    options.output.write_text(page(collected.outcomes, setting), "utf-8")
     return int(status)
 
 

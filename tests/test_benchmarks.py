@@ -10,7 +10,7 @@ from functools import partial
 import pytest
 import torch
 
-from benchmarks import attention, compare, latency, measure, peers, plots, report
+from benchmarks import attention, compare, latency, measure, peers, plots, report, supported
 from benchmarks.gpu import profiling
 from benchmarks.measure import Measurement, Record, Timing, UserError
 from benchmarks.shapes import Shape
@@ -146,20 +146,41 @@ def test_compare_reads_pytest_benchmark_files(tmp_path):
     ]
 
 
-def test_report_stands_between_its_markers(record, tmp_path):
-    readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{report.BEGIN}\nprevious\n{report.END}\nafter\n")
-    for _ in range(2):  # the second time changes nothing
-        report.rewrite(readme, report.section([record], ["results/cpu.png"]))
-        text = readme.read_text()
-        assert text.startswith("before\n")
-        assert text.endswith("after\n")
-        assert "previous" not in text
-        assert text.count("| map6 (2 x 6 x 5, 3 x 8, float32) |") == 2
-        assert record.setting["commit"] in text
-    readme.write_text("no markers")
-    with pytest.raises(UserError, match="must hold"):
-        report.rewrite(readme, "")
+def test_report_has_a_row_per_shape_and_pass(record):
+    text = report.page({"cpu-small.json": record}, ["cpu-float32-peers.svg"])
+    assert text.count("| map6 (2 x 6 x 5, 3 x 8, float32) |") == 2
+    assert record.setting["commit"] in text
+    assert "(cpu-small.json)" in text
+    summary, _ = text.split("## The operator")
+    assert "| unfold | forward+backward, 2 shapes | CPU |" in summary
+    assert "(cpu-float32-peers.svg)" in summary
+
+
+def test_the_page_of_results_is_up_to_date():
+    results = measure.ROOT / "benchmarks/results"
+    assert (results / "README.md").read_text("utf-8") == report.page_of(results)
+    assert str(measure.ROOT) not in report.page_of(results)
+
+
+YES, NOT_RUN = supported.Outcome("passed", ""), supported.Outcome("skipped", "no GPU")
+
+
+@pytest.mark.parametrize("on_cuda", [YES, NOT_RUN])
+def test_a_backend_that_nothing_was_run_on_is_a_sentence(record, on_cuda):
+    outcomes = {
+        "autocast": {"cuda": [on_cuda], "triton": [NOT_RUN], "cpu": [YES], "reference": [YES]},
+        "graphs": {name: [NOT_RUN] for name in ("cuda", "triton", "cpu")},
+    }
+    text = supported.page(outcomes, record.setting)
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    if on_cuda is YES:
+        assert "`triton` was not run" in text
+        assert rows[0] == "| in PyTorch | `cuda` | `cpu` | `reference` |"
+    else:
+        assert "`cuda` and `triton` were not run" in text
+        assert rows[0] == "| in PyTorch | `cpu` | `reference` |"
+    assert "Run on no backend: graphs." in text
+    assert len(rows) == 3
 
 
 def test_slow_single_passes_of_several_images_are_profiled(record):
@@ -171,9 +192,10 @@ def test_slow_single_passes_of_several_images_are_profiled(record):
     assert profiling.slowest(small_record((one_image,)), 9, "cpu") == []
 
 
-def test_plots_are_drawn(record, tmp_path):
+def test_plots_are_drawn(tmp_path):
+    record = small_record((dataclasses.replace(SMALL, width=6), OTHER))
     names = {path.name for path in plots.draw(record, tmp_path)}
-    assert names == {"cpu-float32-maps.png", "cpu-float32-roofline.png"}
+    assert names == {f"cpu-float32-{plot}.svg" for plot in ("peers", "maps", "roofline")}
 
 
 def test_records_survive_a_file(record, tmp_path):
@@ -206,12 +228,21 @@ def test_wrong_arguments_end_in_one_line(arguments, message):
     assert "Traceback" not in result.stderr
 
 
-def test_latency_calls_everyone_in_each_round_and_changes_who_is_first():
+def test_each_turn_calls_everyone_and_changes_who_is_first():
     called = []
     calls = {name: partial(called.append, name) for name in "abc"}
-    samples = latency.in_rounds(calls, 3)
-    assert "".join(called[3:]) == "abcbcacab"  # the first round is not counted
+    samples = measure.sample_in_turns(
+        calls, measure.clock_sample, dict.fromkeys(calls, 3), rotate=True
+    )
+    assert "".join(called) == "abcbcacab"
     assert {name: len(values) for name, values in samples.items()} == {"a": 3, "b": 3, "c": 3}
+
+
+def test_runs_are_spread_over_turns():
+    called = []
+    calls = {name: partial(called.append, name) for name in "ab"}
+    measure.sample_in_turns(calls, measure.clock_sample, {"a": 4, "b": 2}, turns=2)
+    assert "".join(called) == "aabaab"
 
 
 def test_latency_interval_is_of_order_statistics():
