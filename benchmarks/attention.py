@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks import measure, peers, plots
-from benchmarks.measure import DTYPES, Measurement, Record, choose, dtype_name
+from benchmarks import command_line, measure, peers, plots
+from benchmarks.command_line import choose
 from benchmarks.peers import Attend, Contender, Problem
+from benchmarks.record import DTYPES, Measurement, Record, dtype_name, start_record
 from benchmarks.shapes import SHAPE_SETS, Shape
 from sdwa import reference
 from sdwa.arguments import make_problem
@@ -396,7 +397,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         metavar="N",
         help="also compare the bits of N runs (%(default)s)",
     )
-    measure.add_options(parser, seconds=1.0, resume=True)
+    command_line.add_options(parser, seconds=1.0, resume=True)
     parser.add_argument(
         "--plot",
         type=Path,
@@ -410,9 +411,9 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     arguments = parse()
-    device = measure.choose_device(arguments.device)
-    measure.check_seconds(arguments.seconds)
-    record = measure.start_record("attention", device, arguments.json, arguments.resume)
+    device = command_line.choose_device(arguments.device)
+    command_line.check_seconds(arguments.seconds)
+    record = start_record("attention", device, arguments.json, arguments.resume)
     sets = {
         **SHAPE_SETS,
         **{shape.name: (shape,) for group in SHAPE_SETS.values() for shape in group},
@@ -441,4 +442,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    measure.run_main(main)
+    command_line.run_main(main)

@@ -12,7 +12,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks.measure import Measurement, Record, Timing, UserError, run_main
+from benchmarks.command_line import run_main
+from benchmarks.record import Measurement, Record, Timing, UserError
 
 
 def load(path: Path) -> Record:

@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 import sdwa
-from benchmarks import measure
+from benchmarks import command_line, measure
 from benchmarks.attention import check, draw, exact_results, make_call
-from benchmarks.measure import DTYPES, Call, Measurement, Record, Timing, choose, dtype_name
+from benchmarks.command_line import choose
+from benchmarks.measure import Call
 from benchmarks.peers import global_attention
+from benchmarks.record import DTYPES, Measurement, Record, Timing, dtype_name, start_record
 from benchmarks.shapes import PAPER, Shape
 
 CPU = torch.device("cpu")
@@ -239,14 +241,14 @@ def parse() -> argparse.Namespace:
     )
     parser.add_argument("--parts", default=",".join(PARTS), help="of %(default)s")
     parser.add_argument("--dtypes", default=",".join(DTYPES), help="of the table (%(default)s)")
-    measure.add_options(parser, seconds=1.0)
+    command_line.add_options(parser, seconds=1.0)
     return parser.parse_args()
 
 
 def main() -> int:
     arguments = parse()
-    measure.check_seconds(arguments.seconds)
-    record = measure.start_record("cpu", CPU)
+    command_line.check_seconds(arguments.seconds)
+    record = start_record("cpu", CPU)
     parts = choose("part", arguments.parts, PARTS, record)
     dtypes = choose("dtype", arguments.dtypes, DTYPES, record)
     record.setting["copy_bytes_per_second"] = measure.copy_bandwidth(CPU)
@@ -274,4 +276,4 @@ def capability() -> str:
 
 
 if __name__ == "__main__":
-    measure.run_main(main)
+    command_line.run_main(main)

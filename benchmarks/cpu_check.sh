@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Remakes every CPU result, plot and the README's section, in about 20 minutes on 2 cores.
+# Remakes every CPU result, the plots and the page of results, in about 20 minutes on 2 cores.
 #
 #   benchmarks/cpu_check.sh                 everything
 #   benchmarks/cpu_check.sh maps training   some steps, of

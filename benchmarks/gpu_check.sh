@@ -134,7 +134,7 @@ print(len(rows), "problems repeated; not identical:", different)
 sys.exit(bool(different) or not rows)' "$results/gpu-repeats.json"
 }
 
-large() {  # more than 2^31 elements a tensor
+large() {  # more than 2^31 elements per tensor
     step large 60 "$python" -m benchmarks.attention --device cuda --shapes large --backends cuda \
         --seconds 0.1 --json "$results/gpu-large.json"
 }

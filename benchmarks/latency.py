@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 import cfmrfn  # noqa: F401  registers the networks
-from benchmarks import measure
-from benchmarks.measure import Measurement, Timing, UserError
+from benchmarks import command_line, measure
+from benchmarks.record import Measurement, Timing, UserError, start_record
 from benchmarks.training import NUM_CLASSES
 
 CONTENDERS = {
@@ -72,7 +72,7 @@ def main() -> int:
     parser.add_argument("--image-size", type=int, default=224, help="side (%(default)s)")
     parser.add_argument("--compile", action="store_true", help="compile the networks")
     parser.add_argument("--rounds", type=int, default=200, help="(%(default)s)")
-    measure.add_options(parser)
+    command_line.add_options(parser)
     arguments = parser.parse_args()
     if arguments.rounds < 10:
         raise UserError(f"--rounds must be at least 10, got {arguments.rounds}")
@@ -82,7 +82,7 @@ def main() -> int:
             f"got {arguments.model}"
         )
     torch.manual_seed(0)
-    record = measure.start_record("latency", CPU)
+    record = start_record("latency", CPU)
     size = arguments.image_size
     image = torch.randn(1, 3, size, size).contiguous(memory_format=torch.channels_last)
     calls = {
@@ -114,4 +114,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    measure.run_main(main)
+    command_line.run_main(main)

@@ -19,17 +19,9 @@ import torch
 import torch.nn.functional as F
 
 import sdwa
-from benchmarks.measure import (
-    ROOT,
-    Call,
-    Measurement,
-    Timing,
-    choose_device,
-    clock_sample,
-    run_main,
-    sample_in_turns,
-    start_record,
-)
+from benchmarks.command_line import choose_device, run_main
+from benchmarks.measure import Call, clock_sample, sample_in_turns
+from benchmarks.record import ROOT, Measurement, Timing, start_record
 
 SIDE = 7
 CASES = {"1 x 8": (1, 8, 1), "8 x 64": (8, 64, (1, 1, 2, 2, 2, 3, 3, 3))}

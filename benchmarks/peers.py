@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 import sdwa
-from benchmarks.measure import dtype_name
+from benchmarks.record import dtype_name
 from benchmarks.shapes import Shape
 from sdwa.backends import BACKENDS, Backend
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from benchmarks.measure import Measurement, Record, run_main
+from benchmarks.command_line import run_main
+from benchmarks.record import Measurement, Record
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from benchmarks import plots
+from benchmarks.command_line import run_main
 from benchmarks.markdown import provenance, table
-from benchmarks.measure import ROOT, Measurement, Record, UserError, run_main
+from benchmarks.record import ROOT, Measurement, Record, UserError
 
 SAME_FUNCTION = ("reference", "natten", "flex")
 OTHER_FUNCTION = ("window", "global")

@@ -112,7 +112,7 @@ SHAPE_SETS: dict[str, tuple[Shape, ...]] = {
         Shape("base56", 8, 56, 56, 3, 32, (1, 2, 3), gpu_batch=512),
         Shape("base28", 8, 28, 28, 6, 32, _dilations(6), gpu_batch=512),
     ),
-    # Time a pixel over the side of the map shows how an implementation scales.
+    # Time per pixel over the side of the map shows how an implementation scales.
     "maps": (
         _map(14, 32, 1024),
         _map(28, 8, 256),
@@ -121,6 +121,6 @@ SHAPE_SETS: dict[str, tuple[Shape, ...]] = {
         _map(224, 1, 4),
     ),
     "kernels": tuple(_kernel(size) for size in (3, 5, 7, 9, 11, 13)),
-    # More than 2^31 elements a tensor.
+    # More than 2^31 elements per tensor.
     "large": (Shape("large", 86, 224, 224, 8, 64, PAPER, gpu_only=True),),
 }

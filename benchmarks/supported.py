@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from benchmarks import markdown, measure
-from benchmarks.measure import ROOT, run_main
+from benchmarks import markdown
+from benchmarks.command_line import run_main
+from benchmarks.record import ROOT, setting
 from sdwa.backends import BACKENDS
 
 FILES = [
@@ -124,8 +125,8 @@ def main() -> int:
     collected = Collect()
     arguments: list[Any] = ["-q", "--rootdir", str(ROOT), *(str(ROOT / file) for file in FILES)]
     status = pytest.main(arguments, plugins=[collected])
-    setting = measure.setting(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    options.output.write_text(page(collected.outcomes, setting), "utf-8")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    options.output.write_text(page(collected.outcomes, setting(device)), "utf-8")
     return int(status)
 
 

@@ -28,8 +28,9 @@ from torch.nn.functional import cross_entropy
 from torch.utils.flop_counter import FlopCounterMode
 
 import cfmrfn  # noqa: F401  registers the networks
-from benchmarks import measure
-from benchmarks.measure import DTYPES, Measurement, Record, UserError, choose
+from benchmarks import command_line, measure
+from benchmarks.command_line import choose
+from benchmarks.record import DTYPES, Measurement, Record, UserError, start_record
 from cfmrfn.config import OptimConfig
 from cfmrfn.distributed import World
 from cfmrfn.losses import ExpressionLoss
@@ -299,18 +300,18 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--graph", action="store_true", help="GPU: also the latency inside a CUDA graph"
     )
-    measure.add_options(parser, seconds=3.0, resume=True)
+    command_line.add_options(parser, seconds=3.0, resume=True)
     return parser.parse_args(arguments)
 
 
 def main() -> int:
     arguments = parse()
-    device = measure.choose_device(arguments.device)
-    measure.check_seconds(arguments.seconds)
+    device = command_line.choose_device(arguments.device)
+    command_line.check_seconds(arguments.seconds)
     batch = arguments.batch or (8 if device.type == "cpu" else 200)
     if batch < 1:
         raise UserError(f"--batch must be at least 1, got {batch}")
-    record = measure.start_record("training", device, arguments.json, arguments.resume)
+    record = start_record("training", device, arguments.json, arguments.resume)
     known = networks(arguments.model, arguments.poster)
     names = arguments.attention + (",poster" if arguments.poster is not None else "")
     chosen = choose("attention", names, known, record)
@@ -349,4 +350,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    measure.run_main(main)
+    command_line.run_main(main)

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks import attention, compare, latency, measure, peers, plots, report, supported
 from benchmarks.gpu import profiling
-from benchmarks.measure import Measurement, Record, Timing, UserError
+from benchmarks.record import ROOT, Measurement, Record, Timing, UserError, start_record
 from benchmarks.shapes import Shape
 
 CPU = torch.device("cpu")
@@ -22,7 +22,7 @@ QUICK = attention.Options(seconds=0.001)
 
 
 def small_record(shapes=(SMALL, OTHER)):
-    record = measure.start_record("attention", CPU)
+    record = start_record("attention", CPU)
     record.setting |= {
         "copy_bytes_per_second": 1e10,
         "matrix_operations_per_second": {"float32": 1e11},
@@ -39,7 +39,7 @@ def record():
 
 def tool(*arguments):
     return subprocess.run(
-        [sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=measure.ROOT
+        [sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=ROOT
     )
 
 
@@ -99,7 +99,7 @@ def test_wrong_gradients_are_not_timed():
 def test_resuming_times_only_what_is_missing(record, tmp_path):
     path = tmp_path / "results.json"
     record.save(path)
-    again = measure.start_record("attention", CPU, path, resume=True)
+    again = start_record("attention", CPU, path, resume=True)
     assert again.measurements == record.measurements
     before = len(again.measurements)
     chosen = [c for c in peers.contenders() if c.name == "reference"]
@@ -112,7 +112,7 @@ def test_resuming_refuses_another_commit(record, tmp_path):
     other = dataclasses.replace(record, setting={**record.setting, "commit": "0"})
     other.save(path)
     with pytest.raises(UserError, match="commit"):
-        measure.start_record("attention", CPU, path, resume=True)
+        start_record("attention", CPU, path, resume=True)
 
 
 def slower(record, times):
@@ -157,9 +157,9 @@ def test_report_has_a_row_per_shape_and_pass(record):
 
 
 def test_the_page_of_results_is_up_to_date():
-    results = measure.ROOT / "benchmarks/results"
+    results = ROOT / "benchmarks/results"
     assert (results / "README.md").read_text("utf-8") == report.page_of(results)
-    assert str(measure.ROOT) not in report.page_of(results)
+    assert str(ROOT) not in report.page_of(results)
 
 
 YES, NOT_RUN = supported.Outcome("passed", ""), supported.Outcome("skipped", "no GPU")

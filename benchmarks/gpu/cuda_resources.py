@@ -44,7 +44,7 @@ class Kernel:
     spills: int  # instructions that store to or load from local memory
     instructions: int
     loads: int  # from global memory
-    wide_loads: int  # of these, 16 bytes a lane
+    wide_loads: int  # of these, 16 bytes per lane
     stores: int
     wide_stores: int
     matrix: int  # matrix products
@@ -109,7 +109,7 @@ def _short_names(mangled: list[str]) -> dict[str, str]:
         line = line.split("(", 1)[0]
         line = re.sub(
             r"Features<(\d+), (true|false), (\d+)>",
-            lambda m: f"{m[1]} features{'' if m[2] == 'true' else ' a time'}, {m[3]} bytes",
+            lambda m: f"{m[1]} features{'' if m[2] == 'true' else ' at a time'}, {m[3]} bytes",
             line,
         )
         names[name] = line.replace(" >", ">")
@@ -171,7 +171,7 @@ def read_kernels(library: Path | None = None, arch: int | None = None) -> list[K
 
 
 def table(kernels: list[Kernel]) -> str:
-    """One line a kernel."""
+    """One line per kernel."""
     width = max([len(kernel.name) for kernel in kernels], default=6)
     head = f"{'arch':>4} {'kernel':<{width}} {'regs':>4} {'stack':>5} {'shared':>6} {'spills':>6}"
     lines = [

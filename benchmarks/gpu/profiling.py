@@ -11,10 +11,10 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import measure
+from benchmarks import command_line
 from benchmarks.attention import PASSES, draw, make_call
-from benchmarks.measure import DTYPES, Measurement, Record, UserError
 from benchmarks.peers import Problem, contenders
+from benchmarks.record import DTYPES, Measurement, Record, UserError
 from benchmarks.shapes import SHAPE_SETS
 
 OURS = [contender.name for contender in contenders() if contender.is_ours]
@@ -69,7 +69,7 @@ def main() -> None:
                 f"--shape {m.case} --pass {m.what} --dtype {m.dtype} --backend {arguments.backend}"
             )
         return
-    device = measure.choose_device(arguments.device)
+    device = command_line.choose_device(arguments.device)
     shape, dtype = shapes[arguments.shape].on(device), DTYPES[arguments.dtype]
     contender = next(c for c in contenders() if c.name == arguments.backend)
     problem = Problem(shape, dtype, device, training=arguments.what != "forward")
@@ -84,4 +84,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    measure.run_main(main)
+    command_line.run_main(main)

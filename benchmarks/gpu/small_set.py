@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 
 import sdwa
-from benchmarks.measure import run_main
+from benchmarks.command_line import run_main
 from tests.sdwa.cases import CASES, Case, draw
 
 # Every kind of kernel, border and layout, on few pixels: the tools slow kernels down a hundredfold.
