@@ -35,7 +35,7 @@ LARGEST_ERROR = {
     torch.float16: 5e-3,
 }
 COPY = "copy"
-MOST_INPUT_SETS = 8
+MOST_INPUT_SETS = 8  # of small inputs, more would take their time to make
 
 
 class WrongResult(ValueError):

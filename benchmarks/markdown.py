@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 
@@ -12,7 +12,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def provenance(setting: dict[str, Any]) -> str:
+def provenance(setting: Mapping[str, Any]) -> str:
     """What made a table and where, from a record's setting: command, machine, date, versions."""
     versions = ", ".join(f"{name} {version}" for name, version in setting["versions"].items())
     return (

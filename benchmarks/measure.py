@@ -204,6 +204,7 @@ def peak_memory(call: Call, device: torch.device) -> tuple[int, float]:
 
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes per second, read plus written, of a copy far larger than the caches."""
+    # Many times the last-level cache, which is at most 128 MiB on a GPU and mostly less on a CPU.
     size = 2**28 if device.type == "cpu" else 2**30
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
@@ -213,6 +214,7 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations per second of a large matrix product, a multiply-add counted as two."""
+    # Large enough for the full rate, and milliseconds long on either.
     size = 1024 if device.type == "cpu" else 8192
     left, right = torch.randn(2, size, size, device=device).to(dtype)
     timing = time_call(lambda: left @ right, device)

@@ -6,6 +6,7 @@ python -m benchmarks.plots FILE... [--folder FOLDER]
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,8 +17,10 @@ from benchmarks.record import Measurement, Record
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+    Plot = Callable[[Axes, Sequence[Measurement], Record, str], bool]
+
 GREY = "#737b86"  # legible on white and on GitHub's dark background
-STYLE = {
+RC = {  # for every plot
     "font.size": 10,
     "axes.titlesize": 11,
     "figure.titlesize": 9,
@@ -28,7 +31,7 @@ STYLE = {
 }
 OVERVIEW = "peers"
 TITLES = {
-    OVERVIEW: "Times as long as sdwa over the side of the map",
+    OVERVIEW: "Times as long as sdwa over the side of the map; dashed: another function",
     "maps": "Nanoseconds per pixel over the side of the map",
     "kernels": "Milliseconds over the kernel size",
     "roofline": "Operations per second over operations per byte",
@@ -36,7 +39,7 @@ TITLES = {
 PASSES = ("forward", "forward+backward")
 OURS = ("cuda", "triton", "cpu")
 # Colours that most colour-blind readers tell apart (Okabe and Ito's), one per contender.
-STYLES = {
+MARKS = {
     "cuda": ("#0072b2", "o"),
     "triton": ("#56b4e9", "s"),
     "cpu": ("#0072b2", "o"),
@@ -69,8 +72,6 @@ def draw(record: Record, folder: Path) -> list[Path]:
     import matplotlib
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     folder.mkdir(parents=True, exist_ok=True)
     device = "gpu" if record.on_gpu else "cpu"
     plots = {
@@ -81,34 +82,41 @@ def draw(record: Record, folder: Path) -> list[Path]:
     }
     paths = []
     for dtype in dict.fromkeys(m.dtype for m in record.measurements):
-        rows = [m for m in record.measurements if m.dtype == dtype and "shape" in m.details]
         for name, plot in plots.items():
-            with matplotlib.rc_context(STYLE):
-                figure, axes = pyplot.subplots(1, 2, figsize=(8, 4.4), sharey=True)
-                drawn = []
-                for axis, what in zip(axes, PASSES, strict=True):
-                    drawn.append(plot(axis, [m for m in rows if m.what == what], record, dtype))
-                    axis.set_title(what.replace("+", " + "))
-                    axis.grid(True, which="major", alpha=0.25)
-                    axis.spines[["top", "right"]].set_visible(False)
-                axes[1].set_ylabel("")
-                if all(drawn):
-                    handles = _legend(axes)
-                    columns = len(handles) if len(handles) <= 5 else 4
-                    figure.legend(
-                        handles.values(), handles.keys(), loc="lower center", ncols=columns
-                    )
-                    figure.suptitle(_caption(record, dtype))
-                    rows_of_legend = -(-len(handles) // columns)
-                    figure.tight_layout(rect=(0, 0.01 + 0.05 * rows_of_legend, 1, 1))
-                    paths.append(folder / f"{device}-{dtype}-{name}.svg")
-                    figure.savefig(paths[-1], transparent=True, metadata={"Date": None})
-                pyplot.close(figure)
+            path = folder / f"{device}-{dtype}-{name}.svg"
+            with matplotlib.rc_context(RC):
+                if _draw_panels(plot, TITLES[name], record, dtype, path):
+                    paths.append(path)
     return paths
 
 
+def _draw_panels(plot: Plot, title: str, record: Record, dtype: str, path: Path) -> bool:
+    """Draws one panel per pass into a file, unless one of them has no data."""
+    from matplotlib import pyplot
+
+    rows = [m for m in record.measurements if m.dtype == dtype and "shape" in m.details]
+    figure, axes = pyplot.subplots(1, 2, figsize=(8, 4.6), sharey=True)
+    drawn = []
+    for axis, what in zip(axes, PASSES, strict=True):
+        drawn.append(plot(axis, [m for m in rows if m.what == what], record, dtype))
+        axis.set_title(what.replace("+", " + "))
+        axis.grid(True, which="major", alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[1].set_ylabel("")
+    if all(drawn):
+        handles = _legend(axes)
+        columns = len(handles) if len(handles) <= 5 else 4
+        figure.legend(handles.values(), handles.keys(), loc="lower center", ncols=columns)
+        figure.suptitle(f"{title}\n{_caption(record, dtype)}")
+        legend_lines = math.ceil(len(handles) / columns)
+        figure.tight_layout(rect=(0, 0.01 + 0.05 * legend_lines, 1, 1))
+        figure.savefig(path, transparent=True, metadata={"Date": None})
+    pyplot.close(figure)
+    return all(drawn)
+
+
 def _legend(axes: Iterable[Axes]) -> dict[str, Any]:
-    """Label -> handle, in the order of `STYLES`."""
+    """Label -> handle, in the order of `MARKS`."""
     found: dict[str, Any] = {}
     for axis in axes:
         handles, labels = axis.get_legend_handles_labels()
@@ -131,30 +139,27 @@ def _caption(record: Record, dtype: str) -> str:
 
 def _over_sdwa(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: str) -> bool:
     """Times as long as sdwa over the side of the map."""
-    by_side = _by_side(rows)
-    ours = {
-        side: next((m for name in OURS for m in of_side if m.contender == name), None)
-        for side, of_side in by_side.items()
-    }
+    ours = {}
+    compared = {}
+    for side, of_side in _by_side(rows).items():
+        by_name = {m.contender: m for m in of_side}
+        if name := next((name for name in OURS if name in by_name), None):
+            ours[side] = by_name[name]
+            others = (name, "reference", "natten", "flex", "global")
+            compared[side] = [m for m in of_side if m.contender in others]
 
     def point(m: Measurement) -> tuple[int, float]:
         side = m.details["shape"]["height"]
         return side, m.timing.p50_ms / ours[side].timing.p50_ms
 
-    compared = ("reference", "natten", "flex", "global")
-    groups = {
-        side: [m for m in of_side if m.contender in compared or m is ours[side]]
-        for side, of_side in by_side.items()
-        if ours[side] is not None
-    }
-    _lines(axis, groups, point)
+    _lines(axis, compared, point)
     axis.set(xscale="log", yscale="log", ylabel="times as long as sdwa")
-    axis.set_xlabel("side of the map" + _heads(groups))
-    axis.set_xticks(list(groups), [str(side) for side in groups])
+    axis.set_xlabel("side of the map" + _heads(compared))
+    axis.set_xticks(list(compared), [str(side) for side in compared])
     axis.minorticks_off()
     ticks = [10**power for power in range(5)]
     axis.set_yticks(ticks, [f"{tick:,}x" for tick in ticks])
-    return len(groups) > 1
+    return len(compared) > 1
 
 
 def _by_side(rows: Iterable[Measurement]) -> dict[int, list[Measurement]]:
@@ -226,7 +231,7 @@ def _lines(
     point: Callable[[Measurement], tuple[int, float]],
 ) -> None:
     """A line per contender."""
-    for name, (color, marker) in STYLES.items():
+    for name, (color, marker) in MARKS.items():
         points = [point(m) for rows in groups.values() for m in rows if m.contender == name]
         if points:
             style = "--" if name in ("copy", "window", "global") else "-"
@@ -253,7 +258,7 @@ def _roofline(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: st
         operations = m.details["operations"]
         return operations / m.details["fewest_bytes"], operations / m.timing.p50_ms / 1e6
 
-    for name, (color, marker) in STYLES.items():
+    for name, (color, marker) in MARKS.items():
         points = [point(m) for m in rows if m.contender == name]
         if points:
             axis.scatter(
@@ -278,7 +283,7 @@ def _roofline(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: st
         color=GREY,
     )
     axis.set(xscale="log", yscale="log", xlabel="operations per byte", ylabel="GFLOP/s")
-    axis.set_ylim(top=3 * peak / 1e9)
+    axis.set_ylim(top=6 * peak / 1e9)
     ticks = [step * 10**power for power in range(4) for step in (1, 2, 5)]
     ticks = [tick for tick in ticks if low <= tick <= high]
     axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])

@@ -54,7 +54,7 @@ class Timing:
         """Percentiles of samples in milliseconds, interpolated linearly."""
         values = torch.tensor(samples, dtype=torch.float64)
         points = torch.quantile(values, torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64))
-        return cls(*points.tolist(), runs=len(samples))
+        return cls(*points.tolist(), len(samples))
 
     def __str__(self) -> str:
         return f"{self.p50_ms:.3f} ms ({self.p20_ms:.3f}..{self.p80_ms:.3f}, {self.runs} runs)"

@@ -150,39 +150,49 @@ def peer_label(name: str, record: Record) -> str:
 
 def summary(attention: Sequence[Record], latency: Sequence[Record]) -> list[str]:
     """A table of how many times as long others take, and what one must know to read it."""
-    ratios: dict[tuple[str, str, str], dict[str, list[float]]] = {}
-    for record in attention:
+    head = ["instead of `sdwa`", "what is timed", "device", "times as long as with `sdwa`"]
+    rows = table(head, [*_peer_rows(attention), *_network_rows(latency)])
+    records = [*attention, *latency]
+    machines = dict.fromkeys(record.setting["machine"] for record in records)
+    days = [record.setting["date"][:10] for record in records]
+    when = " to ".join(dict.fromkeys((min(days), max(days))))
+    sentences = [f"{'; '.join(machines)}; {when}.", faster_peers(attention)]
+    if any("natten" in r.setting["versions"] and not r.on_gpu for r in attention):
+        sentences.append(NATTEN_ON_CPU)
+    return [rows, " ".join(sentences)]
+
+
+def _peer_rows(records: Iterable[Record]) -> list[list[str]]:
+    """For each peer that computes the same: least and most times as long, over all shapes."""
+    ratios: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for record in records:
         for ours, by_name in cases(record):
             for name in SAME_FUNCTION:
                 if name in by_name:
-                    key = (name, peer_label(name, record), _device(record))
+                    passes = ratios.setdefault((peer_label(name, record), _device(record)), {})
                     ratio = by_name[name].timing.p50_ms / ours.timing.p50_ms
-                    ratios.setdefault(key, {}).setdefault(ours.what, []).append(ratio)
+                    passes.setdefault(ours.what, []).append(ratio)
     rows = []
-    for (_, label, device), passes in ratios.items():
+    for (label, device), passes in ratios.items():
         what = max(passes, key=len)  # forward+backward where it was measured
-        least, most = _times(min(passes[what])), _times(max(passes[what]))
-        rows.append([label, f"{what}, {len(passes[what])} shapes", device, f"{least} to {most}"])
-    networks = []
-    for record in latency:
+        found = passes[what]
+        times = f"{_times(min(found))} to {_times(max(found))}"
+        rows.append([label, f"{what}, {len(found)} shapes", device, times])
+    return rows
+
+
+def _network_rows(records: Iterable[Record]) -> list[list[str]]:
+    """The latency of the whole network with unfold, the longest times first."""
+    rows = []
+    for record in records:
         by_name = {m.contender: m for m in record.measurements}
         if {"dilated", "unfold"} <= by_name.keys():
-            ours, unfold = (by_name[name].timing.p50_ms for name in ("dilated", "unfold"))
-            times = f"{unfold / ours:.2f}x ({unfold:.1f} / {ours:.1f} ms)"
+            ms = {name: m.timing.p50_ms for name, m in by_name.items()}
+            ratio = ms["unfold"] / ms["dilated"]
+            times = f"{ratio:.2f}x ({ms['unfold']:.1f} / {ms['dilated']:.1f} ms)"
             what = f"latency, {by_name['dilated'].case}"
-            networks.append(
-                (unfold / ours, ["the whole network on unfold", what, _device(record), times])
-            )
-    rows += [row for _, row in sorted(networks, reverse=True)]
-    head = ["instead of `sdwa`", "what is timed", "device", "times as long as with `sdwa`"]
-    records = [*attention, *latency]
-    days = sorted({record.setting["date"][:10] for record in records})
-    when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
-    sentences = ["; ".join(dict.fromkeys(r.setting["machine"] for r in records)) + f"; {when}."]
-    sentences.append(faster_peers(attention))
-    if any("natten" in r.setting["versions"] and not r.on_gpu for r in attention):
-        sentences.append(NATTEN_ON_CPU)
-    return [table(head, rows), " ".join(sentences)]
+            rows.append((ratio, ["the whole network on unfold", what, _device(record), times]))
+    return [row for _, row in sorted(rows, reverse=True)]
 
 
 def faster_peers(records: Sequence[Record]) -> str:
