@@ -1,4 +1,7 @@
-"""Draws windows.svg, the README's picture: one query and its windows at dilations 1, 2 and 3."""
+"""Draws windows.svg, the README's picture: one query and its windows at dilations 1, 2 and 3.
+
+python docs/windows.py
+"""
 
 from pathlib import Path
 
