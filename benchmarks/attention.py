@@ -352,7 +352,7 @@ def table(record: Record, case: str) -> str:
         f"{'peak MiB':>9} {'error':>8}",
     ]
     for row in rows:
-        fraction = row.details["fewest_bytes"] / (row.timing.p50_ms / 1e3) / bandwidth
+        fraction = row.per_second("fewest_bytes") / bandwidth
         spread = f"{row.timing.p20_ms:.3f}..{row.timing.p80_ms:.3f}"
         peak = "" if row.peak_bytes is None else f"{row.peak_bytes / 2**20:.1f}"
         error = f"{row.details['error']:.0e}" if "error" in row.details else ""

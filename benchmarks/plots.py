@@ -255,8 +255,8 @@ def _roofline(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: st
         return False
 
     def point(m: Measurement) -> tuple[float, float]:
-        operations = m.details["operations"]
-        return operations / m.details["fewest_bytes"], operations / m.timing.p50_ms / 1e6
+        intensity = m.details["operations"] / m.details["fewest_bytes"]
+        return intensity, m.per_second("operations") / 1e9
 
     for name, (color, marker) in MARKS.items():
         points = [point(m) for m in rows if m.contender == name]

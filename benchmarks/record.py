@@ -87,6 +87,10 @@ class Measurement:
         """Identifies a measurement in its file, and across files."""
         return (self.case, self.contender, self.what, self.dtype)
 
+    def per_second(self, detail: str) -> float:
+        """One of its details per second, such as "fewest_bytes" or "operations"."""
+        return self.details[detail] / (self.timing.p50_ms / 1e3)
+
     @classmethod
     def from_json(cls, entry: dict[str, Any]) -> Measurement:
         """The inverse of `dataclasses.asdict`."""

@@ -216,8 +216,8 @@ def attention_table(record: Record) -> str:
     others = [n for n in (*SAME_FUNCTION, *OTHER_FUNCTION) if n in present]
     rows = []
     for ours, by_name in cases(record):
-        fraction = ours.details["fewest_bytes"] / (ours.timing.p50_ms / 1e3) / bandwidth
-        cells = [_shape(ours), ours.what, _milliseconds(ours), f"{fraction:.2f}"]
+        fraction = f"{ours.per_second('fewest_bytes') / bandwidth:.2f}"
+        cells = [_shape(ours), ours.what, _milliseconds(ours), fraction]
         for name in others:
             other = by_name.get(name)
             cells.append(_times(other.timing.p50_ms / ours.timing.p50_ms) if other else "")
@@ -235,8 +235,7 @@ def training_table(record: Record) -> str:
     for m in record.measurements:
         fraction = ""
         if "operations" in m.details:
-            rate = m.details["operations"] / (m.timing.p50_ms / 1e3)
-            fraction = f"{rate / rates[m.dtype]:.2f}"
+            fraction = f"{m.per_second('operations') / rates[m.dtype]:.2f}"
         images = f"{m.details['images_per_second']:.1f}"
         cells = [m.case, m.contender, m.what, m.dtype, _milliseconds(m), images, fraction]
         rows.append([*cells, _mebibytes(m)])

@@ -31,6 +31,7 @@ import cfmrfn  # noqa: F401  registers the networks
 from benchmarks import command_line, measure
 from benchmarks.command_line import choose
 from benchmarks.record import DTYPES, Measurement, Record, UserError, start_record
+from benchmarks.report import training_table
 from cfmrfn.config import OptimConfig
 from cfmrfn.distributed import World
 from cfmrfn.losses import ExpressionLoss
@@ -241,31 +242,6 @@ def make_inference(model: nn.Module, images: Tensor, precision: str) -> Callable
     return infer
 
 
-def table(record: Record) -> str:
-    """Everything measured, as text."""
-    rates = record.setting["matrix_operations_per_second"]
-    lines = [
-        f"{'':<9}{'':<11}{'':<9} {'p50 ms':>9} {'p20..p80':>19} {'images/s':>9} {'peak MiB':>9} "
-        f"{'of matrix rate':>14}"
-    ]
-    case = None
-    for row in record.measurements:
-        if row.case != case:
-            case = row.case
-            lines.append(case)
-        timing, peak = row.timing, (row.peak_bytes or 0) / 2**20
-        fraction = ""
-        if "operations" in row.details:
-            rate = row.details["operations"] / (timing.p50_ms / 1e3)
-            fraction = f"{rate / rates[row.dtype]:.3f}"
-        lines.append(
-            f"{row.contender:<9}{row.what:<11}{row.dtype:<9} {timing.p50_ms:>9.2f} "
-            f"{f'{timing.p20_ms:.2f}..{timing.p80_ms:.2f}':>19} "
-            f"{row.details['images_per_second']:>9.1f} {peak:>9.0f} {fraction:>14}"
-        )
-    return "\n".join(lines)
-
-
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
@@ -345,7 +321,7 @@ def main() -> int:
                     failed = failed or name != "poster"
                 if arguments.json is not None:
                     record.save(arguments.json)
-    print(table(record))
+    print(training_table(record))
     return 1 if failed else 0
 
 

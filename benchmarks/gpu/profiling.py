@@ -34,7 +34,7 @@ def slowest(record: Record, count: int, backend: str) -> list[Measurement]:
         and m.details["shape"]["kernel_size"] == 3
         and m.details["shape"]["batch"] > 1
     ]
-    return sorted(rows, key=lambda m: m.details["fewest_bytes"] / m.timing.p50_ms)[:count]
+    return sorted(rows, key=lambda m: m.per_second("fewest_bytes"))[:count]
 
 
 def main() -> None:
