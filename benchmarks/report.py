@@ -292,8 +292,8 @@ def _device(record: Record) -> str:
 
 
 def _picture(name: str) -> str:
-    device, dtype, plot = Path(name).stem.split("-")
-    return f"![{plots.TITLES[plot]}; {device.upper()}, {dtype}]({name})"
+    *setting, plot = Path(name).stem.split("-")
+    return f"![{plots.TITLES.get(plot, plot)}; {', '.join(setting)}]({name})"
 
 
 def _shape(m: Measurement) -> str:

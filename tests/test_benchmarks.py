@@ -158,8 +158,9 @@ def test_report_has_a_row_per_shape_and_pass(record):
 
 def test_the_page_of_results_is_up_to_date():
     results = ROOT / "benchmarks/results"
-    assert (results / "README.md").read_text("utf-8") == report.page_of(results)
-    assert str(ROOT) not in report.page_of(results)
+    page = report.page_of(results)
+    assert (results / "README.md").read_text("utf-8") == page, "run python -m benchmarks.report"
+    assert str(ROOT) not in page
 
 
 YES, NOT_RUN = supported.Outcome("passed", ""), supported.Outcome("skipped", "no GPU")
