@@ -41,7 +41,7 @@ Key = tuple[int, int]  # (index of the image, its position in the epoch)
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a run. ``chosen`` is set aside to choose the best epoch, and may be empty."""
+    """The images of a run. `chosen` is set aside to choose the best epoch, and may be empty."""
 
     name: str
     class_names: tuple[str, ...]
@@ -59,7 +59,7 @@ class Splits:
 
 
 def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
-    """Open the data set, drawing the faces first where no ``data`` is given."""
+    """Open the data set, drawing the faces first where no `data` is given."""
     root = images.data
     if root is None:
         named = set_kind(images.kind)
@@ -90,7 +90,7 @@ def _drawn_faces(images: ImageConfig) -> Path:
 
 
 def readable(samples: Sequence[Sample]) -> list[Sample]:
-    """Those of ``samples`` that can be decoded; the others are named on stderr."""
+    """Those of `samples` that can be decoded; the others are named on stderr."""
     kept = []
     for sample in samples:
         reason = why_unreadable(sample)
@@ -104,7 +104,7 @@ def readable(samples: Sequence[Sample]) -> list[Sample]:
 def set_aside(
     samples: Sequence[Sample], fraction: float, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Split ``samples`` in two, the second having ``fraction`` of every class."""
+    """Split `samples` in two, the second having `fraction` of every class."""
     order = np.random.default_rng(seed).permutation(len(samples))
     by_class: dict[int, list[int]] = {}
     for index in order.tolist():
@@ -144,7 +144,7 @@ class EpochBatches:
         self.start(0)
 
     def start(self, epoch: int, step: int = 0) -> None:
-        """Choose what the next iteration yields: ``epoch``, from ``step`` on."""
+        """Choose what the next iteration yields: `epoch`, from `step` on."""
         self.first_step = step
         generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
         if self.balanced:
@@ -157,7 +157,7 @@ class EpochBatches:
         self.order = chosen.tolist()
 
     def batch(self, step: int) -> list[Key]:
-        """The whole batch of ``step``, over all processes."""
+        """The whole batch of `step`, over all processes."""
         first = step * self.batch_size
         return [(self.order[i], i) for i in range(first, first + self.batch_size)]
 
@@ -195,7 +195,7 @@ def training_dataset(splits: Splits, images: ImageConfig, seed: int) -> Expressi
 def training_loader(
     dataset: ExpressionDataset, batches: EpochBatches, workers: int | None
 ) -> DataLoader[Any]:
-    """Loader of (images, targets) in the order of ``batches``."""
+    """Loader of (images, targets) in the order of `batches`."""
     workers = default_workers() if workers is None else workers
     return DataLoader(
         dataset,
@@ -218,7 +218,7 @@ def evaluation_loader(
     world: World,
     workers: int | None,
 ) -> DataLoader[Any]:
-    """Loader of this process's part of ``samples``; over all processes each comes once."""
+    """Loader of this process's part of `samples`; over all processes each comes once."""
     dataset = ExpressionDataset(
         samples[world.rank :: world.size],
         class_names,

@@ -5,7 +5,7 @@ A checkpoint is a dictionary of tensors and plain values::
     format     version of this layout
     model      weights to evaluate (the moving average, where there is one)
     about      class_names, color, mean, std, image_size, config, epoch, chosen_on, versions, ...
-    training   what resuming needs; only in ``last.pt``
+    training   what resuming needs; only in `last.pt`
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ FORMAT = 1
 
 
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write ``checkpoint``; at every moment ``path`` is the old file or the new one, complete.
+    """Write `checkpoint`; at every moment `path` is the old file or the new one, complete.
 
-    Raises :class:`CheckpointError` where it cannot be written, a full disk for one.
+    Raises `CheckpointError` where it cannot be written, a full disk for one.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -53,7 +53,7 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU. Raises :class:`CheckpointError`."""
+    """Read a checkpoint onto the CPU. Raises `CheckpointError`."""
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
@@ -69,7 +69,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def describe(config: Config, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """What weights need to be used rightly elsewhere: the constant part of ``about``."""
+    """What weights need to be used rightly elsewhere: the constant part of `about`."""
     return {
         "class_names": list(class_names),
         "color": config.images.color,

@@ -1,7 +1,7 @@
 """Configuration: dataclasses, recipes in YAML, and the command line made from both.
 
-One flat namespace: the field ``batch_size`` is ``batch_size: 200`` in a recipe and
-``--batch-size 200`` on the command line. A recipe is read by the same parser as the command line,
+One flat namespace: the field `batch_size` is `batch_size: 200` in a recipe and
+`--batch-size 200` on the command line. A recipe is read by the same parser as the command line,
 so both check names and types alike.
 """
 
@@ -98,7 +98,7 @@ class NetworkConfig:
     """Pretrained weights of the landmark backbone. None: random weights."""
 
     def overrides(self) -> dict[str, Any]:
-        """Keyword arguments for ``timm.create_model`` that depart from the preset."""
+        """Keyword arguments for `timm.create_model` that depart from the preset."""
         fixed = ("model", "ir50", "landmarks")
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {k: v for k, v in values.items() if v is not None and k not in fixed}
@@ -199,14 +199,14 @@ class Config:
         return {k: v for section in self.sections().values() for k, v in section.items()}
 
     def to_yaml(self) -> str:
-        """The resolved configuration; :func:`from_yaml` reads it back."""
+        """The resolved configuration; `from_yaml` reads it back."""
         return "\n".join(
             f"# {name}\n{yaml.safe_dump(values, sort_keys=False)}"
             for name, values in self.sections().items()
         )
 
     def differences(self, other: Config) -> list[str]:
-        """What decides the weights and is not the same in both, as ``"lr: 0.1, not 0.2"``."""
+        """What decides the weights and is not the same in both, as `"lr: 0.1, not 0.2"`."""
         mine, theirs = self.sections(), other.sections()
         return [
             f"{key}: {value}, not {theirs[section][key]}"
@@ -216,7 +216,7 @@ class Config:
         ]
 
     def check(self) -> Config:
-        """Raise :class:`ConfigError` for a value out of range; return the configuration."""
+        """Raise `ConfigError` for a value out of range; return the configuration."""
         images, optim, run = self.images, self.optim, self.run
         at_least = {
             "batch_size": (optim.batch_size, 1),
@@ -265,7 +265,7 @@ C = TypeVar("C")
 def parse(
     tool: type[C], args: Sequence[str], default: C | None = None, prog: str | None = None
 ) -> C:
-    """Parse ``args`` into the dataclass ``tool``; raise :class:`ConfigError` in one line."""
+    """Parse `args` into the dataclass `tool`; raise `ConfigError` in one line."""
     # tyro draws its messages as a box on stderr; the first paragraph says what is wrong
     box = io.StringIO()
     try:
@@ -296,7 +296,7 @@ def _is_rule(line: str) -> bool:
 def parse_config(args: Sequence[str], prog: str | None = None) -> Config:
     """The configuration of a command line: recipe (or resumed run) first, then its flags.
 
-    Raises :class:`ConfigError` for unknown names, bad values, or a resumed run whose flags differ
+    Raises `ConfigError` for unknown names, bad values, or a resumed run whose flags differ
     from its saved configuration in what decides the weights.
     """
     resume = _peek(args, "--resume")
@@ -314,7 +314,7 @@ def recipe_of(args: Sequence[str]) -> Config:
 
 
 def refuse_differences(config: Config, folder: Path) -> None:
-    """Raise :class:`ConfigError` unless the run in ``folder`` has this configuration."""
+    """Raise `ConfigError` unless the run in `folder` has this configuration."""
     if changed := config.differences(from_yaml(folder / "config.yaml")):
         raise ConfigError(
             f"{folder} was started with another configuration: {'; '.join(changed)}. "
@@ -323,7 +323,7 @@ def refuse_differences(config: Config, folder: Path) -> None:
 
 
 def _peek(args: Sequence[str], flag: str) -> str | None:
-    """The value of ``flag``, before all of ``args`` can be parsed."""
+    """The value of `flag`, before all of `args` can be parsed."""
     peek = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     peek.add_argument(flag, dest="value", nargs="?")
     value: str | None = peek.parse_known_args(list(args))[0].value
@@ -351,7 +351,7 @@ def read_recipe(name: str) -> Config:
 
 
 def from_yaml(path: Path) -> Config:
-    """Read a YAML file of flat ``field: value`` lines."""
+    """Read a YAML file of flat `field: value` lines."""
     try:
         return from_mapping(yaml.safe_load(path.read_text("utf-8")), str(path))
     except (OSError, yaml.YAMLError) as error:
@@ -359,7 +359,7 @@ def from_yaml(path: Path) -> Config:
 
 
 def from_mapping(values: Any, source: str) -> Config:
-    """The configuration of flat ``field: value`` pairs; ``source`` is named in errors."""
+    """The configuration of flat `field: value` pairs; `source` is named in errors."""
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: expected lines of 'field: value', got {values!r}")
     defaults = Config().flat()

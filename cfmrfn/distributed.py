@@ -1,4 +1,4 @@
-"""Several processes under ``torchrun``; one process is the case of size 1, without torchrun."""
+"""Several processes under `torchrun`; one process is the case of size 1, without torchrun."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ T = TypeVar("T")
 
 
 class World:
-    """The processes of a run: ``rank`` of ``size``, and the ``device`` of this one.
+    """The processes of a run: `rank` of `size`, and the `device` of this one.
 
     Args:
-        device: "auto", or what ``torch.device`` takes. On GPUs each process takes its own.
+        device: "auto", or what `torch.device` takes. On GPUs each process takes its own.
     """
 
     def __init__(self, device: str = "auto") -> None:
@@ -36,13 +36,13 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum of ``values`` over the processes, in place."""
+        """Sum of `values` over the processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Do ``action`` on the main process; every process gets its result, or its error."""
+        """Do `action` on the main process; every process gets its result, or its error."""
         if self.size == 1:
             return action()
         box: list[Any] = [None, None]  # result, error
@@ -83,7 +83,7 @@ class World:
 class GlobalBatchNorm2d(nn.BatchNorm2d):
     """Batch normalisation over the batches of all processes, of equal size, on any device.
 
-    ``nn.SyncBatchNorm`` is the same for GPUs only.
+    `nn.SyncBatchNorm` is the same for GPUs only.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
     def _record(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Move the running statistics, with the unbiased variance of ``count`` values."""
+        """Move the running statistics, with the unbiased variance of `count` values."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -117,7 +117,7 @@ def _sum_over_processes(values: Tensor) -> Tensor:
 
 
 def synchronise_batchnorm(network: nn.Module) -> None:
-    """Make every batch normalisation of ``network`` see the batches of all processes."""
+    """Make every batch normalisation of `network` see the batches of all processes."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
             # the class alone differs: parameters, buffers and their names stay

@@ -1,4 +1,4 @@
-"""Evaluate a checkpoint: ``python -m cfmrfn.evaluate CHECKPOINT --data ROOT``."""
+"""Evaluate a checkpoint: `python -m cfmrfn.evaluate CHECKPOINT --data ROOT`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def evaluate(
     world: World,
     precision: str = "float32",
 ) -> Report:
-    """Results of ``network`` on the images of ``loader``, over all processes."""
+    """Results of `network` on the images of `loader`, over all processes."""
     network.eval()
     classes = len(class_names)
     matrix = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
@@ -67,9 +67,9 @@ def evaluate_checkpoint(
     precision: str = "float32",
     world: World | None = None,
 ) -> tuple[Report, dict[str, Any]]:
-    """Evaluate the checkpoint at ``path`` on a split of the data set at ``data``.
+    """Evaluate the checkpoint at `path` on a split of the data set at `data`.
 
-    Classes are matched by name, so a network trained on one set can be tried on another. ``split``
+    Classes are matched by name, so a network trained on one set can be tried on another. `split`
     None: the one that results are reported on. Returns the results, and what the checkpoint says
     about itself.
     """

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ExpressionLoss(nn.Module):
-    """``ce_weight * CE + smooth_weight * CE with label smoothing``, the mean over the batch.
+    """`ce_weight * CE + smooth_weight * CE with label smoothing`, the mean over the batch.
 
     POSTER's weights, which the paper follows, are 1 and 2 with a smoothing of 0.2.
     """

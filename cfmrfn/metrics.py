@@ -20,7 +20,7 @@ def confusion_matrix(predictions: Tensor, labels: Tensor, classes: int) -> Tenso
 class Report:
     """Results on one split.
 
-    ``matrix`` (classes, classes) counts, rows are the true classes; ``loss`` is the mean
+    `matrix` (classes, classes) counts, rows are the true classes; `loss` is the mean
     cross-entropy. A class without images has no accuracy (nan) and is left out of the means.
     """
 

@@ -1,4 +1,4 @@
-"""Optimizer, learning rate and moving average, from an :class:`OptimConfig`."""
+"""Optimizer, learning rate and moving average, from an `OptimConfig`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASE_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
 def build_optimizer(network: nn.Module, optim: OptimConfig) -> Optimizer:
-    """The base optimizer, inside ``pytorch_optimizer.SAM`` where ``rho`` is not 0.
+    """The base optimizer, inside `pytorch_optimizer.SAM` where `rho` is not 0.
 
     That SAM shares its state with the base optimizer, so its state resumes exactly.
     """
@@ -33,8 +33,8 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trained parameters, grouped by learning rate and weight decay.
 
-    Biases and norms (one dimension) have no weight decay. A layer of ``network.image_backbone``
-    that is k layers below the backbone's end learns at ``lr * layer_decay ** k``.
+    Biases and norms (one dimension) have no weight decay. A layer of `network.image_backbone`
+    that is k layers below the backbone's end learns at `lr * layer_decay ** k`.
     """
     depth = _backbone_depths(network)
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
@@ -63,7 +63,7 @@ def _backbone_depths(network: nn.Module) -> dict[str, int]:
 
 
 def learning_rate_factor(optim: OptimConfig, epoch: float) -> float:
-    """Factor of the peak learning rate at ``epoch``, which counts parts of epochs too.
+    """Factor of the peak learning rate at `epoch`, which counts parts of epochs too.
 
     The exponential schedule moves at whole epochs, as in POSTER; warm-up and cosine move each step.
     """
@@ -78,7 +78,7 @@ def learning_rate_factor(optim: OptimConfig, epoch: float) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
-    """Set every group to ``factor`` times its peak."""
+    """Set every group to `factor` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak_lr"]
 

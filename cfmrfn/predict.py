@@ -1,4 +1,4 @@
-"""Classify images: ``python -m cfmrfn.predict CHECKPOINT IMAGES...``."""
+"""Classify images: `python -m cfmrfn.predict CHECKPOINT IMAGES...`."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def predict(
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:
-    """The files among ``paths``, and in place of a folder the images in it, by name.
+    """The files among `paths`, and in place of a folder the images in it, by name.
 
     Raises:
         ConfigError: a folder holds no images, or there are no paths.

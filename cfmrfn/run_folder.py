@@ -32,7 +32,7 @@ Row = dict[str, Any]
 
 
 class RunFolder:
-    """A run folder that exists; :func:`create` makes one."""
+    """A run folder that exists; `create` makes one."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -40,13 +40,13 @@ class RunFolder:
         self.best = path / "best.pt"
 
     def log(self, text: str) -> None:
-        """Print ``text`` above the progress bar, and keep it in ``log.txt``."""
+        """Print `text` above the progress bar, and keep it in `log.txt`."""
         tqdm.write(text)
         with open(self.path / "log.txt", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def write_metrics(self, rows: list[Row]) -> None:
-        """Write ``metrics.csv`` anew; confusion matrices stay out of it."""
+        """Write `metrics.csv` anew; confusion matrices stay out of it."""
         text = io.StringIO()
         columns = [name for name in rows[0] if not name.endswith("_matrix")]
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
@@ -55,7 +55,7 @@ class RunFolder:
         self.write("metrics.csv", text.getvalue())
 
     def write_report(self, report: dict[str, Any]) -> None:
-        """Write ``report.json``, whose presence says that the run is complete."""
+        """Write `report.json`, whose presence says that the run is complete."""
         self.write("report.json", json.dumps(report, indent=1) + "\n")
 
     def write(self, name: str, text: str) -> None:

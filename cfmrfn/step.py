@@ -33,9 +33,9 @@ AUTOCAST_TYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16
 
 
 class StepResult(NamedTuple):
-    """Mean ``loss`` and number of ``correct`` images of the batch, before the step.
+    """Mean `loss` and number of `correct` images of the batch, before the step.
 
-    ``applied``: False where the loss or a gradient was not finite; the weights are then unchanged.
+    `applied`: False where the loss or a gradient was not finite; the weights are then unchanged.
     """
 
     loss: float
@@ -44,7 +44,7 @@ class StepResult(NamedTuple):
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to ``precision``, or nothing at "float32"."""
+    """Autocast to `precision`, or nothing at "float32"."""
     dtype = AUTOCAST_TYPES[precision]
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
@@ -66,9 +66,9 @@ class TrainingStep:
     """Callable: one optimizer step over this process's part of a batch.
 
     Args:
-        network: the bare network, with ``landmark_features(images)``.
-        model: what is called, ``network`` or its compiled or distributed wrapper.
-        optimizer: from :func:`cfmrfn.optim.build_optimizer`.
+        network: the bare network, with `landmark_features(images)`.
+        model: what is called, `network` or its compiled or distributed wrapper.
+        optimizer: from `optim.build_optimizer`.
         criterion: (logits, targets) -> mean loss.
         optim: precision, accumulation, clipping, and SAM's switches.
         world: the processes of the run.
@@ -97,7 +97,7 @@ class TrainingStep:
     def __call__(self, images: Tensor, targets: Tensor, number: int) -> StepResult:
         """images (batch, 3, size, size), targets (batch,) or (batch, classes).
 
-        ``number`` counts the steps of the run and decides stochastic depth, alike in both passes:
+        `number` counts the steps of the run and decides stochastic depth, alike in both passes:
         SAM compares one network with itself.
         """
         image_parts = images.chunk(self.optim.accumulate)

@@ -1,8 +1,8 @@
-"""Reproduce Tables 3 to 6 of the paper: ``python -m cfmrfn.sweep TABLE``, one command each.
+"""Reproduce Tables 3 to 6 of the paper: `python -m cfmrfn.sweep TABLE`, one command each.
 
 Every row of a table is trained with every seed, in a run folder of its own; runs that are done are
 not repeated, and one that was interrupted goes on. At the end, or while runs are missing, the table
-is printed beside the paper's and written to ``table.md``.
+is printed beside the paper's and written to `table.md`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cfmrfn.train import Interrupted, Trainer
 
 
 class Row(NamedTuple):
-    """A network of a table: its ``label``, its options, and the paper's accuracies in percent."""
+    """A network of a table: its `label`, its options, and the paper's accuracies in percent."""
 
     label: str
     network: Mapping[str, Any]
@@ -35,7 +35,7 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of the paper; ``paper`` names the columns of its accuracies."""
+    """A table of the paper; `paper` names the columns of its accuracies."""
 
     title: str
     paper: Sequence[str]
@@ -105,7 +105,7 @@ class Sweep:
 
 
 def sweep(name: str, seeds: Sequence[int], config: Config) -> str:
-    """Train what is missing of the table ``name``; the table as Markdown."""
+    """Train what is missing of the table `name`; the table as Markdown."""
     table = TABLES[name]
     folder = config.run.output or Path("runs") / f"{name}-{Path(config.run.recipe).stem}"
     results: dict[str, list[dict[str, Any]]] = {}

@@ -1,7 +1,7 @@
-"""Train CFMRFN: ``python -m cfmrfn.train``, which needs no options.
+"""Train CFMRFN: `python -m cfmrfn.train`, which needs no options.
 
-``Trainer(config).train()`` is the same for notebooks. Several devices:
-``torchrun --nproc-per-node N -m cfmrfn.train ...``.
+`Trainer(config).train()` is the same for notebooks. Several devices:
+`torchrun --nproc-per-node N -m cfmrfn.train ...`.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from cfmrfn.step import StepResult, TrainingStep
 
 @dataclass
 class Progress:
-    """How far a run is: ``step`` steps into ``epoch``, both from 0, and what happened so far.
+    """How far a run is: `step` steps into `epoch`, both from 0, and what happened so far.
 
-    ``loss_sum`` and ``correct`` are over this epoch's steps; ``history`` has a row for each epoch
+    `loss_sum` and `correct` are over this epoch's steps; `history` has a row for each epoch
     done. There is no random state: order, augmentation and stochastic depth follow from the seed
-    and the position, see :mod:`cfmrfn.batches`.
+    and the position, see `batches`.
     """
 
     epoch: int = 0
@@ -65,9 +65,9 @@ class Interrupted(Exception):
 
 
 class Trainer:
-    """A run, new or resumed: ``Trainer(config).train()`` gives its folder's path.
+    """A run, new or resumed: `Trainer(config).train()` gives its folder's path.
 
-    Raises one of :data:`cfmrfn.errors.USER_ERRORS` for what the user can mend.
+    Raises one of `errors.USER_ERRORS` for what the user can mend.
     """
 
     def __init__(self, config: Config) -> None:
@@ -196,7 +196,7 @@ class Trainer:
         return result
 
     def _finish_epoch(self, speed: str, board: SummaryWriter | None) -> None:
-        """Evaluate, record the epoch, and save; ``speed`` is for the log."""
+        """Evaluate, record the epoch, and save; `speed` is for the log."""
         progress, network = self.progress, self._evaluated_network()
         row: Row = {
             "epoch": progress.epoch + 1,
@@ -271,7 +271,7 @@ class Trainer:
         return Report(self.class_names, np.array(row["test_matrix"]), row["test_loss"])
 
     def log(self, text: str) -> None:
-        """Print and keep ``text``, on the main process."""
+        """Print and keep `text`, on the main process."""
         if self.world.is_main:
             self.folder.log(text)
 
@@ -287,7 +287,7 @@ class Trainer:
         return {"model": self._evaluated_network().state_dict(), "about": about}
 
     def _save(self) -> None:
-        """Write ``last.pt``."""
+        """Write `last.pt`."""
         if self.world.is_main:
             training = {
                 "data": self.splits.fingerprint(),
@@ -394,7 +394,7 @@ class Trainer:
 
 
 class StopSignal:
-    """Within it, Ctrl-C and SIGTERM are remembered in ``asked``; a second one acts at once."""
+    """Within it, Ctrl-C and SIGTERM are remembered in `asked`; a second one acts at once."""
 
     def __enter__(self) -> StopSignal:
         self.asked = False
