@@ -25,7 +25,6 @@ from cfmrfn.data import (
     DataError,
     ExpressionDataset,
     Sample,
-    derived_seed,
     eval_transform,
     open_set,
     set_kind,
@@ -35,6 +34,7 @@ from cfmrfn.data import (
 from cfmrfn.data.synthetic import write_faces
 from cfmrfn.distributed import World
 from cfmrfn.errors import ConfigError
+from cfmrfn.seeds import derived_seed
 
 Key = tuple[int, int]  # (index of the image, its position in the epoch)
 

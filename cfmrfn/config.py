@@ -22,6 +22,7 @@ import tyro
 import yaml
 
 from cfmrfn.errors import ConfigError
+from cfmrfn.precision import Precision
 
 
 @dataclass(frozen=True)
@@ -147,7 +148,7 @@ class OptimConfig:
     """Largest norm of the gradient (of the second pass under SAM). None: no clipping."""
     ema: float = 0.0
     """Decay of the moving average of the weights, which is then evaluated. 0: none."""
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Precision = "float32"
     """Autocast type; fp16 comes with a loss scaler."""
     seed: int = 0
     """Seed of weights, data order, augmentation and stochastic depth."""

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from cfmrfn.data import DataError, open_set
 from cfmrfn.distributed import World
 from cfmrfn.metrics import Report, confusion_matrix
 from cfmrfn.pictures import plot_confusion
-from cfmrfn.step import autocast
+from cfmrfn.precision import Precision, autocast
 
 # By the split that chose among the epochs; None: nothing did.
 HOW_CHOSEN = {
@@ -37,7 +37,7 @@ def evaluate(
     loader: DataLoader[Any],
     class_names: tuple[str, ...],
     world: World,
-    precision: str = "float32",
+    precision: Precision = "float32",
 ) -> Report:
     """Results of `network` on the images of `loader`, over all processes."""
     network.eval()
@@ -64,7 +64,7 @@ def evaluate_checkpoint(
     split: str | None = None,
     batch_size: int = 64,
     workers: int | None = None,
-    precision: str = "float32",
+    precision: Precision = "float32",
     world: World | None = None,
 ) -> tuple[Report, dict[str, Any]]:
     """Evaluate the checkpoint at `path` on a split of the data set at `data`.
@@ -111,7 +111,7 @@ class Evaluate:
     """Processes that decode images. None: one a spare core, at most 8."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one."""
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Precision = "float32"
     """Autocast type."""
     output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("evaluation")
     """Folder for the confusion matrices and results, made where it is missing."""

@@ -22,14 +22,13 @@ from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
 from cfmrfn.config import OptimConfig
-from cfmrfn.data import derived_seed
 from cfmrfn.distributed import World
 from cfmrfn.models import CFMRFN
+from cfmrfn.precision import autocast
+from cfmrfn.seeds import derived_seed
 
 # images (part, 3, size, size), landmark features, targets
 Part = tuple[Tensor, Tensor | None, Tensor]
-
-AUTOCAST_TYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class StepResult(NamedTuple):
@@ -41,12 +40,6 @@ class StepResult(NamedTuple):
     loss: float
     correct: int
     applied: bool
-
-
-def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """Autocast to `precision`, or nothing at "float32"."""
-    dtype = AUTOCAST_TYPES[precision]
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
 @contextmanager
