@@ -6,7 +6,7 @@ everywhere, never by number.
 """
 
 from cfmrfn.data.catalog import SET_KINDS, open_set, set_kind
-from cfmrfn.data.dataset import ExpressionDataset, derived_seed, read_image, why_unreadable
+from cfmrfn.data.dataset import ExpressionDataset, read_image, why_unreadable
 from cfmrfn.data.folder import is_image
 from cfmrfn.data.samples import (
     EXPRESSIONS,
@@ -25,7 +25,6 @@ __all__ = [
     "ExpressionSet",
     "Sample",
     "canonical_name",
-    "derived_seed",
     "eval_transform",
     "is_image",
     "open_set",

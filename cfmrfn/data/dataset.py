@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch.utils.data import Dataset
 
 from cfmrfn.data.samples import DataError, Sample
 from cfmrfn.data.transforms import Transform
+from cfmrfn.seeds import derived_seed
 
 # What Pillow raises on files that are missing, cut off, or no images.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
@@ -152,8 +152,3 @@ def why_unreadable(sample: Sample) -> str | None:
     except UNREADABLE as error:
         return f"{sample.path}: {error if os.path.exists(sample.path) else 'missing'}"
     return None
-
-
-def derived_seed(*numbers: int) -> int:
-    """One 63-bit seed from several numbers, none negative."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
