@@ -37,7 +37,8 @@ from cfmrfn.distributed import World
 from cfmrfn.losses import ExpressionLoss
 from cfmrfn.models.fusion import StreamAttention
 from cfmrfn.optim import build_optimizer
-from cfmrfn.step import TrainingStep, autocast
+from cfmrfn.precision import autocast
+from cfmrfn.step import TrainingStep
 
 ATTENTION = ("dilated", "window", "global")
 MEASURES = ("step", "sam step", "throughput", "latency")
