@@ -2,7 +2,8 @@
 
 One flat namespace: the field `batch_size` is `batch_size: 200` in a recipe and
 `--batch-size 200` on the command line. A recipe is read by the same parser as the command line,
-so both check names and types alike.
+so both check names and types alike. Values out of range are refused where a section is built, on
+the command line as in Python.
 """
 
 from __future__ import annotations
@@ -64,6 +65,14 @@ class ImageConfig:
     on_broken: Literal["error", "skip"] = "error"
     """What an unreadable image does: stop with its name, or be counted, named and skipped."""
 
+    def __post_init__(self) -> None:
+        _require(self.classes in (None, 7, 8), "classes", self.classes, "7 or 8")
+        check_at_least(self, drawn_train=1, drawn_test=1, image_size=32)
+        _check_fractions_below_1(self, "validation")
+        _check_fractions(self, "flip", "erasing")
+        low, high = self.erasing_scale
+        _require(0 < low <= high < 1, "erasing_scale", (low, high), "0 < smallest <= largest < 1")
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -97,6 +106,10 @@ class NetworkConfig:
     """Pretrained weights of the expression backbone. None: random weights."""
     landmarks: Path | None = None
     """Pretrained weights of the landmark backbone. None: random weights."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, depth=1)
+        _check_fractions(self, "drop_path_rate")
 
     def overrides(self) -> dict[str, Any]:
         """Keyword arguments for `timm.create_model` that depart from the preset."""
@@ -153,6 +166,16 @@ class OptimConfig:
     seed: int = 0
     """Seed of weights, data order, augmentation and stochastic depth."""
 
+    def __post_init__(self) -> None:
+        check_at_least(self, epochs=1, batch_size=1, accumulate=1, seed=0)
+        check_at_least(self, weight_decay=0, warmup_epochs=0, rho=0, ce_weight=0, smooth_weight=0)
+        _check_fractions(self, "label_smoothing")
+        _check_fractions_below_1(self, "ema")
+        _check_positive(self, "lr", "clip")
+        for name in ("layer_decay", "decay"):
+            factor = getattr(self, name)
+            _require(0 < factor <= 1, name, factor, "above 0 and at most 1")
+
 
 @dataclass(frozen=True)
 class RunConfig:
@@ -174,6 +197,9 @@ class RunConfig:
     """Compile the network with torch.compile."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, workers=0, checkpoint_every=1)
 
 
 @dataclass(frozen=True)
@@ -216,49 +242,6 @@ class Config:
             if value != theirs[section][key]
         ]
 
-    def check(self) -> Config:
-        """Raise `ConfigError` for a value out of range; return the configuration."""
-        images, optim, run = self.images, self.optim, self.run
-        at_least = {
-            "batch_size": (optim.batch_size, 1),
-            "epochs": (optim.epochs, 1),
-            "accumulate": (optim.accumulate, 1),
-            "image_size": (images.image_size, 32),
-            "drawn_train": (images.drawn_train, 1),
-            "drawn_test": (images.drawn_test, 1),
-            "workers": (run.workers, 0),
-            "checkpoint_every": (run.checkpoint_every, 1),
-            "rho": (optim.rho, 0),
-            "weight_decay": (optim.weight_decay, 0),
-            "warmup_epochs": (optim.warmup_epochs, 0),
-            "ce_weight": (optim.ce_weight, 0),
-            "smooth_weight": (optim.smooth_weight, 0),
-            "seed": (optim.seed, 0),
-            "depth": (self.network.depth, 1),
-        }
-        for name, (value, lowest) in at_least.items():
-            _require(value is None or value >= lowest, name, value, f"{lowest} or more")
-        fractions = {
-            "flip": images.flip,
-            "erasing": images.erasing,
-            "validation": images.validation,
-            "label_smoothing": optim.label_smoothing,
-            "ema": optim.ema,
-            "drop_path_rate": self.network.drop_path_rate,
-        }
-        for name, value in fractions.items():
-            legal = "0 or more and below 1" if name in ("validation", "ema") else "0 to 1"
-            inside = value is None or 0 <= value < 1 or (value == 1 and legal == "0 to 1")
-            _require(inside, name, value, legal)
-        for name, factor in {"decay": optim.decay, "layer_decay": optim.layer_decay}.items():
-            _require(0 < factor <= 1, name, factor, "above 0 and at most 1")
-        for name, positive in {"lr": optim.lr, "clip": optim.clip}.items():
-            _require(positive is None or positive > 0, name, positive, "above 0")
-        low, high = images.erasing_scale
-        _require(0 < low <= high < 1, "erasing_scale", (low, high), "0 < smallest <= largest < 1")
-        _require(images.classes in (None, 7, 8), "classes", images.classes, "7 or 8")
-        return self
-
 
 C = TypeVar("C")
 
@@ -281,6 +264,12 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
+        # tyro prints, among other causes, what a section raised when it was built
+        cause: BaseException | None = stop
+        while cause is not None:
+            if isinstance(cause, ConfigError):
+                raise cause from None
+            cause = cause.__context__
     lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:-1]]
     # the title has a rule of its own where the terminal lacks characters to frame it
     body = itertools.dropwhile(_is_rule, lines)
@@ -302,9 +291,9 @@ def parse_config(args: Sequence[str], prog: str | None = None) -> Config:
     """
     resume = _peek(args, "--resume")
     if resume is None:
-        return parse(Config, args, default=recipe_of(args), prog=prog).check()
+        return parse(Config, args, default=recipe_of(args), prog=prog)
     saved = from_yaml(Path(resume) / "config.yaml")
-    config = parse(Config, args, default=saved, prog=prog).check()
+    config = parse(Config, args, default=saved, prog=prog)
     refuse_differences(config, Path(resume))
     return config
 
@@ -385,6 +374,31 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
     return str(value) if isinstance(value, Path) else value
+
+
+def check_at_least(section: object, **lowest: float) -> None:
+    """Raises ConfigError where a field is less than given here; None is legal."""
+    for name, least in lowest.items():
+        value = getattr(section, name)
+        _require(value is None or value >= least, name, value, f"{least} or more")
+
+
+def _check_fractions(section: object, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        _require(value is None or 0 <= value <= 1, name, value, "0 to 1")
+
+
+def _check_fractions_below_1(section: object, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        _require(0 <= value < 1, name, value, "0 or more and below 1")
+
+
+def _check_positive(section: object, *names: str) -> None:
+    for name in names:
+        value = getattr(section, name)
+        _require(value is None or value > 0, name, value, "above 0")
 
 
 def _require(condition: bool, name: str, value: object, legal: str) -> None:

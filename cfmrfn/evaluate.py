@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from cfmrfn import checkpoint, errors
 from cfmrfn.batches import evaluation_loader
-from cfmrfn.config import parse
+from cfmrfn.config import check_at_least, parse
 from cfmrfn.data import DataError, open_set
 from cfmrfn.distributed import World
 from cfmrfn.metrics import Report, confusion_matrix
@@ -116,14 +116,13 @@ class Evaluate:
     output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("evaluation")
     """Folder for the confusion matrices and results, made where it is missing."""
 
+    def __post_init__(self) -> None:
+        check_at_least(self, batch_size=1, workers=0)
+
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
     tool = parse(Evaluate, sys.argv[1:] if args is None else args, prog="python -m cfmrfn.evaluate")
-    if tool.batch_size < 1:
-        raise errors.ConfigError(f"batch-size must be 1 or more, got {tool.batch_size}")
-    if tool.workers is not None and tool.workers < 0:
-        raise errors.ConfigError(f"workers must be 0 or more, got {tool.workers}")
     world = World(tool.device)
     paths = [tool.checkpoint]
     if tool.checkpoint.is_dir():

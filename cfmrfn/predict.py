@@ -12,7 +12,7 @@ import tyro
 
 from cfmrfn import checkpoint, errors
 from cfmrfn.batches import evaluation_loader
-from cfmrfn.config import parse
+from cfmrfn.config import check_at_least, parse
 from cfmrfn.data import Sample, is_image
 from cfmrfn.distributed import World
 
@@ -72,12 +72,13 @@ class Predict:
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one."""
 
+    def __post_init__(self) -> None:
+        check_at_least(self, top=1)
+
 
 def main(args: list[str] | None = None) -> None:
     """The command line."""
     tool = parse(Predict, sys.argv[1:] if args is None else args, prog="python -m cfmrfn.predict")
-    if tool.top < 1:
-        raise errors.ConfigError(f"top must be 1 or more, got {tool.top}")
     images = image_files(tool.images)
     results = predict(tool.checkpoint, images, device=tool.device)
     for image, probabilities in zip(images, results, strict=True):

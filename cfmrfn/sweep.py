@@ -180,7 +180,6 @@ def main(args: list[str] | None = None) -> None:
     args = sys.argv[1:] if args is None else args
     default = Sweep(table=tyro.MISSING, config=recipe_of(args))
     tool = parse(Sweep, args, default=default, prog="python -m cfmrfn.sweep")
-    tool.config.check()
     if tool.config.run.resume is not None:
         raise errors.ConfigError("a sweep resumes by itself: leave --resume out")
     if not tool.seeds or len(set(tool.seeds)) < len(tool.seeds) or min(tool.seeds) < 0:

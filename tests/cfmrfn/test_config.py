@@ -8,6 +8,10 @@ import pytest
 
 from cfmrfn.config import (
     Config,
+    ImageConfig,
+    NetworkConfig,
+    OptimConfig,
+    RunConfig,
     from_mapping,
     from_yaml,
     parse_config,
@@ -20,7 +24,7 @@ from cfmrfn.errors import ConfigError
 def test_recipes_are_those_of_the_paper():
     assert recipes() == ["affectnet7", "affectnet8", "drawn", "ferplus", "rafdb"]
     for name, classes in (("rafdb", 7), ("affectnet7", 7), ("affectnet8", 8), ("ferplus", 8)):
-        config = read_recipe(name).check()
+        config = read_recipe(name)
         assert config.images.classes == classes
         assert config.images.balanced == name.startswith("affectnet")
         assert config.network.model == "cfmrfn_base"
@@ -108,6 +112,31 @@ def test_bad_options_give_one_line(args, message):
         parse_config(args)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("section", "values", "message"),
+    [
+        (ImageConfig, {"classes": 9}, "classes must be 7 or 8, got 9"),
+        (ImageConfig, {"erasing_scale": (0.2, 0.1)}, "erasing-scale must be 0 < smallest"),
+        (NetworkConfig, {"depth": 0}, "depth must be 1 or more, got 0"),
+        (OptimConfig, {"lr": 0.0}, "lr must be above 0, got 0.0"),
+        (OptimConfig, {"decay": 1.5}, "decay must be above 0 and at most 1, got 1.5"),
+        (RunConfig, {"workers": -1}, "workers must be 0 or more, got -1"),
+    ],
+)
+def test_a_section_built_in_python_is_checked_as_the_command_line_is(section, values, message):
+    with pytest.raises(ConfigError, match=message):
+        section(**values)
+    with pytest.raises(ConfigError, match=message):
+        dataclasses.replace(section(), **values)
+
+
+def test_a_recipe_that_is_out_of_range_is_named(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("lr: -1\n")
+    with pytest.raises(ConfigError, match=r"mine.yaml: lr must be above 0, got -1.0$"):
+        parse_config(["--recipe", str(path)])
 
 
 def test_the_line_does_not_depend_on_the_terminal(monkeypatch):
