@@ -4,6 +4,9 @@ One flat namespace: the field `batch_size` is `batch_size: 200` in a recipe and
 `--batch-size 200` on the command line. A recipe is read by the same parser as the command line,
 so both check names and types alike. Values out of range are refused where a section is built, on
 the command line as in Python.
+
+The defaults of `ImageConfig` and `OptimConfig` are the paper's (section 3.2) and, where it is
+silent, POSTER's; a recipe holds what departs from the defaults.
 """
 
 from __future__ import annotations
