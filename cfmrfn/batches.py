@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
+from cfmrfn.checkpoint import About
 from cfmrfn.config import ImageConfig
 from cfmrfn.data import (
     DataError,
@@ -210,21 +211,22 @@ def training_loader(
 
 def evaluation_loader(
     samples: Sequence[Sample],
-    class_names: Sequence[str],
+    about: About,
     *,
-    image_size: int,
-    color: str,
     batch_size: int,
     world: World,
     workers: int | None,
 ) -> DataLoader[Any]:
-    """Loader of this process's part of `samples`; over all processes each comes once."""
+    """Loader of (images, labels) as the network that `about` describes sees them.
+
+    It loads this process's part of `samples`; over all processes each comes once.
+    """
     dataset = ExpressionDataset(
         samples[world.rank :: world.size],
-        class_names,
-        eval_transform(image_size),
-        color=color,
-        at_least=image_size,
+        about.class_names,
+        eval_transform(about.image_size, mean=about.mean, std=about.std),
+        color=about.color,
+        at_least=about.image_size,
     )
     return DataLoader(
         dataset,

@@ -4,15 +4,18 @@ A checkpoint is a dictionary of tensors and plain values::
 
     format     version of this layout
     model      weights to evaluate (the moving average, where there is one)
-    about      class_names, color, mean, std, image_size, config, epoch, chosen_on, versions, ...
+    about      what the weights need to be used rightly, see `About`
     training   what resuming needs; only in `last.pt`
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import platform
 import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +35,8 @@ FORMAT = 1
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
     """Write `checkpoint`; at every moment `path` is the old file or the new one, complete.
 
-    Raises `CheckpointError` where it cannot be written, a full disk for one.
+    Raises:
+        CheckpointError: it cannot be written, for example because the disk is full.
     """
     temporary = path.with_name(f".{path.name}.partial")
     try:
@@ -53,7 +57,11 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU. Raises `CheckpointError`."""
+    """Read a checkpoint onto the CPU.
+
+    Raises:
+        CheckpointError: there is none, it is damaged, or it is not of this format.
+    """
     if not path.is_file():
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
@@ -68,27 +76,112 @@ def load(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-def describe(config: Config, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """What weights need to be used rightly elsewhere: the constant part of `about`."""
-    return {
-        "class_names": list(class_names),
-        "color": config.images.color,
-        "mean": list(IMAGENET_MEAN),
-        "std": list(IMAGENET_STD),
-        "image_size": config.images.image_size,
-        "config": config.flat(),
-        "versions": {
-            "python": platform.python_version(),
-            "sdwa": sdwa.__version__,
-            "timm": timm.__version__,
-            "torch": str(torch.__version__),  # a subclass of str, which weights_only refuses
-            "torchvision": str(torchvision.__version__),
-        },
-    }
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint says of itself: all that its weights need to be used rightly elsewhere.
+
+    Attributes:
+        class_names: expressions, in the order of the logits.
+        color: "RGB" or "BGR", the channel order that the network sees.
+        mean, std: of the normalisation, by position of the channel.
+        image_size: side of the square network input, in pixels.
+        config: the configuration of the run, with the network's name and options.
+        versions: of Python and of the packages that wrote the checkpoint.
+        epoch: epochs trained.
+        chosen_on: split that chose the epoch, "val" or "test"; None: it is the last.
+    """
+
+    class_names: tuple[str, ...]
+    color: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    image_size: int
+    config: Config
+    versions: dict[str, str]
+    epoch: int = 0
+    chosen_on: str | None = None
+
+    @classmethod
+    def of_run(cls, config: Config, class_names: tuple[str, ...]) -> About:
+        """Of a run that has not trained yet."""
+        return cls(
+            class_names=class_names,
+            color=config.images.color,
+            mean=IMAGENET_MEAN,
+            std=IMAGENET_STD,
+            image_size=config.images.image_size,
+            config=config,
+            versions={
+                "python": platform.python_version(),
+                "sdwa": sdwa.__version__,
+                "timm": timm.__version__,
+                "torch": str(torch.__version__),  # a subclass of str, which weights_only refuses
+                "torchvision": str(torchvision.__version__),
+            },
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, as they stand in the file."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        return {**plain, "config": self.config.flat()}
+
+    @classmethod
+    def from_dict(cls, values: Any, source: Path) -> About:
+        """From what `to_dict` gave; `source` is named in errors.
+
+        Raises:
+            CheckpointError: a value is missing or not legal.
+            ConfigError: the configuration in it is not legal.
+        """
+        values = {"epoch": 0, "chosen_on": None, **values} if isinstance(values, dict) else {}
+        for name, (is_legal, legal) in LEGAL_ABOUT.items():
+            if name not in values:
+                raise CheckpointError(f"{source} lacks a part: '{name}' of 'about'")
+            if not is_legal(values[name]):
+                raise CheckpointError(
+                    f"{source} was not written by cfmrfn.train: '{name}' of 'about' must be "
+                    f"{legal}, got {values[name]!r}"
+                )
+        fields: dict[str, Any] = {
+            name: tuple(values[name]) if isinstance(values[name], list) else values[name]
+            for name in LEGAL_ABOUT
+        }
+        return cls(**{**fields, "config": from_mapping(fields["config"], str(source))})
+
+
+def _are_names(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def _are_three_numbers(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) == 3
+        and all(isinstance(number, float) for number in value)
+    )
+
+
+# Name in `about` -> whether a value is legal, and what is.
+LEGAL_ABOUT: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "class_names": (_are_names, "a list of names"),
+    "color": (lambda value: value in ("RGB", "BGR"), "RGB or BGR"),
+    "mean": (_are_three_numbers, "three numbers"),
+    "std": (_are_three_numbers, "three numbers"),
+    "image_size": (lambda value: isinstance(value, int), "an integer"),
+    "config": (lambda value: isinstance(value, dict), "a dictionary"),
+    "versions": (lambda value: isinstance(value, dict), "a dictionary"),
+    "epoch": (lambda value: isinstance(value, int), "an integer"),
+    "chosen_on": (lambda value: value in ("val", "test", None), "val, test or None"),
+}
 
 
 def build_network(config: Config, num_classes: int) -> CFMRFN:
-    """The network of a configuration, with random weights."""
+    """The network of a configuration, with random weights.
+
+    Raises:
+        ConfigError: there is no such preset, or it does not take these options.
+    """
     network = config.network
     presets = timm.list_models("cfmrfn_*")
     if network.model not in presets:
@@ -105,17 +198,38 @@ def build_network(config: Config, num_classes: int) -> CFMRFN:
         raise ConfigError(f"cannot build {network.model}: {error}") from error
 
 
-def load_network(path: Path) -> tuple[CFMRFN, dict[str, Any]]:
-    """The network of a checkpoint, in evaluation mode, and what the checkpoint says about it."""
+def load_network(path: Path) -> tuple[CFMRFN, About]:
+    """The network of a checkpoint, in evaluation mode, and what the checkpoint says of itself.
+
+    Raises:
+        CheckpointError: the file cannot be read, or lacks a part.
+        ConfigError: its configuration is not legal.
+    """
     checkpoint = load(path)
+    about = About.from_dict(part(checkpoint, "about", path), path)
+    network = build_network(about.config, len(about.class_names))
     try:
-        about = checkpoint["about"]
-        config = from_mapping(about["config"], str(path))
-        network = build_network(config, len(about["class_names"]))
-        network.load_state_dict(checkpoint["model"])
-    except (KeyError, RuntimeError) as error:
+        network.load_state_dict(part(checkpoint, "model", path))
+    except RuntimeError as error:
         raise CheckpointError(f"{path} lacks a part: {' '.join(str(error).split())}") from error
     return network.eval(), about
+
+
+def load_training(path: Path) -> dict[str, Any]:
+    """What resuming needs, from a `last.pt`.
+
+    Raises:
+        CheckpointError: the file cannot be read, or is no `last.pt`.
+    """
+    training: dict[str, Any] = part(load(path), "training", path)
+    return training
+
+
+def part(checkpoint: dict[str, Any], name: str, path: Path) -> Any:
+    """`checkpoint[name]`; raises CheckpointError where there is none."""
+    if name not in checkpoint:
+        raise CheckpointError(f"{path} lacks a part: '{name}'")
+    return checkpoint[name]
 
 
 def _sync_folder(folder: Path) -> None:

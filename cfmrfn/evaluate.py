@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -56,6 +56,15 @@ def evaluate(
     return Report(class_names, matrix.cpu().numpy(), loss.item() / int(matrix.sum()))
 
 
+class Evaluation(NamedTuple):
+    """Results of a checkpoint: what it says `about` itself, the name of the `data`, the `split`."""
+
+    report: Report
+    about: checkpoint.About
+    data: str
+    split: str
+
+
 def evaluate_checkpoint(
     path: Path,
     data: Path,
@@ -66,31 +75,27 @@ def evaluate_checkpoint(
     workers: int | None = None,
     precision: Precision = "float32",
     world: World | None = None,
-) -> tuple[Report, dict[str, Any]]:
+) -> Evaluation:
     """Evaluate the checkpoint at `path` on a split of the data set at `data`.
 
     Classes are matched by name, so a network trained on one set can be tried on another. `split`
-    None: the one that results are reported on. Returns the results, and what the checkpoint says
-    about itself.
+    None: the one that results are reported on.
     """
     world = world or World()
     network, about = checkpoint.load_network(path)
-    class_names = tuple(about["class_names"])
-    opened = open_set(data, kind, class_names)
+    opened = open_set(data, kind, about.class_names)
     split = split or opened.held_out
     if split not in opened.splits:
         raise DataError(f"split must be one of {', '.join(opened.splits)}; got {split}")
     loader = evaluation_loader(
         opened.splits[split],
-        class_names,
-        image_size=about["image_size"],
-        color=about["color"],
+        about,
         batch_size=batch_size,
         world=world,
         workers=workers,
     )
-    report = evaluate(network.to(world.device), loader, class_names, world, precision)
-    return report, {"data": opened.name, "split": split, **about}
+    report = evaluate(network.to(world.device), loader, about.class_names, world, precision)
+    return Evaluation(report, about, opened.name, split)
 
 
 @dataclass(frozen=True)
@@ -128,7 +133,7 @@ def main(args: list[str] | None = None) -> None:
     if tool.checkpoint.is_dir():
         paths = [tool.checkpoint / "best.pt", tool.checkpoint / "last.pt"]
     for path in paths:
-        report, about = evaluate_checkpoint(
+        report, about, data, split = evaluate_checkpoint(
             path,
             tool.data,
             kind=tool.kind,
@@ -140,14 +145,14 @@ def main(args: list[str] | None = None) -> None:
         )
         if not world.is_main:
             continue
-        print(f"{path}: epoch {about['epoch']}, {HOW_CHOSEN[about['chosen_on']]}")
-        print(f"on {about['data']}, split {about['split']}\n{report}\n")
+        print(f"{path}: epoch {about.epoch}, {HOW_CHOSEN[about.chosen_on]}")
+        print(f"on {data}, split {split}\n{report}\n")
         tool.output.mkdir(parents=True, exist_ok=True)
-        stem = tool.output / f"{path.stem}-{about['split']}"
-        plot_confusion(stem.with_suffix(".png"), report, f"{path.name} on {about['data']}")
+        stem = tool.output / f"{path.stem}-{split}"
+        plot_confusion(stem.with_suffix(".png"), report, f"{path.name} on {data}")
         result = {
             "checkpoint": str(path),
-            "chosen": HOW_CHOSEN[about["chosen_on"]],
+            "chosen": HOW_CHOSEN[about.chosen_on],
             **report.as_dict(),
         }
         stem.with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n", "utf-8")

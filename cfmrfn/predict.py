@@ -30,16 +30,14 @@ def predict(
     network.to(world.device)
     loader = evaluation_loader(
         [Sample(str(image), 0) for image in images],
-        about["class_names"],
-        image_size=about["image_size"],
-        color=about["color"],
+        about,
         batch_size=batch_size,
         world=world,
         workers=0,
     )
     for batch, _ in loader:
         for probabilities in network(batch.to(world.device)).softmax(1).tolist():
-            yield dict(zip(about["class_names"], probabilities, strict=True))
+            yield dict(zip(about.class_names, probabilities, strict=True))
 
 
 def image_files(paths: Sequence[Path]) -> list[Path]:

@@ -92,13 +92,12 @@ class Trainer:
             self.world,
         )
         self.loader = training_loader(self.dataset, self.batches, config.run.workers)
+        self.about = checkpoint.About.of_run(config, self.class_names)
         evaluated = {"val": self.splits.chosen, "test": self.splits.held_out}
         self.evaluation_loaders = {
             name: evaluation_loader(
                 samples,
-                self.class_names,
-                image_size=images.image_size,
-                color=images.color,
+                self.about,
                 batch_size=optim.batch_size // (self.world.size * optim.accumulate),
                 world=self.world,
                 workers=config.run.workers,
@@ -114,7 +113,7 @@ class Trainer:
         if config.run.resume is not None:
             self.folder = RunFolder(config.run.resume)
             if self.folder.last.exists():
-                saved = checkpoint.load(self.folder.last)["training"]
+                saved = checkpoint.load_training(self.folder.last)
 
         # Network and optimizer
         torch.manual_seed(optim.seed)
@@ -282,9 +281,9 @@ class Trainer:
 
     def _weights(self, chosen_on: str | None) -> dict[str, Any]:
         """The part of a checkpoint that using the network needs."""
-        about = checkpoint.describe(self.config, self.class_names)
-        about |= {"epoch": len(self.progress.history), "chosen_on": chosen_on}
-        return {"model": self._evaluated_network().state_dict(), "about": about}
+        epoch = len(self.progress.history)
+        about = dataclasses.replace(self.about, epoch=epoch, chosen_on=chosen_on)
+        return {"model": self._evaluated_network().state_dict(), "about": about.to_dict()}
 
     def _save(self) -> None:
         """Write `last.pt`."""

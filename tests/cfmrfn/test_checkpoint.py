@@ -2,12 +2,13 @@
 
 import contextlib
 import resource
+from pathlib import Path
 
 import pytest
 import torch
 
 from cfmrfn import checkpoint
-from cfmrfn.config import parse_config
+from cfmrfn.config import Config, parse_config
 from cfmrfn.errors import CheckpointError, ConfigError
 
 
@@ -70,7 +71,7 @@ def test_checkpoints_that_lack_a_part(tmp_path, part, message):
     network = checkpoint.build_network(config, 2)
     parts = {
         "model": network.state_dict(),
-        "about": checkpoint.describe(config, ("anger", "joy")),
+        "about": checkpoint.About.of_run(config, ("anger", "joy")).to_dict(),
     }
     if part == "model":
         del parts["model"]["head.bias"]
@@ -81,20 +82,59 @@ def test_checkpoints_that_lack_a_part(tmp_path, part, message):
         checkpoint.load_network(tmp_path / "best.pt")
 
 
+def test_what_a_checkpoint_says_of_itself_keeps_its_layout():
+    config = parse_config(["--image-size", "64"])
+    about = checkpoint.About.of_run(config, ("anger", "joy")).to_dict()
+    assert about.pop("config") == config.flat()
+    assert set(about.pop("versions")) == {"python", "sdwa", "timm", "torch", "torchvision"}
+    assert about == {
+        "class_names": ["anger", "joy"],
+        "color": "RGB",
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
+        "image_size": 64,
+        "epoch": 0,
+        "chosen_on": None,
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("color", None, "lacks a part: 'color' of 'about'"),
+        ("config", None, "lacks a part: 'config' of 'about'"),
+        ("image_size", "64", "'image_size' of 'about' must be an integer, got '64'"),
+        ("class_names", "joy", "'class_names' of 'about' must be a list of names, got 'joy'"),
+        ("mean", [0.5], r"'mean' of 'about' must be three numbers, got \[0.5\]"),
+        ("chosen_on", "dev", "'chosen_on' of 'about' must be val, test or None, got 'dev'"),
+        ("config", {"depth": 0}, "a.pt: depth must be 1 or more, got 0"),
+    ],
+)
+def test_what_a_checkpoint_says_of_itself_is_checked(name, value, message):
+    about = checkpoint.About.of_run(Config(), ("anger", "joy")).to_dict()
+    about[name] = value
+    if value is None:
+        del about[name]
+    with pytest.raises((CheckpointError, ConfigError), match=message):
+        checkpoint.About.from_dict(about, Path("a.pt"))
+
+
 def test_network_comes_back_with_its_meaning(tmp_path):
     config = parse_config(
         ["--color", "BGR", "--image-size", "64", "--depth", "1", "--streams", "expression"]
     )
     names = ("anger", "joy")
     network = checkpoint.build_network(config, len(names)).eval()
-    about = checkpoint.describe(config, names)
-    checkpoint.save(tmp_path / "best.pt", {"model": network.state_dict(), "about": about})
+    about = checkpoint.About.of_run(config, names)
+    parts = {"model": network.state_dict(), "about": about.to_dict()}
+    checkpoint.save(tmp_path / "best.pt", parts)
     loaded, told = checkpoint.load_network(tmp_path / "best.pt")
-    assert told["class_names"] == ["anger", "joy"]
-    assert told["color"] == "BGR"
-    assert told["image_size"] == 64
-    assert told["mean"] == [0.485, 0.456, 0.406]
-    assert told["versions"]["torch"] == torch.__version__
+    assert told == about
+    assert told.class_names == ("anger", "joy")
+    assert told.color == "BGR"
+    assert told.image_size == 64
+    assert told.mean == (0.485, 0.456, 0.406)
+    assert told.versions["torch"] == torch.__version__
     image = torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded(image), network(image))
 

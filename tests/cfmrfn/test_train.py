@@ -101,11 +101,11 @@ def test_same_seed_same_run_whatever_the_workers(options, tmp_path):
 def test_evaluate_and_predict_read_the_run(run, faces, tmp_path, capsys):
     folder = run("--epochs", "1", "--color", "BGR")
     rows = read_metrics(folder)
-    report, about = evaluate.evaluate_checkpoint(folder / "best.pt", faces, workers=0)
+    report, about, *_ = evaluate.evaluate_checkpoint(folder / "best.pt", faces, workers=0)
     assert report.images == 15
     assert report.accuracy == pytest.approx(rows[0]["test_accuracy"])
     assert report.loss == pytest.approx(rows[0]["test_loss"])
-    assert about["color"] == "BGR"
+    assert about.color == "BGR"
 
     output = tmp_path / "results"
     evaluate.main([str(folder), "--data", str(faces), "--output", str(output), "--workers", "0"])
