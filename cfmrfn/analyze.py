@@ -98,7 +98,7 @@ def class_evidence(network: CFMRFN, description: Description, classes: Tensor) -
 
 def describe_faces(
     network: CFMRFN,
-    about: dict[str, Any],
+    about: checkpoint.About,
     samples: Sequence[Sample],
     *,
     layer: int,
@@ -116,17 +116,15 @@ def describe_faces(
         with_labels: whether the labels of the samples are known.
         world: whose device the network is on.
     """
-    names = about["class_names"]
+    names = about.class_names
     loader = evaluation_loader(
         samples,
-        names,
-        image_size=about["image_size"],
-        color=about["color"],
+        about,
         batch_size=8,
         world=world,
         workers=0,
     )
-    mean, std = (torch.tensor(about[key]).view(3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (about.mean, about.std))
     faces = []
     for images, labels in loader:
         seen = network.describe(images.to(world.device))
@@ -149,7 +147,7 @@ def describe_faces(
             faces.append(
                 FaceMaps(
                     title=title,
-                    face=(image.flip(0) if about["color"] == "BGR" else image)
+                    face=(image.flip(0) if about.color == "BGR" else image)
                     .permute(1, 2, 0)
                     .numpy(),
                     landmarks=None if seen.landmarks is None else _array(seen.landmarks[index]),
@@ -258,11 +256,11 @@ def main(args: list[str] | None = None) -> None:
     network, about = checkpoint.load_network(path)
     network.to(world.device)
     layer = _choose_layer(tool.layer, len(network.layers))
-    _check_token(tool.token, token_grid((about["image_size"],) * 2))
+    _check_token(tool.token, token_grid((about.image_size,) * 2))
 
     samples: Sequence[Sample] = []
     if tool.data is not None:
-        source, samples = _open_split(tool.data, tool.kind, tool.split, about["class_names"])
+        source, samples = _open_split(tool.data, tool.kind, tool.split, about.class_names)
     first_of_class = list({s.label: s for s in reversed(samples)}.values())
     faces = describe_faces(
         network,
@@ -281,9 +279,7 @@ def main(args: list[str] | None = None) -> None:
     if tool.data is not None and tool.tsne:
         loader = evaluation_loader(
             samples,
-            about["class_names"],
-            image_size=about["image_size"],
-            color=about["color"],
+            about,
             batch_size=tool.batch_size,
             world=world,
             workers=tool.workers,
@@ -292,7 +288,7 @@ def main(args: list[str] | None = None) -> None:
         points = embed(features, tool.perplexity, tool.seed)
 
     tool.output.mkdir(parents=True)
-    trained = about["config"]["landmarks"] is not None
+    trained = about.config.network.landmarks is not None
     plot_faces(tool.output / "faces.png", faces, title, landmarks_trained=trained)
     block = cast(StreamBlock, cast(FusionLayer, network.layers[layer - 1]).blocks[0])
     for number, face in enumerate(faces, 1):
@@ -308,8 +304,8 @@ def main(args: list[str] | None = None) -> None:
             f"{path} on {source}: {len(samples)} images, "
             f"accuracy {(predicted == labels).mean():.1%}"
         )
-        plot_tsne(tool.output / "tsne.png", points, labels, about["class_names"], title)
-        _write_points(tool.output / "tsne.csv", samples, predicted, points, about["class_names"])
+        plot_tsne(tool.output / "tsne.png", points, labels, about.class_names, title)
+        _write_points(tool.output / "tsne.csv", samples, predicted, points, about.class_names)
         print(f"t-SNE of {len(samples)} images: {tool.output / 'tsne.png'}")
 
 

@@ -29,7 +29,7 @@ def save_checkpoint(options, tmp_path):
     def save_with(*more):
         config = parse_config([*options, *more])
         network = checkpoint.build_network(config, len(CLASSES))
-        about = {**checkpoint.describe(config, CLASSES), "epoch": 0, "chosen_on": None}
+        about = checkpoint.About.of_run(config, CLASSES).to_dict()
         path = tmp_path / "best.pt"
         checkpoint.save(path, {"model": network.state_dict(), "about": about})
         return path
