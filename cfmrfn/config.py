@@ -189,7 +189,8 @@ class RunConfig:
     resume: Path | None = None
     """Run folder to continue."""
     output: Path | None = None
-    """Run folder, which must not exist. None: runs/RECIPE-DATE-TIME."""
+    """Run folder, which must not exist. None: runs/DATA-DATE-TIME, where DATA is the name of the
+    folder of --data, or drawn without it."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one."""
     workers: int | None = None

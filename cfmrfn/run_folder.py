@@ -66,9 +66,18 @@ class RunFolder:
 
 
 def create(config: Config) -> RunFolder:
-    """Make the folder and write the configuration; refuse a folder that exists."""
-    stem = Path(config.run.recipe).stem
-    path = config.run.output or Path("runs") / f"{stem}-{time.strftime('%Y%m%d-%H%M%S')}"
+    """Make the folder and write the configuration.
+
+    Without `output` it is `runs/DATA-DATE-TIME`: DATA is the name of the data set's own folder, or
+    `drawn` where faces are drawn.
+
+    Raises:
+        CheckpointError: the folder exists, or cannot be made.
+    """
+    data = config.images.data
+    # absolute, so that `--data .` has a name too
+    name = "drawn" if data is None else Path(os.path.abspath(data)).name
+    path = config.run.output or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if path.exists():
         raise CheckpointError(
             f"run folder {path} exists; continue it with --resume {path}, "

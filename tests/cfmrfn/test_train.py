@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import shutil
 
 import pytest
@@ -202,6 +203,23 @@ def test_a_run_killed_while_it_makes_its_folder_can_be_repeated(tmp_path, monkey
     assert not (tmp_path / "run").exists()
     folder = run_folder.create(config)
     assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("args", "name"),
+    [
+        ([], "drawn"),
+        (["--data", "sets/FERPlus"], "FERPlus"),
+        (["--data", "."], "here"),
+        (["--recipe", "rafdb", "--data", "sets/RAF-DB/"], "RAF-DB"),
+    ],
+)
+def test_the_run_folder_is_named_after_the_data(args, name, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    folder = run_folder.create(parse_config(args))
+    assert folder.path.parent.name == "runs"
+    assert re.fullmatch(rf"{name}-\d{{8}}-\d{{6}}", folder.path.name)
 
 
 @pytest.mark.parametrize(
