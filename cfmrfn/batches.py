@@ -42,25 +42,38 @@ Key = tuple[int, int]  # (index of the image, its position in the epoch)
 
 @dataclass(frozen=True)
 class Splits:
-    """The images of a run. `chosen` is set aside to choose the best epoch, and may be empty."""
+    """The images of a run.
+
+    Attributes:
+        name: of the data set.
+        class_names: expressions in label order.
+        train: images to train on.
+        validation: images that choose the best epoch, `val` in files; may be empty.
+        held_out: images that results are reported on, `test` in files.
+    """
 
     name: str
     class_names: tuple[str, ...]
     train: list[Sample]
-    chosen: list[Sample]
+    validation: list[Sample]
     held_out: list[Sample]
 
     def fingerprint(self) -> str:
         """Changes with any file name or label, so that a run is resumed on its own data only."""
         digest = hashlib.sha256("\n".join(self.class_names).encode())
-        for samples in (self.train, self.chosen, self.held_out):
+        for samples in (self.train, self.validation, self.held_out):
             for sample in samples:
                 digest.update(f"{Path(sample.path).name} {sample.label}\n".encode())
         return digest.hexdigest()[:16]
 
 
 def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
-    """Open the data set, drawing the faces first where no `data` is given."""
+    """Opens the data set, drawing the faces first where no `data` is given.
+
+    Raises:
+        ConfigError: the layout named is not that of drawn faces, and no `data` is given.
+        DataError: the data set cannot be opened, or has no images to report results on.
+    """
     root = images.data
     if root is None:
         named = set_kind(images.kind)
@@ -70,18 +83,18 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
     opened = open_set(root, images.kind, images.classes)
     train = opened.splits["train"]
     if opened.held_out == "test" and "val" in opened.splits:
-        chosen = opened.splits["val"]
+        validation = opened.splits["val"]
     else:
-        train, chosen = set_aside(train, images.validation, seed)
+        train, validation = stratified_split(train, images.validation, seed)
     held_out = opened.splits[opened.held_out]
     if images.on_broken == "skip":
         # training takes another image in their place; evaluation must count each image once
-        chosen, held_out = readable(chosen), readable(held_out)
+        validation, held_out = readable(validation), readable(held_out)
     if not held_out:
         raise DataError(
             f"{opened.name}: no image in the {opened.held_out} split, which results are reported on"
         )
-    return Splits(opened.name, opened.class_names, train, chosen, held_out)
+    return Splits(opened.name, opened.class_names, train, validation, held_out)
 
 
 def _drawn_faces(images: ImageConfig) -> Path:
@@ -102,18 +115,18 @@ def readable(samples: Sequence[Sample]) -> list[Sample]:
     return kept
 
 
-def set_aside(
+def stratified_split(
     samples: Sequence[Sample], fraction: float, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Split `samples` in two, the second having `fraction` of every class."""
+    """Splits `samples` in two, the second having `fraction` of every class."""
     order = np.random.default_rng(seed).permutation(len(samples))
     by_class: dict[int, list[int]] = {}
     for index in order.tolist():
         by_class.setdefault(samples[index].label, []).append(index)
-    aside = {i for members in by_class.values() for i in members[: round(fraction * len(members))]}
+    second = {i for members in by_class.values() for i in members[: round(fraction * len(members))]}
     return (
-        [sample for index, sample in enumerate(samples) if index not in aside],
-        [sample for index, sample in enumerate(samples) if index in aside],
+        [sample for index, sample in enumerate(samples) if index not in second],
+        [sample for index, sample in enumerate(samples) if index in second],
     )
 
 
@@ -126,6 +139,9 @@ class EpochBatches:
         seed: seed of the order.
         balanced: draw every class equally often, with repetition; else every image once.
         world: the processes; each takes an equal, consecutive share of a batch.
+
+    Raises:
+        ConfigError: there are fewer images than a batch holds.
     """
 
     def __init__(
@@ -145,7 +161,7 @@ class EpochBatches:
         self.start(0)
 
     def start(self, epoch: int, step: int = 0) -> None:
-        """Choose what the next iteration yields: `epoch`, from `step` on."""
+        """Chooses what the next iteration yields: `epoch`, from `step` on."""
         self.first_step = step
         generator = torch.Generator().manual_seed(derived_seed(self.seed, epoch))
         if self.balanced:
@@ -172,7 +188,7 @@ class EpochBatches:
 
 
 def training_dataset(splits: Splits, images: ImageConfig, seed: int) -> ExpressionDataset:
-    """The training images, augmented; their augmentation follows from the seed."""
+    """The training images, augmented as `images` says; the seed decides how each is augmented."""
     transform = train_transform(
         images.image_size,
         flip=images.flip,
@@ -205,7 +221,7 @@ def training_loader(
         persistent_workers=workers > 0,
         worker_init_fn=_leave_signals_to_main,
         pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # else it draws from the global random state
+        generator=torch.Generator(),  # without one it would draw from the global random state
     )
 
 

@@ -33,7 +33,7 @@ FORMAT = 1
 
 
 def save(path: Path, checkpoint: dict[str, Any]) -> None:
-    """Write `checkpoint`; at every moment `path` is the old file or the new one, complete.
+    """Writes `checkpoint`; at every moment `path` is the old file or the new one, complete.
 
     Raises:
         CheckpointError: it cannot be written, for example because the disk is full.
@@ -48,7 +48,7 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
         _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        # torch.save covers a failed write by errors about its own place in the file
+        # torch.save hides a failed write behind errors about its own position in the file
         reason: BaseException = error
         while reason.__context__ is not None:
             reason = reason.__context__
@@ -57,7 +57,7 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU.
+    """Reads a checkpoint onto the CPU.
 
     Raises:
         CheckpointError: there is none, it is damaged, or it is not of this format.
@@ -66,7 +66,7 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         with warnings.catch_warnings():
-            # of foreign files' pickle protocol, beside the error below
+            # about the pickle protocol of foreign files, which the error below says enough of
             warnings.simplefilter("ignore")
             checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error type of its own
@@ -115,7 +115,7 @@ class About:
                 "python": platform.python_version(),
                 "sdwa": sdwa.__version__,
                 "timm": timm.__version__,
-                "torch": str(torch.__version__),  # a subclass of str, which weights_only refuses
+                "torch": str(torch.__version__),  # of a subclass of str, which weights_only refuses
                 "torchvision": str(torchvision.__version__),
             },
         )

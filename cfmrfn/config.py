@@ -45,8 +45,8 @@ class ImageConfig:
     drawn_test: int = 500
     """Drawn faces held out (only without --data)."""
     validation: float = 0.0
-    """Part of the training images set aside to choose the best epoch honestly. 0: the best epoch
-    is chosen on the held-out set itself, as the field does, and reported as such."""
+    """Part of the training images set aside for validation, which chooses the best epoch. 0: the
+    held-out images themselves choose it, as is common in the field, and it is reported as such."""
     image_size: int = 224
     """Side of the square network input, in pixels."""
     color: Literal["RGB", "BGR"] = "RGB"
@@ -130,7 +130,7 @@ class OptimConfig:
     batch_size: int = 200
     """Images of one optimizer step, over all processes and micro-batches together."""
     accumulate: int = 1
-    """Micro-batches a step is cut into on each process, to save memory."""
+    """Micro-batches that each process cuts a step into, to save memory."""
     optimizer: Literal["adam", "adamw"] = "adam"
     """Base optimizer (the abstract names AdamW, section 3.2 Adam)."""
     lr: float = 4e-5
@@ -142,7 +142,7 @@ class OptimConfig:
     schedule: Literal["exponential", "cosine", "constant"] = "exponential"
     """Course of the learning rate after warm-up."""
     decay: float = 0.98
-    """Factor an epoch of the exponential schedule."""
+    """Factor of the learning rate per epoch, in the exponential schedule."""
     warmup_epochs: float = 0.0
     """Epochs of linear warm-up."""
     rho: float = 0.05
@@ -150,7 +150,7 @@ class OptimConfig:
     sam_freeze_statistics: bool = True
     """Leave running batch statistics alone in SAM's second pass (POSTER moves them twice)."""
     sam_local: bool = False
-    """Each process climbs along its own gradient, which saves one all-reduce a step; N processes
+    """Each process climbs along its own gradient, which saves one all-reduce per step; N processes
     then no longer equal one."""
     sync_batchnorm: bool = True
     """Batch statistics over all processes, as one process would see them."""
@@ -194,7 +194,7 @@ class RunConfig:
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one."""
     workers: int | None = None
-    """Processes that decode images. None: one a spare core, at most 8."""
+    """Processes that decode images. None: one per spare core, at most 8."""
     checkpoint_every: int | None = None
     """Steps between checkpoints inside an epoch. None: at the end of each epoch only."""
     compile: bool = False
@@ -253,8 +253,12 @@ C = TypeVar("C")
 def parse(
     tool: type[C], args: Sequence[str], default: C | None = None, prog: str | None = None
 ) -> C:
-    """Parse `args` into the dataclass `tool`; raise `ConfigError` in one line."""
-    # tyro draws its messages as a box on stderr; the first paragraph says what is wrong
+    """Parses `args` into the dataclass `tool`.
+
+    Raises:
+        ConfigError: an argument that is not legal; the message is one line.
+    """
+    # tyro prints errors as a box on stderr; its first paragraph says what is wrong
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -268,14 +272,14 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        # tyro prints, among other causes, what a section raised when it was built
+        # an error that a section raised when it was built is among the causes
         cause: BaseException | None = stop
         while cause is not None:
             if isinstance(cause, ConfigError):
                 raise cause from None
             cause = cause.__context__
     lines = [line.strip("│ ") for line in box.getvalue().splitlines()[1:-1]]
-    # the title has a rule of its own where the terminal lacks characters to frame it
+    # where the terminal cannot show box characters, a rule follows the title
     body = itertools.dropwhile(_is_rule, lines)
     problem = " ".join(itertools.takewhile(lambda line: not _is_rule(line), body)).rstrip(".")
     if "Perhaps you meant:" in lines:
@@ -290,8 +294,9 @@ def _is_rule(line: str) -> bool:
 def parse_config(args: Sequence[str], prog: str | None = None) -> Config:
     """The configuration of a command line: recipe (or resumed run) first, then its flags.
 
-    Raises `ConfigError` for unknown names, bad values, or a resumed run whose flags differ
-    from its saved configuration in what decides the weights.
+    Raises:
+        ConfigError: an unknown name, a value that is not legal, or a resumed run whose flags differ
+            from its saved configuration in what decides the weights.
     """
     resume = _peek(args, "--resume")
     if resume is None:
@@ -308,7 +313,11 @@ def recipe_of(args: Sequence[str]) -> Config:
 
 
 def refuse_differences(config: Config, folder: Path) -> None:
-    """Raise `ConfigError` unless the run in `folder` has this configuration."""
+    """Checks that the run in `folder` has this configuration.
+
+    Raises:
+        ConfigError: they differ in what decides the weights.
+    """
     if changed := config.differences(from_yaml(folder / "config.yaml")):
         raise ConfigError(
             f"{folder} was started with another configuration: {'; '.join(changed)}. "
@@ -331,7 +340,11 @@ def recipes() -> list[str]:
 
 
 def read_recipe(name: str) -> Config:
-    """The configuration of a named recipe, or of a YAML file."""
+    """The configuration of a named recipe, or of a YAML file.
+
+    Raises:
+        ConfigError: there is no such recipe, or it is not legal.
+    """
     if name in recipes():
         text = (resources.files("cfmrfn") / "configs" / f"{name}.yaml").read_text("utf-8")
         config = from_mapping(yaml.safe_load(text), f"recipe {name}")
@@ -345,7 +358,11 @@ def read_recipe(name: str) -> Config:
 
 
 def from_yaml(path: Path) -> Config:
-    """Read a YAML file of flat `field: value` lines."""
+    """Reads a YAML file of flat `field: value` lines.
+
+    Raises:
+        ConfigError: it cannot be read, or is not legal.
+    """
     try:
         return from_mapping(yaml.safe_load(path.read_text("utf-8")), str(path))
     except (OSError, yaml.YAMLError) as error:
@@ -353,7 +370,11 @@ def from_yaml(path: Path) -> Config:
 
 
 def from_mapping(values: Any, source: str) -> Config:
-    """The configuration of flat `field: value` pairs; `source` is named in errors."""
+    """The configuration of flat `field: value` pairs; `source` is named in errors.
+
+    Raises:
+        ConfigError: an unknown field, or a value that is not legal.
+    """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: expected lines of 'field: value', got {values!r}")
     defaults = Config().flat()
@@ -381,7 +402,11 @@ def _plain(value: Any) -> Any:
 
 
 def check_at_least(section: object, **lowest: float) -> None:
-    """Raises ConfigError where a field is less than given here; None is legal."""
+    """Checks that fields are at least what is given here; None is legal.
+
+    Raises:
+        ConfigError: one is less.
+    """
     for name, least in lowest.items():
         value = getattr(section, name)
         _require(value is None or value >= least, name, value, f"{least} or more")

@@ -36,13 +36,13 @@ class World:
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Sum of `values` over the processes, in place."""
+        """Sums `values` over the processes, in place."""
         if self.size > 1:
             dist.all_reduce(values)
         return values
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Do `action` on the main process; every process gets its result, or its error."""
+        """Does `action` on the main process; every process gets its result, or its error."""
         if self.size == 1:
             return action()
         box: list[Any] = [None, None]  # result, error
@@ -58,7 +58,7 @@ class World:
         return result
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Replace every gradient by its mean over the processes, in one message."""
+        """Replaces every gradient by its mean over the processes, in one message."""
         if self.size == 1:
             return
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -70,12 +70,12 @@ class World:
             gradient.copy_(piece.view_as(gradient))
 
     def barrier(self) -> None:
-        """Wait for every process."""
+        """Waits for every process."""
         if self.size > 1:
             dist.barrier()
 
     def close(self) -> None:
-        """Leave the process group."""
+        """Leaves the process group."""
         if self.size > 1:
             dist.destroy_process_group()
 
@@ -101,7 +101,7 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         return (centred * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
     def _record(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """Move the running statistics, with the unbiased variance of `count` values."""
+        """Moves the running statistics, with the unbiased variance of `count` values."""
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.num_batches_tracked is not None
@@ -117,10 +117,10 @@ def _sum_over_processes(values: Tensor) -> Tensor:
 
 
 def synchronise_batchnorm(network: nn.Module) -> None:
-    """Make every batch normalisation of `network` see the batches of all processes."""
+    """Makes every batch normalisation of `network` see the batches of all processes."""
     for module in network.modules():
         if type(module) is nn.BatchNorm2d:
-            # the class alone differs: parameters, buffers and their names stay
+            # only the class changes: parameters, buffers and their names stay
             module.__class__ = GlobalBatchNorm2d
 
 

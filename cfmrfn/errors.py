@@ -24,7 +24,7 @@ USER_ERRORS = (ConfigError, CheckpointError, DataError, TrainingError)
 
 
 def run(main: Callable[[], object]) -> None:
-    """Run a command-line tool: a user's error becomes one line on stderr and exit status 2.
+    """Runs a command-line tool: a user's error becomes one line on stderr and exit status 2.
 
     So does an error of the file system, such as a full disk or a folder that may not be written.
     Ctrl-C ends with the customary status 130.

@@ -23,9 +23,9 @@ from cfmrfn.metrics import Report, confusion_matrix
 from cfmrfn.pictures import plot_confusion
 from cfmrfn.precision import Precision, autocast
 
-# By the split that chose among the epochs; None: nothing did.
+# Split that chose the epoch -> how the epoch was chosen; None: not by any results.
 HOW_CHOSEN = {
-    "val": "best on images set aside from training",
+    "val": "best on the validation images",
     "test": "best on the held-out images themselves, as papers do: optimistic",
     None: "the last",
 }
@@ -76,10 +76,14 @@ def evaluate_checkpoint(
     precision: Precision = "float32",
     world: World | None = None,
 ) -> Evaluation:
-    """Evaluate the checkpoint at `path` on a split of the data set at `data`.
+    """Evaluates the checkpoint at `path` on a split of the data set at `data`.
 
     Classes are matched by name, so a network trained on one set can be tried on another. `split`
     None: the one that results are reported on.
+
+    Raises:
+        CheckpointError, ConfigError: the checkpoint cannot be used.
+        DataError: the data set cannot be opened, or has no such split.
     """
     world = world or World()
     network, about = checkpoint.load_network(path)
@@ -113,7 +117,7 @@ class Evaluate:
     batch_size: int = 64
     """Images at a time."""
     workers: int | None = None
-    """Processes that decode images. None: one a spare core, at most 8."""
+    """Processes that decode images. None: one per spare core, at most 8."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one."""
     precision: Precision = "float32"

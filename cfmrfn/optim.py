@@ -78,7 +78,7 @@ def learning_rate_factor(optim: OptimConfig, epoch: float) -> float:
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
-    """Set every group to `factor` times its peak."""
+    """Sets every group to `factor` times its peak."""
     for group in optimizer.param_groups:
         group["lr"] = factor * group["peak_lr"]
 

@@ -4,7 +4,7 @@
 
     config.yaml     the resolved configuration
     log.txt         what was printed
-    metrics.csv     one line an epoch
+    metrics.csv     one line per epoch
     curves.png      the same, drawn
     last.pt         the latest checkpoint, from which --resume continues
     best.pt         the weights of the best epoch
@@ -40,13 +40,13 @@ class RunFolder:
         self.best = path / "best.pt"
 
     def log(self, text: str) -> None:
-        """Print `text` above the progress bar, and keep it in `log.txt`."""
+        """Prints `text` above the progress bar, and keeps it in `log.txt`."""
         tqdm.write(text)
         with open(self.path / "log.txt", "a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
 
     def write_metrics(self, rows: list[Row]) -> None:
-        """Write `metrics.csv` anew; confusion matrices stay out of it."""
+        """Writes `metrics.csv` anew; confusion matrices stay out of it."""
         text = io.StringIO()
         columns = [name for name in rows[0] if not name.endswith("_matrix")]
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
@@ -55,18 +55,18 @@ class RunFolder:
         self.write("metrics.csv", text.getvalue())
 
     def write_report(self, report: dict[str, Any]) -> None:
-        """Write `report.json`, whose presence says that the run is complete."""
+        """Writes `report.json`, whose presence says that the run is complete."""
         self.write("report.json", json.dumps(report, indent=1) + "\n")
 
     def write(self, name: str, text: str) -> None:
-        """Write a text file, whole or not at all."""
+        """Writes a text file, whole or not at all."""
         temporary = self.path / f".{name}.partial"
         temporary.write_text(text, "utf-8")
         os.replace(temporary, self.path / name)
 
 
 def create(config: Config) -> RunFolder:
-    """Make the folder and write the configuration.
+    """Makes the folder and writes the configuration.
 
     Without `output` it is `runs/DATA-DATE-TIME`: DATA is the name of the data set's own folder, or
     `drawn` where faces are drawn.
@@ -83,7 +83,7 @@ def create(config: Config) -> RunFolder:
             f"run folder {path} exists; continue it with --resume {path}, "
             "or choose another --output"
         )
-    # It appears with its configuration in it, so that a run killed just now can be repeated.
+    # The folder appears with its configuration in it: a run killed at this moment can be repeated.
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)

@@ -146,7 +146,7 @@ class TrainingStep:
             self.world.average_gradients(self.parameters)
         self.scaler.unscale_(sam)
         norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
-        # with sam_local only some processes may have met it, and all must agree
+        # with sam_local the gradients differ between processes, and all must decide alike
         if not self.world.sum(norm).isfinite():
             return False
         sam.first_step(zero_grad=True)

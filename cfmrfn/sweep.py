@@ -105,7 +105,7 @@ class Sweep:
 
 
 def sweep(name: str, seeds: Sequence[int], config: Config) -> str:
-    """Train what is missing of the table `name`; the table as Markdown."""
+    """Trains what is missing of the table `name`; returns the table as Markdown."""
     table = TABLES[name]
     folder = config.run.output or Path("runs") / f"{name}-{Path(config.run.recipe).stem}"
     results: dict[str, list[dict[str, Any]]] = {}

@@ -50,7 +50,7 @@ class Progress:
 
     `loss_sum` and `correct` are over this epoch's steps; `history` has a row for each epoch
     done. There is no random state: order, augmentation and stochastic depth follow from the seed
-    and the position, see `batches`.
+    and the position, see `cfmrfn.batches`.
     """
 
     epoch: int = 0
@@ -67,7 +67,9 @@ class Interrupted(Exception):
 class Trainer:
     """A run, new or resumed: `Trainer(config).train()` gives its folder's path.
 
-    Raises one of `errors.USER_ERRORS` for what the user can mend.
+    Raises:
+        ConfigError, CheckpointError, DataError, TrainingError: what the user can correct, see
+            `errors.USER_ERRORS`.
     """
 
     def __init__(self, config: Config) -> None:
@@ -93,7 +95,7 @@ class Trainer:
         )
         self.loader = training_loader(self.dataset, self.batches, config.run.workers)
         self.about = checkpoint.About.of_run(config, self.class_names)
-        evaluated = {"val": self.splits.chosen, "test": self.splits.held_out}
+        evaluated = {"val": self.splits.validation, "test": self.splits.held_out}
         self.evaluation_loaders = {
             name: evaluation_loader(
                 samples,
@@ -105,10 +107,10 @@ class Trainer:
             for name, samples in evaluated.items()
             if samples
         }
-        # the best epoch is chosen on images set aside or, for want of them, on the held-out ones
+        # without validation images the best epoch is chosen on the held-out ones
         self.chosen_on = next(iter(self.evaluation_loaders))
 
-        # What is left of the run to resume; one killed before its first checkpoint starts anew
+        # The state to resume from; a run killed before its first checkpoint starts anew
         saved = None
         if config.run.resume is not None:
             self.folder = RunFolder(config.run.resume)
@@ -141,7 +143,7 @@ class Trainer:
         self.log(self._description(random_parts))
 
     def train(self) -> Path:
-        """Train to the last epoch, report, and return the path of the run folder."""
+        """Trains to the last epoch, reports, and returns the path of the run folder."""
         epochs = self.config.optim.epochs
         with StopSignal() as stop, self._progress_bar() as bar, self._tensorboard() as board:
             while self.progress.epoch < epochs:
@@ -175,7 +177,7 @@ class Trainer:
     def _train_step(self, images: torch.Tensor, targets: torch.Tensor) -> StepResult:
         """One optimizer step on one batch."""
         optim, device, progress = self.config.optim, self.world.device, self.progress
-        # the middle of the step, so that warm-up begins above 0
+        # counted from the middle of the step, so that warm-up begins above 0
         epoch = (self._step_number() + 0.5) / self.batches.steps
         set_learning_rate(self.optimizer, learning_rate_factor(optim, epoch))
         result = self.step(
@@ -183,9 +185,9 @@ class Trainer:
             targets.to(device, non_blocking=True),
             self._step_number(),
         )
-        # a lower loss scale may yet mend a gradient, but never a loss
-        mendable = math.isfinite(result.loss) and self.step.may_overflow
-        if not (result.applied or mendable):
+        # a lower loss scale may make the gradient finite, but never the loss
+        recoverable = math.isfinite(result.loss) and self.step.may_overflow
+        if not (result.applied or recoverable):
             raise TrainingError(self._not_finite(result))
         if self.ema is not None:
             self.ema.update_parameters(self.network)
@@ -195,7 +197,7 @@ class Trainer:
         return result
 
     def _finish_epoch(self, speed: str, board: SummaryWriter | None) -> None:
-        """Evaluate, record the epoch, and save; `speed` is for the log."""
+        """Evaluates, records the epoch, and saves; `speed` is for the log."""
         progress, network = self.progress, self._evaluated_network()
         row: Row = {
             "epoch": progress.epoch + 1,
@@ -232,7 +234,7 @@ class Trainer:
             self.log(f"skipped {len(broken)} unreadable images so far: {names}")
 
     def _report(self) -> Path:
-        """Print and write the final results, and return the path of the run folder."""
+        """Prints and writes the final results, and returns the path of the run folder."""
         history = self.progress.history
         rows = {
             "val": self._best_row(),
@@ -270,7 +272,7 @@ class Trainer:
         return Report(self.class_names, np.array(row["test_matrix"]), row["test_loss"])
 
     def log(self, text: str) -> None:
-        """Print and keep `text`, on the main process."""
+        """Prints and logs `text`, on the main process."""
         if self.world.is_main:
             self.folder.log(text)
 
@@ -286,7 +288,7 @@ class Trainer:
         return {"model": self._evaluated_network().state_dict(), "about": about.to_dict()}
 
     def _save(self) -> None:
-        """Write `last.pt`."""
+        """Writes `last.pt`."""
         if self.world.is_main:
             training = {
                 "data": self.splits.fingerprint(),
@@ -313,7 +315,7 @@ class Trainer:
         self.progress = Progress(**training["progress"])
 
     def _load_backbones(self) -> list[str]:
-        """Load the pretrained weights that were given; the names of the backbones left random."""
+        """Loads the pretrained weights that were given; returns the backbones left random."""
         paths = {"expression": self.config.network.ir50, "landmark": self.config.network.landmarks}
         loaders = {"expression": weights.load_ir50, "landmark": weights.load_landmarks}
         for name, path in paths.items():
@@ -324,7 +326,7 @@ class Trainer:
                     raise ConfigError(f"cannot load the {name} backbone: {error}") from error
         return [name for name, path in paths.items() if path is None]
 
-    # Words
+    # Texts
 
     def _step_number(self) -> int:
         return self.progress.epoch * self.batches.steps + self.progress.step
@@ -334,8 +336,8 @@ class Trainer:
         parameters = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         lines = [
             f"run folder {self.folder.path}",
-            f"{splits.name}: {len(splits.train)} images to train on, {len(splits.chosen)} set "
-            f"aside to choose the epoch, {len(splits.held_out)} held out; "
+            f"{splits.name}: {len(splits.train)} images to train on, "
+            f"{len(splits.validation)} for validation, {len(splits.held_out)} held out; "
             f"classes {', '.join(self.class_names)}",
             f"{self.config.network.model}: {parameters / 1e6:.2f} M trained parameters, "
             f"on {self.world.device}, {self.world.size} process(es)",
@@ -351,7 +353,7 @@ class Trainer:
         return "\n".join(lines)
 
     def _not_finite(self, result: StepResult) -> str:
-        """Name the batch whose loss or gradient is not finite; the log gets all its files."""
+        """Names the batch whose loss or gradient is not finite; the log gets all its files."""
         names = [
             Path(self.splits.train[index].path).name
             for index, _ in self.batches.batch(self.progress.step)

@@ -29,8 +29,8 @@ from cfmrfn.models import CFMRFN
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
-# Public training checkpoints hold scores beside the weights, as numpy scalars. What rebuilds those
-# makes numbers and runs nothing of the file's; numpy 1 and 2 name it differently.
+# Public training checkpoints hold scores beside the weights, as numpy scalars. These functions only
+# rebuild numbers and run no code of the file; numpy 1 and 2 name them differently.
 _NUMPY_SCALAR = np.float64(0).__reduce__()[0]
 NUMPY_SCALARS: list[Any] = [
     (_NUMPY_SCALAR, "numpy.core.multiarray.scalar"),
@@ -199,7 +199,7 @@ def _read_file(path: Path) -> Any:
             return safetensors.torch.load_file(path)
         with torch.serialization.safe_globals(NUMPY_SCALARS):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever the damage makes the reader stumble over
+    except Exception as error:  # a damaged file may raise anything
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise CheckpointError(
             f"{path} cannot be read: it is damaged, or holds more than tensors ({reason})"

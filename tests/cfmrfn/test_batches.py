@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from cfmrfn.batches import EpochBatches, Splits, set_aside
+from cfmrfn.batches import EpochBatches, Splits, stratified_split
 from cfmrfn.data import Sample
 from cfmrfn.errors import ConfigError
 
@@ -66,13 +66,13 @@ def test_batch_larger_than_the_data():
         batches(batch_size=31)
 
 
-def test_set_aside_takes_the_same_part_of_each_class():
+def test_a_stratified_split_takes_the_same_part_of_each_class():
     samples = [Sample(f"{i}.jpg", label) for i, label in enumerate(LABELS)]
-    train, aside = set_aside(samples, 0.25, seed=0)
-    assert Counter(sample.label for sample in aside) == {0: 5, 1: 2, 2: 1}
-    assert sorted(train + aside) == sorted(samples)
-    assert set_aside(samples, 0.25, seed=0) == (train, aside)
-    assert set_aside(samples, 0.0, seed=0) == (samples, [])
+    train, validation = stratified_split(samples, 0.25, seed=0)
+    assert Counter(sample.label for sample in validation) == {0: 5, 1: 2, 2: 1}
+    assert sorted(train + validation) == sorted(samples)
+    assert stratified_split(samples, 0.25, seed=0) == (train, validation)
+    assert stratified_split(samples, 0.0, seed=0) == (samples, [])
 
 
 def test_fingerprint_sees_labels():

@@ -58,7 +58,7 @@ def test_a_run_leaves_everything(run):
     assert "held-out accuracy" in (folder / "log.txt").read_text()
 
 
-def test_without_images_set_aside_the_choice_is_reported_as_made_on_the_test(run, capsys):
+def test_without_validation_images_the_choice_is_reported_as_made_on_the_test(run, capsys):
     folder = run("--epochs", "1")
     assert json.loads((folder / "report.json").read_text())["chosen_on"] == "test"
     assert "best on the held-out images themselves" in capsys.readouterr().out
