@@ -66,7 +66,7 @@ def load(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"there is no checkpoint {path}")
     try:
         with warnings.catch_warnings():
-            # about the pickle protocol of foreign files, which the error below says enough of
+            # foreign files warn about their pickle protocol; the error below is enough
             warnings.simplefilter("ignore")
             checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load has no error type of its own
@@ -134,7 +134,10 @@ class About:
             CheckpointError: a value is missing or not legal.
             ConfigError: the configuration in it is not legal.
         """
-        values = {"epoch": 0, "chosen_on": None, **values} if isinstance(values, dict) else {}
+        if not isinstance(values, dict):
+            raise CheckpointError(
+                f"{source} was not written by cfmrfn.train: 'about' is {values!r}"
+            )
         for name, (is_legal, legal) in LEGAL_ABOUT.items():
             if name not in values:
                 raise CheckpointError(f"{source} lacks a part: '{name}' of 'about'")

@@ -272,7 +272,7 @@ class Trainer:
         return Report(self.class_names, np.array(row["test_matrix"]), row["test_loss"])
 
     def log(self, text: str) -> None:
-        """Prints and logs `text`, on the main process."""
+        """Prints `text` and keeps it in `log.txt`, on the main process."""
         if self.world.is_main:
             self.folder.log(text)
 
