@@ -189,8 +189,7 @@ class RunConfig:
     resume: Path | None = None
     """Run folder to continue."""
     output: Path | None = None
-    """Run folder, which must not exist. None: runs/DATA-DATE-TIME, where DATA is the name of the
-    folder of --data, or drawn without it."""
+    """Run folder, which must not exist. None: runs/DATA-DATE-TIME, DATA as in --data, or drawn."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one."""
     workers: int | None = None

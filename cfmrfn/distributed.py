@@ -21,6 +21,9 @@ class World:
 
     Args:
         device: "auto", or what `torch.device` takes. On GPUs each process takes its own.
+
+    Raises:
+        ConfigError: there is no such device.
     """
 
     def __init__(self, device: str = "auto") -> None:
