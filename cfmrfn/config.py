@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -259,6 +260,7 @@ def parse(
     """
     # tyro prints errors as a box on stderr; its first paragraph says what is wrong
     box = io.StringIO()
+    callers_error = sys.exc_info()[1]
     try:
         with contextlib.redirect_stderr(box):
             return tyro.cli(
@@ -271,9 +273,9 @@ def parse(
     except SystemExit as stop:
         if not stop.code:
             raise
-        # an error that a section raised when it was built is among the causes
+        # what a section raised when it was built is among the causes, before the caller's own
         cause: BaseException | None = stop
-        while cause is not None:
+        while cause is not None and cause is not callers_error:
             if isinstance(cause, ConfigError):
                 raise cause from None
             cause = cause.__context__

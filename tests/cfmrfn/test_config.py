@@ -216,6 +216,16 @@ def test_a_section_built_in_python_is_checked_as_the_command_line_is(section, va
         dataclasses.replace(section(), **values)
 
 
+def test_an_error_that_is_being_handled_is_not_mistaken_for_a_new_one():
+    with pytest.raises(ConfigError, match="lr must be above 0"):
+        parse_config(["--lr", "-1"])
+    try:
+        OptimConfig(lr=-1)
+    except ConfigError:
+        with pytest.raises(ConfigError, match="Unrecognized options: stray"):
+            parse_config(["stray"])
+
+
 def test_a_recipe_that_is_out_of_range_is_named(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("lr: -1\n")
