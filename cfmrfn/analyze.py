@@ -34,7 +34,6 @@ from cfmrfn.distributed import World
 from cfmrfn.errors import ConfigError
 from cfmrfn.models import CFMRFN, Description
 from cfmrfn.models.cfmrfn import token_grid
-from cfmrfn.models.fusion import FusionLayer, StreamBlock
 from cfmrfn.pictures import FaceMaps, plot_faces, plot_heads, plot_tsne
 
 MOST_FACES = 32  # that one figure holds
@@ -290,11 +289,10 @@ def main(args: list[str] | None = None) -> None:
     tool.output.mkdir(parents=True)
     trained = about.config.network.landmarks is not None
     plot_faces(tool.output / "faces.png", faces, title, landmarks_trained=trained)
-    block = cast(StreamBlock, cast(FusionLayer, network.layers[layer - 1]).blocks[0])
     for number, face in enumerate(faces, 1):
         if face.attention:
             target = tool.output / f"heads-{number}.png"
-            plot_heads(target, face, title, block.attention.dilation, tool.token)
+            plot_heads(target, face, title, network.head_dilations, tool.token)
     if network.tokens == "poster_view":
         print('no maps of the expression stream: tokens="poster_view" are no places on the face')
     print(f"attention and landmarks of {len(faces)} faces: {tool.output / 'faces.png'}")

@@ -12,7 +12,13 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
-from cfmrfn.models.fusion import NORM_EPS, FusionLayer, StreamAttention, StreamBlock
+from cfmrfn.models.fusion import (
+    NORM_EPS,
+    FusionLayer,
+    GlobalAttention,
+    StreamAttention,
+    StreamBlock,
+)
 from cfmrfn.models.ir50 import IRBackbone
 from cfmrfn.models.mobilefacenet import NATIVE_SIZE, MobileFaceNet
 from sdwa import head_dilations as allocate_heads
@@ -21,6 +27,8 @@ TOKENS = ("spatial", "poster_view")
 ATTENTION = ("dilated", "window", "global")
 STREAMS = ("both", "expression", "landmark")
 PADDING_MODES = ("zeros", "masked")
+
+KERNEL_SIZE = 3  # the paper's window; dilation r makes its reach 2 r + 1
 
 # The image is halved for the backbones, and the token map is 1/16 of what they see.
 PIXELS_PER_TOKEN = 32
@@ -81,6 +89,9 @@ class CFMRFN(nn.Module):
         stored_embedding: hold the never used embedding layer of the public IR-50 checkpoint.
         landmark_width, landmark_blocks: of the landmark backbone.
 
+    Attributes:
+        head_dilations: dilation of each head; None with global attention.
+
     Raises:
         ValueError: an option that is not legal, or two that contradict each other.
     """
@@ -129,7 +140,7 @@ class CFMRFN(nn.Module):
             raise ValueError(f"drop_path_rate must be 0 to 1, got {drop_path_rate}")
         if len(image_widths) != 3:
             raise ValueError(f"image_widths must have 3 entries, got {tuple(image_widths)}")
-        dilation = _choose_dilation(attention, head_dilations, num_heads)
+        self.head_dilations = _choose_dilations(attention, head_dilations, num_heads)
         grid = token_grid((img_size, img_size) if isinstance(img_size, int) else img_size)
 
         self.num_classes = num_classes
@@ -151,19 +162,25 @@ class CFMRFN(nn.Module):
             self.landmark_backbone = MobileFaceNet(landmark_width, landmark_blocks, embed_dim)
             self.landmark_backbone.requires_grad_(False)
 
+        def make_attention() -> StreamAttention | GlobalAttention:
+            if self.head_dilations is None:
+                return GlobalAttention(embed_dim, num_heads, q_proj=q_proj)
+            return StreamAttention(
+                embed_dim,
+                num_heads,
+                KERNEL_SIZE,
+                self.head_dilations,
+                q_proj=q_proj,
+                padding_mode=padding_mode,
+                backend=backend,
+            )
+
         def make_layer(index: int) -> FusionLayer:
             blocks = [
                 StreamBlock(
                     embed_dim,
                     mlp_ratio,
-                    StreamAttention(
-                        embed_dim,
-                        num_heads,
-                        dilation,
-                        q_proj=q_proj,
-                        padding_mode=padding_mode,
-                        backend=backend,
-                    ),
+                    make_attention(),
                     pre_norm=pre_norm,
                     drop_path=drop_path_rate * index / max(depth - 1, 1),
                 )
@@ -368,7 +385,7 @@ def _half(x: Tensor) -> Tensor:
     return half.contiguous(memory_format=torch.channels_last)
 
 
-def _choose_dilation(
+def _choose_dilations(
     attention: str, head_dilations: Sequence[int] | None, num_heads: int
 ) -> tuple[int, ...] | None:
     """Dilation of each head; None for global attention."""

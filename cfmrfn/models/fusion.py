@@ -5,6 +5,7 @@ Token maps are channels-last, (batch, height, width, dim), one per stream: expre
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -13,83 +14,33 @@ import torch.nn.functional as F
 from timm.layers import DropPath, Mlp
 from torch import Tensor, nn
 
-from sdwa import sliding_dilated_window_attention
+from sdwa import SlidingDilatedWindowAttention
 
-KERNEL_SIZE = 3  # the paper's window; dilation r makes its reach 2 r + 1
 NORM_EPS = 1e-6
 
 
-class StreamAttention(nn.Module):
-    """Attention within one stream's tokens, asked by the other's (eqs. 1-13).
+class StreamAttention(SlidingDilatedWindowAttention):
+    """Windows of one stream's tokens, queried by the other's (eqs. 1-13).
 
-    Args:
-        dim: channels of both streams.
-        num_heads: heads; they divide dim.
-        dilation: of each head's 3 x 3 window; None: every head sees all tokens (eqs. 4, 5).
-        q_proj: project the query, the W_q of eq. 1.
-        padding_mode: what a tap off the map is, "zeros" or "masked"; windows only.
-        backend: as for `sdwa.sliding_dilated_window_attention`.
+    The layer of `sdwa` and its attention in full, for figures.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        dilation: Sequence[int] | None,
-        *,
-        q_proj: bool = False,
-        padding_mode: str = "zeros",
-        backend: str | None = None,
-    ) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.dilation = dilation if dilation is None else tuple(dilation)
-        self.padding_mode = padding_mode
-        self.backend = backend
-        self.q = nn.Linear(dim, dim) if q_proj else nn.Identity()
-        self.kv = nn.Linear(dim, 2 * dim)
-        self.proj = nn.Linear(dim, dim)
-
-    def _heads(self, tokens: Tensor, query_tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """query, key, value (batch, height, width, heads, head_dim); key and value are views."""
-        key, value = self.kv(tokens).unflatten(-1, (2, self.num_heads, -1)).unbind(3)
-        query = self.q(query_tokens).unflatten(-1, (self.num_heads, -1))
-        # Under autocast the projections come out in half precision, and layer norm in float32.
-        return query.to(key.dtype), key, value
-
-    def forward(self, tokens: Tensor, query_tokens: Tensor) -> Tensor:
-        """tokens, query_tokens, result: (batch, height, width, dim)"""
-        query, key, value = self._heads(tokens, query_tokens)
-        if self.dilation is None:
-            q, k, v = (t.flatten(1, 2).transpose(1, 2) for t in (query, key, value))
-            out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-            out = out.unflatten(1, query.shape[1:3])
-        else:
-            out = sliding_dilated_window_attention(
-                query,
-                key,
-                value,
-                KERNEL_SIZE,
-                self.dilation,
-                padding_mode=self.padding_mode,
-                backend=self.backend,
-            )
-        return self.proj(out.flatten(-2))
-
-    def attention_map(self, tokens: Tensor, query_tokens: Tensor) -> Tensor:
+    def attention_map(self, x: Tensor, context: Tensor) -> Tensor:
         """What each token attends to, computed in the open, for figures and analysis.
+
+        Args:
+            x: (batch, height, width, dim), the tokens that query.
+            context: (batch, height, width, dim), the tokens that are attended to.
 
         Returns:
             (batch, heads, height * width, height * width), from query to key. A row sums to less
             than one where part of its window is off the map and padded with zeros.
         """
-        query, key, _ = self._heads(tokens, query_tokens)
-        query, key = (t.float().flatten(1, 2).transpose(1, 2) for t in (query, key))
-        scores = query @ key.mT * query.shape[-1] ** -0.5
-        if self.dilation is None:
-            return scores.softmax(-1)
-        window = window_mask(tokens.shape[1], tokens.shape[2], self.dilation).to(scores.device)
-        off_map = KERNEL_SIZE**2 - window.sum(-1, keepdim=True)  # (heads, tokens, 1)
+        key, _ = self.kv(context).chunk(2, -1)
+        scores = _scores(self.q(x), key, self.num_heads)
+        window = window_mask(x.shape[1], x.shape[2], self.kernel_size, self.dilation)
+        window = window.to(scores.device)
+        off_map = math.prod(self.kernel_size) - window.sum(-1, keepdim=True)  # (heads, tokens, 1)
         if self.padding_mode == "masked":
             off_map = torch.zeros_like(off_map)
         # All padded taps of a window have score 0: together one column of score log(their number).
@@ -98,18 +49,87 @@ class StreamAttention(nn.Module):
         return torch.cat([scores, padding], -1).softmax(-1)[..., :-1]
 
 
-def window_mask(height: int, width: int, dilation: Sequence[int]) -> Tensor:
-    """(heads, height * width, height * width): is this key in the window of this query?"""
-    reach = KERNEL_SIZE // 2
-    step = torch.tensor(dilation).view(-1, 1, 1)
+class GlobalAttention(nn.Module):
+    """Attention to all of one stream's tokens, queried by the other's (eqs. 4 and 5).
 
-    def along(size: int) -> Tensor:
+    It has the parameters of `StreamAttention`, under the same names.
+
+    Args:
+        dim: channels of both streams.
+        num_heads: heads; they divide dim.
+        q_proj: project the query, the W_q of eq. 1.
+    """
+
+    def __init__(self, dim: int, num_heads: int, *, q_proj: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim) if q_proj else nn.Identity()
+        self.kv = nn.Linear(dim, 2 * dim)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        """Attention of x to context.
+
+        Args:
+            x: (batch, height, width, dim), the tokens that query.
+            context: (batch, height, width, dim), the tokens that are attended to.
+
+        Returns:
+            (batch, height, width, dim)
+        """
+        key, value = (_by_head(t, self.num_heads) for t in self.kv(context).chunk(2, -1))
+        # Under autocast the projections come out in half precision, and layer norm in float32.
+        query = _by_head(self.q(x), self.num_heads).to(key.dtype)
+        out = F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
+        return self.proj(out.flatten(2).unflatten(1, x.shape[1:3]))
+
+    def attention_map(self, x: Tensor, context: Tensor) -> Tensor:
+        """(batch, heads, height * width, height * width), see `StreamAttention.attention_map`."""
+        key, _ = self.kv(context).chunk(2, -1)
+        return _scores(self.q(x), key, self.num_heads).softmax(-1)
+
+
+def window_mask(
+    height: int,
+    width: int,
+    kernel_size: tuple[int, int],
+    dilation: Sequence[tuple[int, int]],
+) -> Tensor:
+    """Is this key in the window of this query?
+
+    Args:
+        height, width: of the token map.
+        kernel_size: taps along each side of the window.
+        dilation: (dilation_h, dilation_w) of each head.
+
+    Returns:
+        (heads, height * width, height * width), bool, from query to key.
+    """
+
+    def along(size: int, taps: int, dilation: Sequence[int]) -> Tensor:
+        step = torch.tensor(dilation).view(-1, 1, 1)
         offset = torch.arange(size) - torch.arange(size).unsqueeze(1)
-        return (offset % step == 0) & (offset.abs() <= reach * step)  # (heads, size, size)
+        return (offset % step == 0) & (offset.abs() <= taps // 2 * step)  # (heads, size, size)
 
-    rows, columns = along(height), along(width)
+    rows = along(height, kernel_size[0], [step for step, _ in dilation])
+    columns = along(width, kernel_size[1], [step for _, step in dilation])
     both = rows[:, :, None, :, None] & columns[:, None, :, None, :]
     return both.flatten(3, 4).flatten(1, 2)
+
+
+def _scores(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
+    """Of every query to every key, (batch, height, width, dim) each, in float32.
+
+    Returns:
+        (batch, heads, height * width, height * width)
+    """
+    query, key = (_by_head(t.float(), num_heads) for t in (query, key))
+    return query @ key.mT * query.shape[-1] ** -0.5
+
+
+def _by_head(tokens: Tensor, num_heads: int) -> Tensor:
+    """(batch, height, width, dim) -> (batch, heads, height * width, head_dim)"""
+    return tokens.flatten(1, 2).unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
 class StreamBlock(nn.Module):
@@ -122,7 +142,7 @@ class StreamBlock(nn.Module):
         self,
         dim: int,
         mlp_ratio: float,
-        attention: StreamAttention,
+        attention: StreamAttention | GlobalAttention,
         *,
         pre_norm: bool = True,
         drop_path: float = 0.0,
@@ -136,13 +156,14 @@ class StreamBlock(nn.Module):
 
     def forward(self, tokens: Tensor, query_tokens: Tensor) -> Tensor:
         """tokens, query_tokens, result: (batch, height, width, dim)"""
-        attended = self.attention(self.norm1(tokens), self.norm1(query_tokens))
+        context = self.norm1(tokens)
+        attended = self.attention(self.norm1(query_tokens), context)
         tokens = tokens + self.drop_path(attended)
         return tokens + self.drop_path(self.mlp(self.norm2(tokens)))
 
     def attention_map(self, tokens: Tensor, query_tokens: Tensor) -> Tensor:
         """(batch, heads, height * width, height * width), see `StreamAttention.attention_map`."""
-        return self.attention.attention_map(self.norm1(tokens), self.norm1(query_tokens))
+        return self.attention.attention_map(self.norm1(query_tokens), self.norm1(tokens))
 
 
 class TokenMixing(nn.Module):

@@ -233,9 +233,14 @@ def test_every_option_trains_and_makes_a_difference(tiny, images, options):
 
 
 def test_head_dilations_are_the_papers():
-    attention = make_tiny().layers[0].blocks[0].attention
-    assert attention.dilation == (1, 1, 2, 2, 2, 3, 3, 3)
-    assert make_tiny(attention="window").layers[0].blocks[0].attention.dilation == (1,) * 8
+    for options, expected in [
+        ({}, (1, 1, 2, 2, 2, 3, 3, 3)),
+        ({"attention": "window"}, (1,) * 8),
+    ]:
+        model = make_tiny(**options)
+        assert model.head_dilations == expected
+        assert model.layers[0].blocks[0].attention.dilation == tuple((d, d) for d in expected)
+    assert make_tiny(attention="global").head_dilations is None
 
 
 def test_stochastic_depth_grows_from_nothing_to_its_rate():

@@ -1,13 +1,16 @@
 """The cross-fusion layer against the paper's equations, written out."""
 
+from functools import partial
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from cfmrfn.models import fusion
+import sdwa.modules
 from cfmrfn.models.fusion import (
     FusionLayer,
+    GlobalAttention,
     StreamAttention,
     StreamBlock,
     TokenMixing,
@@ -16,11 +19,11 @@ from cfmrfn.models.fusion import (
 
 DIM, HEADS = 24, 4
 DILATION = (1, 1, 2, 3)
-KINDS = {
-    "dilated": {"dilation": DILATION},
-    "masked": {"dilation": DILATION, "padding_mode": "masked"},
-    "window": {"dilation": (1,) * HEADS},
-    "global": {"dilation": None},
+ATTENTION = {
+    "dilated": partial(StreamAttention, dilation=DILATION, q_proj=False),
+    "masked": partial(StreamAttention, dilation=DILATION, padding_mode="masked", q_proj=False),
+    "window": partial(StreamAttention, dilation=(1,) * HEADS, q_proj=False),
+    "global": partial(GlobalAttention, q_proj=False),
 }
 
 
@@ -35,7 +38,7 @@ def maps(count=2, batch=2, height=5, width=4):
 
 def make_layer(streams=2, kind="dilated", grid=(5, 4), pre_norm=True, **options):
     blocks = [
-        StreamBlock(DIM, 2.0, StreamAttention(DIM, HEADS, **KINDS[kind]), pre_norm=pre_norm)
+        StreamBlock(DIM, 2.0, ATTENTION[kind](DIM, HEADS), pre_norm=pre_norm)
         for _ in range(streams)
     ]
     layer = FusionLayer(blocks, mixing_grid=grid, **options)
@@ -51,7 +54,7 @@ def attend(attention, tokens, query):
     batch, height, width, _ = tokens.shape
     head_dim = DIM // HEADS
     out = torch.zeros_like(tokens)
-    for head, step in enumerate(attention.dilation):
+    for head, step in enumerate(DILATION):
         part = slice(head * head_dim, (head + 1) * head_dim)
         for row in range(height):
             for column in range(width):
@@ -102,11 +105,11 @@ def test_layer_against_the_equations(cross):
 
 def test_query_projection():
     image, landmark = maps()
-    projected = StreamAttention(DIM, HEADS, DILATION, q_proj=True)
-    plain = StreamAttention(DIM, HEADS, DILATION)
+    projected = StreamAttention(DIM, HEADS, dilation=DILATION)
+    plain = ATTENTION["dilated"](DIM, HEADS)
     plain.load_state_dict(projected.state_dict(), strict=False)
     query = F.linear(landmark, projected.q.weight, projected.q.bias)
-    torch.testing.assert_close(projected(image, landmark), plain(image, query))
+    torch.testing.assert_close(projected(landmark, image), plain(query, image))
 
 
 def test_streams_without_cross_fusion_share_nothing():
@@ -129,22 +132,22 @@ def test_one_stream_queries_itself():
 def test_without_norm_before_attention():
     image, landmark = maps()
     layer = make_layer(pre_norm=False, grid=None)
-    attended = image + layer.blocks[0].attention(image, landmark)
+    attended = image + layer.blocks[0].attention(landmark, image)
     expected = attended + layer.blocks[0].mlp(layer.blocks[0].norm2(attended))
     torch.testing.assert_close(layer([image, landmark])[0], expected)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ATTENTION)
 def test_attention_map_times_values_is_the_attention(kind):
     image, landmark = maps()
-    attention = StreamAttention(DIM, HEADS, **KINDS[kind])
+    attention = ATTENTION[kind](DIM, HEADS)
     attention.proj = nn.Identity()
-    _, _, value = attention._heads(image, landmark)
-    probabilities = attention.attention_map(image, landmark)
+    _, value = attention.kv(image).chunk(2, -1)
+    probabilities = attention.attention_map(landmark, image)
     assert probabilities.shape == (2, HEADS, 20, 20)
-    out = probabilities @ value.flatten(1, 2).transpose(1, 2)
+    out = probabilities @ value.view(2, 20, HEADS, -1).transpose(1, 2)
     out = out.transpose(1, 2).reshape(2, 5, 4, DIM)
-    torch.testing.assert_close(out, attention(image, landmark), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(out, attention(landmark, image), rtol=1e-4, atol=1e-5)
     sums = probabilities.sum(-1)
     if kind in ("masked", "global"):
         torch.testing.assert_close(sums, torch.ones_like(sums))
@@ -155,7 +158,7 @@ def test_attention_map_times_values_is_the_attention(kind):
 
 
 def test_window_mask_by_hand():
-    mask = window_mask(3, 4, (1, 2))
+    mask = window_mask(3, 4, (3, 3), ((1, 1), (2, 2)))
     assert mask.shape == (2, 12, 12)
     assert mask[0, 0].nonzero().flatten().tolist() == [0, 1, 4, 5]
     assert mask[0, 5].nonzero().flatten().tolist() == [0, 1, 2, 4, 5, 6, 8, 9, 10]
@@ -167,7 +170,7 @@ def test_one_call_a_stream_with_key_and_value_in_place(monkeypatch, kind):
     name = (
         "sliding_dilated_window_attention" if kind == "dilated" else "scaled_dot_product_attention"
     )
-    owner = fusion if kind == "dilated" else F
+    owner = sdwa.modules if kind == "dilated" else F
     original, calls = getattr(owner, name), []
 
     def spy(query, key, value, *args, **kwargs):
