@@ -185,22 +185,25 @@ class SlidingDilatedWindowAttention(nn.Module):
             TypeError: a map that is not a tensor.
             ValueError: a map of another shape.
         """
-        source = x if context is None else context
-        self._check_map("x", x, self.dim)
-        self._check_map("x" if context is None else "context", source, self.context_dim)
-        batch, height, width, _ = x.shape
-        if source.shape[:3] != x.shape[:3]:
+        batch, height, width = _map_size("x", x, self.dim)
+        if context is None:
+            context = x
+            _map_size("x", x, self.context_dim)
+        elif (size := _map_size("context", context, self.context_dim)) != (batch, height, width):
             raise ValueError(
-                f"context must have the batch, height and width of x, {tuple(x.shape[:3])}: "
-                f"got shape {tuple(source.shape)}"
+                f"context must have the batch, height and width of x, {(batch, height, width)}: "
+                f"got shape {(*size, self.context_dim)}"
             )
+        packed = self.kv(context).view(batch, height, width, 2, self.num_heads, self.head_dim)
         query = self.q(x)
         if query.stride(3) != 1:  # not projected, and a view of a channels-first map
             query = query.contiguous()
         query = query.view(batch, height, width, self.num_heads, self.head_dim)
-        packed = self.kv(source).view(batch, height, width, 2, self.num_heads, self.head_dim)
-        out = self._attend(query, packed[:, :, :, 0], packed[:, :, :, 1])
-        return self.proj_drop(self.proj(out.view(batch, height, width, self.dim)))  # type: ignore[no-any-return]
+        attended = self._attend(query, *packed.unbind(3))
+        out: Tensor = self.proj(attended.view(batch, height, width, self.dim))
+        if self.training and self.proj_drop.p:
+            out = self.proj_drop(out)
+        return out
 
     def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         if self.training and self.attn_drop:
@@ -229,15 +232,6 @@ class SlidingDilatedWindowAttention(nn.Module):
             padding_mode=self.padding_mode,
             backend=self.backend,
         )
-
-    @staticmethod
-    def _check_map(name: str, x: Tensor, channels: int) -> None:
-        if not isinstance(x, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
-        if x.dim() != 4 or x.shape[3] != channels:
-            raise ValueError(
-                f"{name} must be (batch, height, width, {channels}), got shape {tuple(x.shape)}"
-            )
 
     def extra_repr(self) -> str:
         steps = tuple(h if h == w else (h, w) for h, w in self.dilation)
@@ -297,3 +291,19 @@ class SlidingDilatedWindowAttention(nn.Module):
         )
         attention.load_state_dict(weights)
         return attention
+
+
+def _map_size(name: str, x: Tensor, channels: int) -> tuple[int, int, int]:
+    """(batch, height, width) of the argument `name`, a channels-last map.
+
+    Raises:
+        TypeError, ValueError: it is not one of so many channels.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    shape = x.shape
+    if len(shape) != 4 or shape[3] != channels:
+        raise ValueError(
+            f"{name} must be (batch, height, width, {channels}), got shape {tuple(shape)}"
+        )
+    return shape[0], shape[1], shape[2]
