@@ -24,8 +24,8 @@ INTRODUCTION = """\
 How long `sdwa` takes, and how long others take for the same. Whatever computes a wrong result is
 not timed: outputs and gradients are compared with float64 before. `python -m benchmarks.report`
 writes this page from the JSON files beside it and measures nothing; with each table stand the
-command that measured it, the machine, the date, the commit and the versions. Other work ran on the
-machine at the time, so compare within a table rather than across tables.
+command that measured it, the machine, the date, the commit and the versions. Machines waver from
+hour to hour, so compare within a table rather than across tables.
 """
 ATTENTION = """\
 ## The operator
@@ -33,7 +33,7 @@ ATTENTION = """\
 A shape is batch x height x width, then heads x channels per head; the window is 3 x 3 where nothing
 else is said, and heads have dilations 1, 2 and 3. What the columns say:
 
-- `sdwa` ms: median, and the 20th to 80th percentile, of the backend chosen on this machine.
+- `sdwa` ms: median, and the 20th to 80th percentile, of the backend that is chosen there.
 - of copy: the fewest bytes that the operator must move, over its time, over the bandwidth of a
   large copy in the same run. 1 is as fast as copying; above 1 the data lay in a cache.
 - unfold, NATTEN, FlexAttention: times as long as `sdwa` for the same result. unfold is `sdwa`'s

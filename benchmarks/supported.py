@@ -98,12 +98,12 @@ def page(outcomes: Outcomes, setting: Mapping[str, Any]) -> str:
     sentences = []
     if left_out:
         were = "was" if len(left_out) == 1 else "were"
-        why = "" if torch.cuda.is_available() else ": this machine has no GPU"
+        why = "" if torch.cuda.is_available() else ": the machine that made this page has no GPU"
         sentences.append(f"{' and '.join(left_out)} {were} not run{why}.")
     if untried:
         sentences.append(f"Run on no backend: {'; '.join(untried)}.")
     if any(row[name] == NOT_RUN for row in rows.values() for name in columns):
-        sentences.append("Not run: the tests need what this machine lacks.")
+        sentences.append("Not run: the tests need what the machine that made this page lacks.")
     table = markdown.table(
         ["in PyTorch", *(f"`{name}`" for name in columns)],
         [[feature, *(row[name] for name in columns)] for feature, row in rows.items()],
