@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import importlib.util
 import sys
-import sysconfig
 from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 from types import ModuleType
 
@@ -43,7 +43,7 @@ def load_library(name: str) -> str | None:
 @cache
 def build_info() -> ModuleType | None:
     """The compiled module that tells what was built, or None where nothing is compiled."""
-    path = find(f"_build{sysconfig.get_config_var('EXT_SUFFIX')}")
+    path = find(f"_build{EXTENSION_SUFFIXES[0]}")
     if path is None:
         return None
     spec = importlib.util.spec_from_file_location("sdwa._build", path)
