@@ -28,7 +28,7 @@ from torch import Tensor
 
 from cfmrfn import checkpoint, errors
 from cfmrfn.batches import evaluation_loader
-from cfmrfn.config import parse
+from cfmrfn.config import LayoutName, parse
 from cfmrfn.data import DataError, Sample, open_set
 from cfmrfn.distributed import World
 from cfmrfn.errors import ConfigError
@@ -221,7 +221,7 @@ class Analyze:
     """Image files of one cropped face each. None: the first image of each class of --data."""
     data: Path | None = None
     """Root folder of a data set. None: no t-SNE, only the maps of IMAGES."""
-    kind: str = "auto"
+    layout: LayoutName = "auto"
     """Layout of the data set; auto recognises it."""
     split: str | None = None
     """Split to take images from. None: the one that results are reported on, test or else val."""
@@ -259,7 +259,7 @@ def main(args: list[str] | None = None) -> None:
 
     samples: Sequence[Sample] = []
     if tool.data is not None:
-        source, samples = _open_split(tool.data, tool.kind, tool.split, about.class_names)
+        source, samples = _open_split(tool.data, tool.layout, tool.split, about.class_names)
     first_of_class = list({s.label: s for s in reversed(samples)}.values())
     faces = describe_faces(
         network,
@@ -337,10 +337,10 @@ def _check_token(token: tuple[int, int] | None, grid: tuple[int, int]) -> None:
 
 
 def _open_split(
-    data: Path, kind: str, split: str | None, class_names: Sequence[str]
+    data: Path, layout: str, split: str | None, class_names: Sequence[str]
 ) -> tuple[str, Sequence[Sample]]:
     """The name and the images of a split, with classes matched by name."""
-    opened = open_set(data, kind, tuple(class_names))
+    opened = open_set(data, layout, tuple(class_names))
     split = split or opened.held_out
     if split not in opened.splits:
         raise DataError(f"split must be one of {', '.join(opened.splits)}; got {split}")

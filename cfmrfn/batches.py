@@ -27,8 +27,8 @@ from cfmrfn.data import (
     ExpressionDataset,
     Sample,
     eval_transform,
+    layout_named,
     open_set,
-    set_kind,
     train_transform,
     why_unreadable,
 )
@@ -76,11 +76,11 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
     """
     root = images.data
     if root is None:
-        named = set_kind(images.kind)
+        named = layout_named(images.layout)
         if named is not None and named.name != "drawn":
-            raise ConfigError(f"--data must be given: the root folder of the {images.kind} data")
+            raise ConfigError(f"--data must be given: the root folder of the {images.layout} data")
         root = world.on_main(lambda: _drawn_faces(images))
-    opened = open_set(root, images.kind, images.classes)
+    opened = open_set(root, images.layout, images.classes)
     train = opened.splits["train"]
     if opened.held_out == "test" and "val" in opened.splits:
         validation = opened.splits["val"]

@@ -21,13 +21,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import tyro
 import yaml
 
 from cfmrfn.errors import ConfigError
 from cfmrfn.precision import Precision
+
+# The option was --kind before, and is still accepted as such.
+LayoutName = Annotated[str, tyro.conf.arg(aliases=["--kind"])]
+
+# Former name of a field -> its name now. Recipes, run folders and checkpoints written under the
+# former name must stay readable.
+RENAMED = {"kind": "layout"}
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class ImageConfig:
 
     data: Path | None = None
     """Root folder of the data set. None: faces are drawn once and kept under data/."""
-    kind: str = "auto"
+    layout: LayoutName = "auto"
     """Layout: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8, folder, drawn; auto
     recognises it."""
     classes: int | None = None
@@ -378,6 +385,7 @@ def from_mapping(values: Any, source: str) -> Config:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{source}: expected lines of 'field: value', got {values!r}")
+    values = {RENAMED.get(key, key): value for key, value in values.items()}
     defaults = Config().flat()
     unknown = [key for key in values if key not in defaults]
     if unknown:

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from cfmrfn import checkpoint, errors
 from cfmrfn.batches import evaluation_loader
-from cfmrfn.config import check_at_least, parse
+from cfmrfn.config import LayoutName, check_at_least, parse
 from cfmrfn.data import DataError, open_set
 from cfmrfn.distributed import World
 from cfmrfn.metrics import Report, confusion_matrix
@@ -69,7 +69,7 @@ def evaluate_checkpoint(
     path: Path,
     data: Path,
     *,
-    kind: str = "auto",
+    layout: str = "auto",
     split: str | None = None,
     batch_size: int = 64,
     workers: int | None = None,
@@ -87,7 +87,7 @@ def evaluate_checkpoint(
     """
     world = world or World()
     network, about = checkpoint.load_network(path)
-    opened = open_set(data, kind, about.class_names)
+    opened = open_set(data, layout, about.class_names)
     split = split or opened.held_out
     if split not in opened.splits:
         raise DataError(f"split must be one of {', '.join(opened.splits)}; got {split}")
@@ -110,7 +110,7 @@ class Evaluate:
     """best.pt or last.pt of a run, or the run folder."""
     data: Path
     """Root folder of the data set."""
-    kind: str = "auto"
+    layout: LayoutName = "auto"
     """Layout of the data set; auto recognises it."""
     split: str | None = None
     """Split to evaluate. None: the one that results are reported on, test or else val."""
@@ -140,7 +140,7 @@ def main(args: list[str] | None = None) -> None:
         report, about, data, split = evaluate_checkpoint(
             path,
             tool.data,
-            kind=tool.kind,
+            layout=tool.layout,
             split=tool.split,
             batch_size=tool.batch_size,
             workers=tool.workers,

@@ -5,7 +5,7 @@
 everywhere, never by number.
 """
 
-from cfmrfn.data.catalog import SET_KINDS, open_set, set_kind
+from cfmrfn.data.catalog import LAYOUTS, layout_named, open_set
 from cfmrfn.data.dataset import ExpressionDataset, read_image, why_unreadable
 from cfmrfn.data.folder import is_image
 from cfmrfn.data.samples import (
@@ -19,7 +19,7 @@ from cfmrfn.data.transforms import eval_transform, train_transform
 
 __all__ = [
     "EXPRESSIONS",
-    "SET_KINDS",
+    "LAYOUTS",
     "DataError",
     "ExpressionDataset",
     "ExpressionSet",
@@ -27,9 +27,9 @@ __all__ = [
     "canonical_name",
     "eval_transform",
     "is_image",
+    "layout_named",
     "open_set",
     "read_image",
-    "set_kind",
     "train_transform",
     "why_unreadable",
 ]

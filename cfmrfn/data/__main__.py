@@ -12,7 +12,7 @@ import tyro
 from PIL import Image
 
 from cfmrfn import errors
-from cfmrfn.config import parse
+from cfmrfn.config import LayoutName, parse
 from cfmrfn.data import DataError, ferplus, open_set
 from cfmrfn.data.synthetic import contact_sheet, write_faces
 from cfmrfn.data.verify import verify
@@ -24,7 +24,7 @@ class Verify:
 
     root: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ROOT")]
     """Root folder of the data set."""
-    kind: str = "auto"
+    layout: LayoutName = "auto"
     """Layout: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8, folder, drawn."""
     classes: int | None = None
     """7 or 8, where a set has both settings. None: as found."""
@@ -32,7 +32,7 @@ class Verify:
     """Processes that open images."""
 
     def run(self) -> int:
-        found = verify(open_set(self.root, self.kind, self.classes), workers=self.workers)
+        found = verify(open_set(self.root, self.layout, self.classes), workers=self.workers)
         print(found)
         return 1 if found.problems else 0
 

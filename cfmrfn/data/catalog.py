@@ -8,66 +8,66 @@ from functools import partial
 from pathlib import Path
 
 from cfmrfn.data import affectnet, ferplus, folder, rafdb
-from cfmrfn.data.samples import DataError, ExpressionSet, SetKind
+from cfmrfn.data.samples import DataError, ExpressionSet, Layout
 from cfmrfn.data.synthetic import writer as drawn
 
-# In the order in which kind="auto" asks them; the first that recognises the folder reads it.
-SET_KINDS = (
-    SetKind("drawn", "faces drawn by cfmrfn, in RAF-DB's layout", drawn.recognise, drawn.load),
-    SetKind("rafdb", "RAF-DB: EmoLabel, Image/aligned", rafdb.recognise, rafdb.load),
-    SetKind(
+# In the order in which layout="auto" asks them; the first that recognises the folder reads it.
+LAYOUTS = (
+    Layout("drawn", "faces drawn by cfmrfn, in RAF-DB's layout", drawn.recognise, drawn.load),
+    Layout("rafdb", "RAF-DB: EmoLabel, Image/aligned", rafdb.recognise, rafdb.load),
+    Layout(
         "affectnet",
         "AffectNet: Manually_Annotated_file_lists, or train_set/annotations",
         affectnet.recognise,
         affectnet.load,
     ),
-    SetKind("ferplus", "FERPlus: fer2013new.csv", ferplus.recognise, ferplus.load),
-    SetKind(
+    Layout("ferplus", "FERPlus: fer2013new.csv", ferplus.recognise, ferplus.load),
+    Layout(
         "ferplus-argmax10",
         "FERPlus labelled by most votes of all columns",
         ferplus.recognise,
         partial(ferplus.load, rule=ferplus.argmax10),
     ),
-    SetKind(
+    Layout(
         "ferplus-argmax8",
         "FERPlus labelled by most votes of the eight expressions",
         ferplus.recognise,
         partial(ferplus.load, rule=ferplus.argmax8),
     ),
-    SetKind("folder", "class folders: train/happiness/1.jpg", folder.recognise, folder.load),
+    Layout("folder", "class folders: train/happiness/1.jpg", folder.recognise, folder.load),
 )
 
 
-def set_kind(name: str) -> SetKind | None:
-    """The kind of that name in :data:`SET_KINDS`; None for "auto".
+def layout_named(name: str) -> Layout | None:
+    """The layout of that name in :data:`LAYOUTS`; None for "auto".
 
     Raises:
         DataError: there is none.
     """
-    kinds = {"auto": None, **{kind.name: kind for kind in SET_KINDS}}
-    if name not in kinds:
-        raise DataError(f"kind must be {', '.join(kinds)}; got {name!r}")
-    return kinds[name]
+    layouts = {"auto": None, **{layout.name: layout for layout in LAYOUTS}}
+    if name not in layouts:
+        raise DataError(f"layout must be {', '.join(layouts)}; got {name!r}")
+    return layouts[name]
 
 
 def open_set(
-    root: str | Path, kind: str = "auto", classes: int | Sequence[str] | None = None
+    root: str | Path, layout: str = "auto", classes: int | Sequence[str] | None = None
 ) -> ExpressionSet:
     """Open the data set under ``root``.
 
     Args:
         root: the folder that the set's owners' archive unpacks to.
-        kind: a name in :data:`SET_KINDS`, or "auto" to recognise the layout.
+        layout: a name in :data:`LAYOUTS`, or "auto" to recognise the layout.
         classes: None takes the classes as found. A number is checked against the data; AffectNet
             and FERPlus leave contempt out at 7. Names map the set onto those classes, in that
             order, and drop images of others (``ExpressionSet.mapped_to``).
 
     Raises:
         DataError: the folder is missing or not recognised, a label is bad, the number of classes
-            disagrees, (unless mapped onto names) a class has no training image, or ``kind`` is
+            disagrees, (unless mapped onto names) a class has no training image, or ``layout`` is
             unknown.
     """
-    named = set_kind(kind)
+    named = layout_named(layout)
     root = os.fspath(root)
     if not os.path.isdir(root):
         raise DataError(f"data folder {root} does not exist")
@@ -84,9 +84,9 @@ def open_set(
     return chosen.load(root, None).mapped_to(classes)
 
 
-def _recognise(root: str) -> SetKind:
-    for kind in SET_KINDS:
-        if kind.recognise(root):
-            return kind
-    known = "; ".join(f"{kind.name} ({kind.description})" for kind in SET_KINDS)
+def _recognise(root: str) -> Layout:
+    for layout in LAYOUTS:
+        if layout.recognise(root):
+            return layout
+    known = "; ".join(f"{layout.name} ({layout.description})" for layout in LAYOUTS)
     raise DataError(f"no data set recognised in {root}; known layouts: {known}")

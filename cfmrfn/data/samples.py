@@ -138,8 +138,8 @@ class ExpressionSet:
 
 
 @dataclass(frozen=True)
-class SetKind:
-    """One kind of data set: how its root folder is recognised, and how it is read.
+class Layout:
+    """How a data set lies in its root folder: how that is recognised, and how it is read.
 
     ``load(root, classes)`` takes the number of classes the user configured (None: as found) and
     raises :class:`DataError` where the data disagrees.

@@ -98,6 +98,14 @@ def test_what_a_checkpoint_says_of_itself_keeps_its_layout():
     }
 
 
+def test_a_checkpoint_of_before_layout_was_named_so():
+    config = parse_config(["--layout", "rafdb"])
+    about = checkpoint.About.of_run(config, ("anger", "joy"))
+    former = about.to_dict()
+    former["config"]["kind"] = former["config"].pop("layout")
+    assert checkpoint.About.from_dict(former, Path("a.pt")) == about
+
+
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [

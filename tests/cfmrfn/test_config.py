@@ -26,7 +26,7 @@ from cfmrfn.errors import ConfigError
 # changes does not change the recipes unnoticed.
 PAPER = {
     "data": None,
-    "kind": "auto",
+    "layout": "auto",
     "classes": None,
     "drawn_train": 2000,
     "drawn_test": 500,
@@ -78,8 +78,8 @@ PAPER = {
     "seed": 0,
 }
 RECIPES = {
-    "affectnet7": {**PAPER, "kind": "affectnet", "classes": 7, "balanced": True},
-    "affectnet8": {**PAPER, "kind": "affectnet", "classes": 8, "balanced": True},
+    "affectnet7": {**PAPER, "layout": "affectnet", "classes": 7, "balanced": True},
+    "affectnet8": {**PAPER, "layout": "affectnet", "classes": 8, "balanced": True},
     "drawn": {
         **PAPER,
         "model": "cfmrfn_tiny",
@@ -96,8 +96,8 @@ RECIPES = {
         "smooth_weight": 0.0,
         "clip": 5.0,
     },
-    "ferplus": {**PAPER, "kind": "ferplus", "classes": 8},
-    "rafdb": {**PAPER, "kind": "rafdb", "classes": 7},
+    "ferplus": {**PAPER, "layout": "ferplus", "classes": 8},
+    "rafdb": {**PAPER, "layout": "rafdb", "classes": 7},
 }
 
 
@@ -149,6 +149,21 @@ def test_recipe_from_a_file(tmp_path):
     config = parse_config(["--recipe", str(path)])
     assert config.network.model == "cfmrfn_tiny"
     assert config.images.erasing_scale == (0.1, 0.2)
+
+
+def test_the_former_name_of_layout_is_still_read(tmp_path):
+    assert parse_config(["--kind", "rafdb"]).images.layout == "rafdb"
+    former = Config(images=ImageConfig(layout="rafdb")).to_yaml().replace("layout:", "kind:")
+    (tmp_path / "config.yaml").write_text(former)
+    for config in (
+        from_mapping(yaml.safe_load(former), "test"),
+        parse_config(["--recipe", str(tmp_path / "config.yaml")]),
+        parse_config(["--resume", str(tmp_path), "--layout", "rafdb"]),
+    ):
+        assert config.images.layout == "rafdb"
+        assert "kind" not in config.flat()
+    with pytest.raises(ConfigError, match="layout: ferplus, not rafdb"):
+        parse_config(["--resume", str(tmp_path), "--layout", "ferplus"])
 
 
 def test_overrides_are_what_departs_from_the_preset():

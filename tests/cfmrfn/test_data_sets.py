@@ -207,15 +207,15 @@ def test_ferplus_joins_by_row_and_keeps_soft_votes(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kind, counts",
+    "layout, counts",
     [
         ("ferplus", (25060, 3199, 3153)),
         ("ferplus-argmax10", (28389, 3553, 3546)),
         ("ferplus-argmax8", (28559, 3579, 3573)),
     ],
 )
-def test_ferplus_published_counts_are_those_of_the_rule(tmp_path, kind, counts):
-    opened = open_set(public_sets.ferplus_of_all_classes(tmp_path), kind)
+def test_ferplus_published_counts_are_those_of_the_rule(tmp_path, layout, counts):
+    opened = open_set(public_sets.ferplus_of_all_classes(tmp_path), layout)
     published = (sum(opened.published[split].values()) for split in ("train", "val", "test"))
     assert tuple(published) == counts
 
@@ -323,8 +323,8 @@ def test_missing_and_unknown_folders(tmp_path):
         open_set(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"no data set recognised in .*rafdb.*affectnet.*ferplus"):
         open_set(tmp_path)
-    with pytest.raises(DataError, match=r"kind must be auto, drawn, rafdb.*got 'raf'"):
-        open_set(tmp_path, kind="raf")
+    with pytest.raises(DataError, match=r"layout must be auto, drawn, rafdb.*got 'raf'"):
+        open_set(tmp_path, layout="raf")
 
 
 def test_one_class_empty_class_and_more_classes_than_configured(tmp_path):

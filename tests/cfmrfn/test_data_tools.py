@@ -43,7 +43,7 @@ def test_verify_lists_what_is_broken_or_missing(tmp_path, capsys, workers):
 
 def test_verify_says_what_a_rule_left_out(tmp_path, capsys):
     root = public_sets.ferplus_of_all_classes(tmp_path)
-    status, out, _ = run(capsys, "verify", root, "--kind", "ferplus-argmax8", "--classes", 7)
+    status, out, _ = run(capsys, "verify", root, "--layout", "ferplus-argmax8", "--classes", 7)
     assert status == 0
     assert out.startswith("FERPlus (argmax8), 7 classes\n")
     assert "left out: 3, class contempt is not wanted" in out
@@ -53,7 +53,8 @@ def test_verify_says_what_a_rule_left_out(tmp_path, capsys):
     "args, message",
     [
         (("verify", "ROOT/nowhere"), "data folder ROOT/nowhere does not exist"),
-        (("verify", "ROOT", "--kind", "raf"), "kind must be auto, drawn, rafdb"),
+        (("verify", "ROOT", "--layout", "raf"), "layout must be auto, drawn, rafdb"),
+        (("verify", "ROOT", "--kind", "raf"), "layout must be auto, drawn, rafdb"),
         (("verify",), "Root folder of the data set"),
         (("verify", "ROOT", "--knid", "raf"), "--knid"),
         (("draw",), "name a folder to draw into, or a picture with --sheet"),

@@ -68,8 +68,8 @@ def test_the_set_is_in_rafdbs_own_layout_and_read_by_its_loader(tmp_path):
     assert lines[0].split()[0] == "train_00001.jpg"
     with Image.open(root / "Image/aligned/train_00001_aligned.jpg") as image:
         assert (image.format, image.size, image.mode) == ("JPEG", (32, 32), "RGB")
-    for kind, name in (("auto", "drawn faces"), ("rafdb", "RAF-DB")):
-        opened = open_set(root, kind)
+    for layout, name in (("auto", "drawn faces"), ("rafdb", "RAF-DB")):
+        opened = open_set(root, layout)
         assert (opened.name, opened.class_names) == (name, EXPRESSIONS[:7])
         assert opened.counts("train") == (2,) * 7
         assert opened.counts("test") == (1,) * 7

@@ -229,7 +229,7 @@ def test_the_run_folder_is_named_after_the_data(args, name, tmp_path, monkeypatc
         (["--batch-size", "9", "--accumulate", "2"], "multiple of processes x accumulate, 1 x 2"),
         (["--batch-size", "64"], "batch-size must be at most the number of training images, 56"),
         (["--soft-labels"], "only FERPlus has votes"),
-        (["--kind", "imagenet"], "kind must be"),
+        (["--layout", "imagenet"], "layout must be"),
         (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:N"),
         (["--image-size", "100"], "multiples of 32"),
         (["--ir50", "/nowhere.pth"], "expression backbone"),
