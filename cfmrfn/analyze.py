@@ -29,9 +29,9 @@ from torch import Tensor
 from cfmrfn import checkpoint, errors
 from cfmrfn.batches import evaluation_loader
 from cfmrfn.config import LayoutName, parse
-from cfmrfn.data import DataError, Sample, open_set
+from cfmrfn.data import Sample, open_set
 from cfmrfn.distributed import World
-from cfmrfn.errors import ConfigError
+from cfmrfn.errors import ConfigError, DataError
 from cfmrfn.models import CFMRFN, Description
 from cfmrfn.models.cfmrfn import token_grid
 from cfmrfn.pictures import FaceMaps, plot_faces, plot_heads, plot_tsne

@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 from cfmrfn.checkpoint import About
 from cfmrfn.config import ImageConfig
 from cfmrfn.data import (
-    DataError,
     ExpressionDataset,
     Sample,
     eval_transform,
@@ -34,7 +33,7 @@ from cfmrfn.data import (
 )
 from cfmrfn.data.synthetic import write_faces
 from cfmrfn.distributed import World
-from cfmrfn.errors import ConfigError
+from cfmrfn.errors import ConfigError, DataError
 from cfmrfn.seeds import derived_seed
 
 Key = tuple[int, int]  # (index of the image, its position in the epoch)

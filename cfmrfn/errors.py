@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from cfmrfn.data import DataError
-
 
 class ConfigError(ValueError):
     """A configuration value, or a command-line option, is not legal."""
@@ -14,6 +12,10 @@ class ConfigError(ValueError):
 
 class CheckpointError(ValueError):
     """A checkpoint or run folder cannot be written, read, or continued as asked."""
+
+
+class DataError(ValueError):
+    """A data set, or what is asked of it, is not legal."""
 
 
 class TrainingError(RuntimeError):

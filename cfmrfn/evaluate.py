@@ -17,8 +17,9 @@ from torch.utils.data import DataLoader
 from cfmrfn import checkpoint, errors
 from cfmrfn.batches import evaluation_loader
 from cfmrfn.config import LayoutName, check_at_least, parse
-from cfmrfn.data import DataError, open_set
+from cfmrfn.data import open_set
 from cfmrfn.distributed import World
+from cfmrfn.errors import DataError
 from cfmrfn.metrics import Report, confusion_matrix
 from cfmrfn.pictures import plot_confusion
 from cfmrfn.precision import Precision, autocast

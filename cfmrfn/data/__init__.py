@@ -10,12 +10,12 @@ from cfmrfn.data.dataset import ExpressionDataset, read_image, why_unreadable
 from cfmrfn.data.folder import is_image
 from cfmrfn.data.samples import (
     EXPRESSIONS,
-    DataError,
     ExpressionSet,
     Sample,
     canonical_name,
 )
 from cfmrfn.data.transforms import eval_transform, train_transform
+from cfmrfn.errors import DataError
 
 __all__ = [
     "EXPRESSIONS",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from cfmrfn import errors
 from cfmrfn.config import LayoutName, parse
-from cfmrfn.data import DataError, ferplus, open_set
+from cfmrfn.data import ferplus, open_set
 from cfmrfn.data.synthetic import contact_sheet, write_faces
 from cfmrfn.data.verify import verify
 
@@ -89,7 +89,7 @@ class Prepare:
 
     def run(self) -> int:
         if not self.root.is_dir():
-            raise DataError(f"data folder {self.root} does not exist")
+            raise errors.DataError(f"data folder {self.root} does not exist")
         for folder, count in ferplus.prepare(os.fspath(self.root)).items():
             print(f"{self.root / folder}: {count} images")
         return 0

@@ -22,7 +22,8 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
-from cfmrfn.data.samples import DataError, ExpressionSet, Sample
+from cfmrfn.data.samples import ExpressionSet, Sample
+from cfmrfn.errors import DataError
 
 CLASS_NAMES = (
     "neutral",

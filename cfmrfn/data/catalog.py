@@ -8,8 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from cfmrfn.data import affectnet, ferplus, folder, rafdb
-from cfmrfn.data.samples import DataError, ExpressionSet, Layout
+from cfmrfn.data.samples import ExpressionSet, Layout
 from cfmrfn.data.synthetic import writer as drawn
+from cfmrfn.errors import DataError
 
 # In the order in which layout="auto" asks them; the first that recognises the folder reads it.
 LAYOUTS = (

@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cfmrfn.data.samples import DataError, Sample
+from cfmrfn.data.samples import Sample
 from cfmrfn.data.transforms import Transform
+from cfmrfn.errors import DataError
 from cfmrfn.seeds import derived_seed
 
 # What Pillow raises on files that are missing, cut off, or no images.

@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from cfmrfn.data.samples import DataError, ExpressionSet, Sample
+from cfmrfn.data.samples import ExpressionSet, Sample
+from cfmrfn.errors import DataError
 
 CLASS_NAMES = (
     "neutral",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import os
 
 from cfmrfn.data import affectnet
-from cfmrfn.data.samples import EXPRESSIONS, DataError, ExpressionSet, Sample, canonical_name
+from cfmrfn.data.samples import EXPRESSIONS, ExpressionSet, Sample, canonical_name
+from cfmrfn.errors import DataError
 
 _IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _SPLITS = {

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 
-from cfmrfn.data.samples import EXPRESSIONS, DataError, ExpressionSet, Sample
+from cfmrfn.data.samples import EXPRESSIONS, ExpressionSet, Sample
+from cfmrfn.errors import DataError
 
 LABEL_FILE = os.path.join("EmoLabel", "list_patition_label.txt")
 IMAGE_FOLDER = os.path.join("Image", "aligned")

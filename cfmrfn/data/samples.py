@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
+from cfmrfn.errors import DataError
+
 # RAF-DB's native order, 1..7 on disk; contempt is the eighth class of AffectNet and FERPlus.
 EXPRESSIONS = (
     "surprise",
@@ -32,10 +34,6 @@ _ALIASES = {
     "natural": "neutral",
     "contemptuous": "contempt",
 }
-
-
-class DataError(ValueError):
-    """A data set, or what is asked of it, is not legal; the message says what is."""
 
 
 class Sample(NamedTuple):

@@ -21,12 +21,13 @@ from PIL import Image, ImageDraw
 
 from cfmrfn.data import rafdb
 from cfmrfn.data.parallel import parallel_map
-from cfmrfn.data.samples import EXPRESSIONS, DataError, ExpressionSet
+from cfmrfn.data.samples import EXPRESSIONS, ExpressionSet
 from cfmrfn.data.synthetic.actions import draw_actions
 from cfmrfn.data.synthetic.canvas import Array
 from cfmrfn.data.synthetic.face import Face, draw_identity, draw_pose
 from cfmrfn.data.synthetic.look import draw_camera, draw_look
 from cfmrfn.data.synthetic.paint import paint_face, photograph
+from cfmrfn.errors import DataError
 
 # Raised whenever the same seed draws other pictures than before.
 VERSION = 1
