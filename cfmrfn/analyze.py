@@ -1,9 +1,9 @@
-"""The paper's figures of a checkpoint: ``python -m cfmrfn.analyze CHECKPOINT --data ROOT``.
+"""The paper's figures of a checkpoint: `python -m cfmrfn.analyze CHECKPOINT --data ROOT`.
 
 ::
 
     faces.png       Figs. 4 and 7: landmarks, attention and class evidence on each face
-    heads-1.png     of the first face, head by head, the attention that faces.png averages; ...
+    heads-1.png     attention of each head on the first face, which faces.png averages; ...
     tsne.png        Fig. 6: t-SNE of the pooled features of a split, coloured by class
     tsne.csv        its points: image, true and predicted class, x, y
 
@@ -36,7 +36,7 @@ from cfmrfn.models import CFMRFN, Description
 from cfmrfn.models.cfmrfn import token_grid
 from cfmrfn.pictures import FaceMaps, plot_faces, plot_heads, plot_tsne
 
-MOST_FACES = 32  # that one figure holds
+MOST_FACES = 32  # rows that one figure holds
 
 
 def stream_tokens(description: Description) -> dict[str, Tensor]:
@@ -114,6 +114,9 @@ def describe_faces(
         token: row and column of the query; None: all queries.
         with_labels: whether the labels of the samples are known.
         world: whose device the network is on.
+
+    Returns:
+        One per sample, in order.
     """
     names = about.class_names
     loader = evaluation_loader(
@@ -133,7 +136,7 @@ def describe_faces(
         attention = attention_by_place(
             seen.attention[:, layer - 1], token_grid(images.shape[-2:]), token
         )
-        # The pieces of "poster_view" are groups of channels: they lie nowhere on the face.
+        # The tokens of "poster_view" are groups of channels and lie nowhere on the face.
         shown = [
             (index, name)
             for index, name in enumerate(tokens)
@@ -239,7 +242,7 @@ class Analyze:
     batch_size: int = 64
     """Images at a time."""
     workers: int | None = None
-    """Processes that decode images. None: one a spare core, at most 8."""
+    """Processes that decode images. None: one per spare core, at most 8."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one."""
     output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("analysis")

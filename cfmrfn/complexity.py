@@ -1,4 +1,4 @@
-"""Parameters, multiply-accumulates and activation memory: ``python -m cfmrfn.complexity``.
+"""Parameters, multiply-accumulates and activation memory: `python -m cfmrfn.complexity`.
 
 Nothing is computed: the network runs on shapes alone (fake tensors), so any batch size fits any
 machine. Terms:
@@ -62,7 +62,7 @@ MISSING_FORMULAS = {
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a network or a part of it, for one batch.
+    """What a network or a part of it costs, for one batch.
 
     Attributes:
         stored, trainable, executed: parameters.
@@ -79,10 +79,10 @@ class Cost:
 
 @dataclass(frozen=True)
 class Complexity:
-    """Of a network at one input shape.
+    """What a network costs at one input shape.
 
     Attributes:
-        total: of the whole.
+        total: of the whole network.
         parts: by row of `PARTS`.
         attention_macs: the scores and weighted values alone, without projections.
     """
@@ -108,7 +108,7 @@ class _ReadParameters(TorchFunctionMode):
 
 
 def build_uninitialised(model: str, **options: Any) -> CFMRFN:
-    """A preset whose weights are memory as it was found, which takes no time."""
+    """A preset whose weights are uninitialised memory, which saves the time to draw them."""
     with torch.device("meta"):
         network = timm.create_model(model, **options)
     return network.to_empty(device="cpu")
@@ -117,7 +117,13 @@ def build_uninitialised(model: str, **options: Any) -> CFMRFN:
 def measure(
     model: str = "cfmrfn_base", *, batch_size: int = 1, image_size: int = 224, **options: Any
 ) -> Complexity:
-    """Counts for a preset, with any options of `CFMRFN`.
+    """Counts what a preset costs.
+
+    Args:
+        model: name of the preset.
+        batch_size: images of the batch.
+        image_size: side of the images, in pixels.
+        **options: of `CFMRFN`.
 
     Raises:
         TypeError, ValueError: an option is unknown or not legal.

@@ -21,11 +21,11 @@ from cfmrfn.metrics import Report
 # Okabe-Ito colours, which colour-blind readers can tell apart
 COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
 CLASS_COLORS = [*COLORS.values(), "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000"]
-NAMES = {"train": "training", "val": "set aside", "test": "held out"}
+NAMES = {"train": "training", "val": "validation", "test": "held out"}
 
 
 def plot_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
-    """Loss, accuracy and learning rate against the epoch, from the rows of ``metrics.csv``."""
+    """Loss, accuracy and learning rate against the epoch, from the rows of `metrics.csv`."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
     loss, accuracy, rate = figure.subplots(1, 3)
     epochs = [row["epoch"] for row in rows]
@@ -96,11 +96,15 @@ class FaceMaps:
 def plot_faces(
     path: Path, faces: Sequence[FaceMaps], title: str, *, landmarks_trained: bool = True
 ) -> None:
-    """A row for each face: the face, its landmarks, and each stream's attention and evidence.
+    """One row per face: the face, its landmarks, and each stream's attention and evidence.
 
-    All faces must have the same streams. Colours mean the same down a column, and in both columns
-    of evidence.
-    ``landmarks_trained``: False says above the landmarks that their weights are random.
+    Colours mean the same throughout a column, and in both columns of evidence.
+
+    Args:
+        path: of the PNG.
+        faces: all with the same streams.
+        title: of the figure.
+        landmarks_trained: False says above the landmarks that their weights are random.
     """
     with_landmarks = faces[0].landmarks is not None
     streams = list(faces[0].attention)
@@ -147,10 +151,16 @@ def plot_heads(
     dilations: Sequence[int] | None,
     token: tuple[int, int] | None = None,
 ) -> None:
-    """Attention of each head on one face: a row for each stream, a column for each head.
+    """Attention of each head on one face: one row per stream, one column per head.
 
-    ``dilations``: one a head; None: global attention. ``token``: row and column of the query, which
-    is outlined; weights of zero, as outside of its window, leave the face free.
+    Weights of zero, as outside of a window, leave the face uncovered.
+
+    Args:
+        path: of the PNG.
+        face: its attention is shown.
+        title: of the figure.
+        dilations: one per head. None: global attention.
+        token: row and column of the query, which is outlined. None: all queries.
     """
     heads = len(next(iter(face.attention.values())))
     figure = Figure(figsize=(1 + 1.5 * heads, 1 + 1.7 * len(face.attention)), layout="constrained")
@@ -179,7 +189,15 @@ def plot_heads(
 def plot_tsne(
     path: Path, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str
 ) -> None:
-    """Points (images, 2), coloured by ``labels`` (images,), which index ``class_names``."""
+    """Points coloured by class.
+
+    Args:
+        path: of the PNG.
+        points: (images, 2).
+        labels: (images,), indices in `class_names`; at most 8 classes.
+        class_names: for the legend.
+        title: of the figure.
+    """
     figure = Figure(figsize=(6.5, 5), layout="constrained")
     axes = figure.subplots()
     for label, name in enumerate(class_names):

@@ -1,7 +1,7 @@
-"""Data sets of facial expressions: one structure, one loader a set, one dataset class.
+"""Data sets of facial expressions: one structure, one loader per layout, one dataset class.
 
-``open_set(root)`` recognises RAF-DB, AffectNet, FERPlus, class folders and drawn faces;
-``ExpressionDataset`` feeds a split of any of them to a ``DataLoader``. Classes are matched by name
+`open_set(root)` recognises RAF-DB, AffectNet, FERPlus, class folders and drawn faces;
+`ExpressionDataset` feeds a split of any of them to a `DataLoader`. Classes are matched by name
 everywhere, never by number.
 """
 

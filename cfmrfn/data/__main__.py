@@ -1,4 +1,4 @@
-"""Data sets on the command line: ``python -m cfmrfn.data verify|draw|prepare``."""
+"""Data sets on the command line: `python -m cfmrfn.data verify|draw|prepare`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Verify:
     layout: LayoutName = "auto"
     """Layout: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8, folder, drawn."""
     classes: int | None = None
-    """7 or 8, where a set has both settings. None: as found."""
+    """Number of expressions, 7 or 8, where a set has both settings. None: as found."""
     workers: int = os.cpu_count() or 1
     """Processes that open images."""
 
@@ -56,7 +56,7 @@ class Draw:
     workers: int = os.cpu_count() or 1
     """Processes that draw."""
     sheet: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Picture file to write a contact sheet to: a row of faces for each expression."""
+    """Picture file to write a contact sheet to: one row of faces per expression."""
 
     def run(self) -> int:
         if self.root is None and self.sheet is None:

@@ -5,7 +5,7 @@ The full release lists its images in two CSV files, of which only the first has 
     Manually_Annotated_file_lists/training.csv, validation.csv
     Manually_Annotated_Images/689/737db2483489148d783ef278f43f486c0a97e140fc4b6b61b84363ca.jpg
 
-The reduced release has an array file an image::
+The reduced release has one array file per image::
 
     train_set/images/0.jpg   train_set/annotations/0_exp.npy   (and val_set)
 
@@ -66,13 +66,21 @@ _PUBLISHED = {
 
 
 def recognise(root: str) -> bool:
-    """Whether ``root`` holds the lists, or the training folder of the array files."""
+    """Whether `root` holds the lists, or the training folder of the array files."""
     listed = os.path.isfile(os.path.join(root, _LISTS["train"]))
     return listed or os.path.isdir(os.path.join(root, _FOLDERS["train"], "annotations"))
 
 
 def load(root: str, classes: int | None = None) -> ExpressionSet:
-    """Read either layout; ``classes=7`` leaves contempt out, as AffectNet-7 does."""
+    """Reads either layout.
+
+    Args:
+        root: folder of the set.
+        classes: 7 leaves contempt out, as AffectNet-7 does; 8 or None: all.
+
+    Raises:
+        DataError: a file is missing, or a row or label is not legal.
+    """
     listed = os.path.isfile(os.path.join(root, _LISTS["train"]))
     loaded = _load_lists(root) if listed else _load_arrays(root)
     published = {
@@ -133,7 +141,7 @@ def _load_arrays(root: str) -> ExpressionSet:
                 raise DataError(f"{folder} is missing: AffectNet has {name}/images and annotations")
         suffix = "_exp.npy"
         stems = [name.removesuffix(suffix) for name in os.listdir(annotations) if suffix in name]
-        # 10 after 9: the order of the release, whatever the file system's
+        # by number, 10 after 9, in whatever order the file system lists them
         stems.sort(key=lambda stem: (len(stem), stem))
         reading = tqdm(stems, desc=f"reading {split} labels", unit="file", delay=2, leave=False)
         splits[split] = [
@@ -148,7 +156,7 @@ def _load_arrays(root: str) -> ExpressionSet:
 
 def _read_array(path: str) -> int:
     try:
-        label = int(np.load(path, allow_pickle=False))  # a string in the release, "3"
+        label = int(np.load(path, allow_pickle=False))  # the release holds strings, such as "3"
     except (OSError, ValueError, TypeError) as error:
         raise DataError(f"{path} holds no label: {error}") from error
     if not 0 <= label < len(CLASS_NAMES):

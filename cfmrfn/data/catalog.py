@@ -1,4 +1,4 @@
-"""The tuple of known data sets, and :func:`open_set`, the one way to open any of them."""
+"""The known layouts of data sets, and `open_set`, which opens any of them."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LAYOUTS = (
 
 
 def layout_named(name: str) -> Layout | None:
-    """The layout of that name in :data:`LAYOUTS`; None for "auto".
+    """The layout of that name in `LAYOUTS`, or None for "auto".
 
     Raises:
         DataError: there is none.
@@ -54,18 +54,18 @@ def layout_named(name: str) -> Layout | None:
 def open_set(
     root: str | Path, layout: str = "auto", classes: int | Sequence[str] | None = None
 ) -> ExpressionSet:
-    """Open the data set under ``root``.
+    """Opens the data set under `root`.
 
     Args:
         root: the folder that the set's owners' archive unpacks to.
-        layout: a name in :data:`LAYOUTS`, or "auto" to recognise the layout.
+        layout: a name in `LAYOUTS`, or "auto" to recognise the layout.
         classes: None takes the classes as found. A number is checked against the data; AffectNet
             and FERPlus leave contempt out at 7. Names map the set onto those classes, in that
-            order, and drop images of others (``ExpressionSet.mapped_to``).
+            order, and drop images of others (see `ExpressionSet.mapped_to`).
 
     Raises:
         DataError: the folder is missing or not recognised, a label is bad, the number of classes
-            disagrees, (unless mapped onto names) a class has no training image, or ``layout`` is
+            disagrees, a class has no training image (unless mapped onto names), or `layout` is
             unknown.
     """
     named = layout_named(layout)

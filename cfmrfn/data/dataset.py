@@ -20,17 +20,22 @@ UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
 
 
 def read_image(sample: Sample, at_least: int | None = None) -> Image.Image:
-    """Decode one image to RGB, cropped to its box.
+    """Decodes one image to RGB, cropped to its box.
 
-    ``at_least``: the side in pixels that will be used; a large JPEG is then decoded at a half, a
-    quarter or an eighth of its size, which is several times faster. Raises :data:`UNREADABLE`.
+    Args:
+        sample: names the file and the box.
+        at_least: side in pixels that will be used; a large JPEG is then decoded at a half, a
+            quarter or an eighth of its size, which is several times faster. None: at full size.
+
+    Raises:
+        UNREADABLE: one of these errors, where the file cannot be decoded.
     """
     with Image.open(sample.path) as image:
         width, height = image.size
         left, top, right, bottom = sample.box or (0, 0, width, height)
         if at_least is not None:
             scale = at_least / min(right - left, bottom - top)
-            # draft never goes below the size asked for, and leaves what is no JPEG alone
+            # draft never goes below the size asked for, and affects JPEG only
             image.draft("RGB", (round(width * scale), round(height * scale)))
         decoded = image.convert("RGB")
     if sample.box is None:
@@ -40,26 +45,30 @@ def read_image(sample: Sample, at_least: int | None = None) -> Image.Image:
 
 
 class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
-    """Images of ``samples`` as ``transform`` makes them, with their labels.
+    """Images of `samples` as `transform` makes them, with their labels.
 
     Args:
-        samples: one split of an ``ExpressionSet``.
-        class_names: names in label order; kept so that names travel with labels.
-        transform: PIL image to tensor (3, size, size), see ``cfmrfn.data.transforms``.
+        samples: one split of an `ExpressionSet`.
+        class_names: names in label order.
+        transform: PIL image to tensor (3, size, size), see `cfmrfn.data.transforms`.
         color: "RGB", or "BGR" for backbones trained that way. Channels are swapped before
-            ``transform``, whose mean and std then apply by position, as in POSTER.
-        on_broken: what a file that cannot be decoded does: "error" raises a ``DataError`` that
-            names it; "skip" takes the next readable sample instead and marks the file in
-            ``is_broken``. (Not for evaluation, which would count that sample twice: leave
-            samples out beforehand by :func:`why_unreadable`.)
-        soft_labels: give the votes, a float tensor (classes,), instead of the label.
-        at_least: the side in pixels that ``transform`` needs; lets large JPEGs decode faster.
+            `transform`, whose mean and std then apply by position, as in POSTER.
+        on_broken: what happens where a file cannot be decoded. "error": a `DataError` that names
+            it. "skip": the next readable sample is taken instead, and the file is marked in
+            `is_broken`; not for evaluation, which would count that sample twice (find unreadable
+            files beforehand with `why_unreadable`).
+        soft_labels: labels are the votes, float tensors (classes,), instead of integers.
+        at_least: side in pixels that `transform` needs; lets large JPEGs decode faster.
         seed: None leaves augmentation to the global random state. A number makes it a function
             of (seed, epoch, index) only, whatever the number of workers and wherever in an epoch
-            a run resumes; :meth:`set_epoch` must then be called before each epoch.
+            a run resumes; `set_epoch` must then be called before each epoch.
 
     Attributes:
-        is_broken: bool (len(samples),); what this process and its workers could not read so far.
+        is_broken: bool (len(samples),), what this process and its workers could not read so far.
+
+    Raises:
+        ValueError: `color` or `on_broken` is not legal.
+        DataError: there are no samples, a label has no class name, or votes are missing.
     """
 
     def __init__(
@@ -105,8 +114,15 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
         return len(self.samples)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int | Tensor]:
-        """``key``: an index, or (index, draw) where a sampler takes one image several times an
-        epoch and each draw shall be augmented in its own way (only with ``seed``)."""
+        """One image and its label.
+
+        Args:
+            key: an index; or (index, draw) where a sampler draws one image several times per epoch
+                and each draw is to be augmented in its own way (only with `seed`).
+
+        Returns:
+            The image (3, size, size), and its label, or its votes (classes,).
+        """
         index, draw = key if isinstance(key, tuple) else (key, 0)
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} samples")
@@ -121,11 +137,11 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
         return tensor, torch.tensor(sample.votes) if self.soft_labels else sample.label
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the augmentation of ``epoch``; has an effect only with ``seed``."""
+        """Chooses the augmentation of `epoch`; has an effect only with `seed`."""
         self._epoch.fill_(epoch)
 
     def _seeded(self, image: Image.Image, seed: int) -> Tensor:
-        # not torch.manual_seed and fork_rng, which see to every device and cost more than a decode
+        # torch.manual_seed and fork_rng go over every device, which takes longer than decoding
         before = torch.get_rng_state()
         torch.default_generator.manual_seed(seed)
         try:
@@ -147,7 +163,7 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
 
 
 def why_unreadable(sample: Sample) -> str | None:
-    """None if the image can be decoded, else ``"path: reason"``."""
+    """None if the image can be decoded, else `"path: reason"`."""
     try:
         read_image(sample)
     except UNREADABLE as error:

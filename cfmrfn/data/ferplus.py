@@ -1,15 +1,15 @@
 """FERPlus (Barsoum et al., ICMI 2016): FER2013's images with the votes of ten taggers.
 
-Its owners publish ``fer2013new.csv`` (Usage, Image name, ten columns of votes); pixels are in
-FER2013's ``fer2013.csv`` (emotion, pixels, Usage), joined by row. :func:`prepare` writes the images
-as the owners' script does, into ``FER2013Train``, ``FER2013Valid`` and ``FER2013Test``.
+Its owners publish `fer2013new.csv` (Usage, Image name, ten columns of votes); pixels are in
+FER2013's `fer2013.csv` (emotion, pixels, Usage), joined by row. `prepare` writes the images
+as the owners' script does, into `FER2013Train`, `FER2013Valid` and `FER2013Test`.
 
 A label is made from votes by one of three rules in use, which keep different images:
 
-* ``majority``, the owners': single votes are dropped as outliers, the winner needs more than half
+* `majority`, the owners': single votes are dropped as outliers, the winner needs more than half
   of the others, and images whose winner is "unknown" or "no face" are left out.
-* ``argmax10``: the most votes of all ten columns; "unknown" and "no face" are left out.
-* ``argmax8``: the most votes of the eight expressions.
+* `argmax10`: the most votes of all ten columns; "unknown" and "no face" are left out.
+* `argmax8`: the most votes of the eight expressions.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ class _Verdict(NamedTuple):
 
 
 def majority(votes: tuple[int, ...]) -> _Verdict:
-    """The owners' rule, see the module."""
+    """The owners' rule, see the docstring of the module."""
     kept = tuple(0 if count == 1 else count for count in votes)
     most = max(kept)
     label = kept.index(most)
@@ -101,7 +101,7 @@ def majority(votes: tuple[int, ...]) -> _Verdict:
 
 
 def argmax10(votes: tuple[int, ...]) -> _Verdict:
-    """The most votes of all columns, see the module."""
+    """The most votes of all columns, see the docstring of the module."""
     label = votes.index(max(votes))
     if label >= len(CLASS_NAMES):
         return _Verdict(None, votes[:8], "unknown or no face")
@@ -109,7 +109,7 @@ def argmax10(votes: tuple[int, ...]) -> _Verdict:
 
 
 def argmax8(votes: tuple[int, ...]) -> _Verdict:
-    """The most votes of the expressions, see the module."""
+    """The most votes of the expressions, see the docstring of the module."""
     most = max(votes[:8])
     if not most:
         return _Verdict(None, votes[:8], "unknown or no face")
@@ -117,7 +117,7 @@ def argmax8(votes: tuple[int, ...]) -> _Verdict:
 
 
 def recognise(root: str) -> bool:
-    """Whether ``root`` holds the votes file."""
+    """Whether `root` holds the votes file."""
     return os.path.isfile(os.path.join(root, VOTES_FILE))
 
 
@@ -127,9 +127,17 @@ def load(
     *,
     rule: Callable[[tuple[int, ...]], _Verdict] = majority,
 ) -> ExpressionSet:
-    """Read the votes under ``root`` and label images by ``rule``; ``classes=7`` drops contempt.
+    """Reads the votes and labels the images by a rule.
 
     Samples carry the votes that the rule kept for the eight expressions, scaled to sum to 1.
+
+    Args:
+        root: folder of the votes file and of the three image folders.
+        classes: 7 leaves contempt out; 8 or None: all.
+        rule: `majority`, `argmax10` or `argmax8`.
+
+    Raises:
+        DataError: a folder is missing, or a row is not legal.
     """
     splits: dict[str, list[Sample]] = {split: [] for split, _ in _USAGES.values()}
     folders = {usage: os.path.join(root, folder) for usage, (_, folder) in _USAGES.items()}
@@ -162,10 +170,20 @@ def load(
 
 
 def prepare(root: str, *, progress: bool = True) -> dict[str, int]:
-    """Write the images of both CSV files under ``root`` as PNG; returns images by folder.
+    """Writes the images of `fer2013.csv` as PNG, under the names in `fer2013new.csv`.
 
-    The three folders appear when all is written. Raises :class:`DataError` where they exist
-    already, a file is missing, a row is bad, or the files do not belong together.
+    The three folders appear when all is written.
+
+    Args:
+        root: holds both files; the folders go there.
+        progress: show a progress bar.
+
+    Returns:
+        Folder -> number of images.
+
+    Raises:
+        DataError: the folders exist already, a file is missing, a row is not legal, or the files
+            do not belong together.
     """
     pixels_file = os.path.join(root, PIXELS_FILE)
     for path in (os.path.join(root, VOTES_FILE), pixels_file):
@@ -221,7 +239,7 @@ def _rows(root: str) -> Iterator[_Row]:
 
 
 def _as_many(lines: Iterator[list[str]], count: int, path: str) -> Iterator[list[str]]:
-    """``count`` lines; raises where there are fewer or more."""
+    """`count` lines; raises where there are fewer or more."""
     read = 0
     for line in lines:
         read += 1

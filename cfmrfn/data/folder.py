@@ -1,4 +1,4 @@
-"""Class folders: ``train/``, with ``test/`` or ``val/`` beside it, and in them a folder a class.
+"""Class folders: `train/`, with `test/` or `val/` beside it, and in each one folder per class.
 
 Folders are matched to expressions by name ("Happy", "3_happy", "happiness"), since they sort
 alphabetically and labels of other sets do not. Folders named by digits are read as AffectNet's
@@ -23,7 +23,10 @@ _LAYOUT = "expected ROOT/train/happiness/1.jpg and ROOT/test/happiness/2.jpg (or
 
 
 def recognise(root: str) -> bool:
-    """Whether ``root`` has split folders, class folders, or images: load says what is wrong."""
+    """Whether `root` has split folders, class folders or images.
+
+    Also where a part is missing: `load` then says what is wrong.
+    """
     known = {name for spellings in _SPLITS.values() for name in spellings} | set(EXPRESSIONS)
     with os.scandir(root) as entries:
         return any(
@@ -33,7 +36,15 @@ def recognise(root: str) -> bool:
 
 
 def load(root: str, classes: int | None = None) -> ExpressionSet:
-    """Read class folders; the number of them is what ``classes`` is checked against."""
+    """Reads class folders.
+
+    Args:
+        root: folder of the splits.
+        classes: not used, as there is one class per folder; `open_set` checks their number.
+
+    Raises:
+        DataError: the folders are not laid out as expected, or their names are not legal.
+    """
     present = {name.lower(): os.path.join(root, name) for name in os.listdir(root)}
     found = {
         split: present[spelling]
@@ -78,7 +89,7 @@ def _class_folders(path: str) -> list[str]:
 
 
 def _class_names(folders: list[str], path: str) -> tuple[dict[str, tuple[int, str]], str]:
-    """(label, class name) of each folder, and what to say about how they were read."""
+    """(label, class name) of each folder, and a note on how digits were read, or ""."""
     if all(folder.isdecimal() for folder in folders):
         first = min(map(int, folders))
         names, set_name = (

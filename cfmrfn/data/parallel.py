@@ -22,9 +22,14 @@ def parallel_map(
     unit: str,
     progress: bool,
 ) -> list[Result]:
-    """``[function(item) for item in items]`` in ``workers`` processes; 1 or fewer: in this one.
+    """`[function(item) for item in items]`, over several processes.
 
-    ``desc`` and ``unit`` are what the bar says.
+    Args:
+        function: sent to the processes by pickle, and so are items and results.
+        items: its arguments.
+        workers: number of processes; 1 or fewer: all in this one.
+        desc, unit: what the progress bar says.
+        progress: show the progress bar.
     """
     with ExitStack() as stack:
         if workers > 1:

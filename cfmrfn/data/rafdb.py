@@ -1,6 +1,6 @@
 """RAF-DB (Li et al., CVPR 2017), basic expressions, in the layout its owners distribute::
 
-    EmoLabel/list_patition_label.txt         "train_00001.jpg 5", a line an image
+    EmoLabel/list_patition_label.txt         "train_00001.jpg 5", one line per image
     Image/aligned/train_00001_aligned.jpg    100 x 100, aligned by the owners
 
 Labels are 1..7 on disk. Label 8, contempt, is this package's own extension for drawn faces.
@@ -30,12 +30,20 @@ def aligned_name(listed_name: str) -> str:
 
 
 def recognise(root: str) -> bool:
-    """Whether ``root``, or the archive's own top folder ``basic`` in it, is RAF-DB."""
+    """Whether `root`, or the archive's own top folder `basic` in it, is RAF-DB."""
     return os.path.isfile(os.path.join(_base(root), LABEL_FILE))
 
 
 def load(root: str, classes: int | None = None) -> ExpressionSet:
-    """Read the label file under ``root``; ``classes`` is 7 or 8 (None: 8 where label 8 occurs)."""
+    """Reads the label file.
+
+    Args:
+        root: folder of the set.
+        classes: 7 or 8. None: 8 where label 8 occurs, else 7.
+
+    Raises:
+        DataError: a file or folder is missing, or a line or label is not legal.
+    """
     base = _base(root)
     label_file = os.path.join(base, LABEL_FILE)
     folder = os.path.join(base, IMAGE_FOLDER)

@@ -1,4 +1,4 @@
-"""The one data structure of every set: samples with labels, named classes, and splits."""
+"""The data structure that every layout is read into: samples, named classes, and splits."""
 
 from __future__ import annotations
 
@@ -39,9 +39,11 @@ _ALIASES = {
 class Sample(NamedTuple):
     """One image and its label.
 
-    ``path`` is a ``str`` and not a ``Path``: AffectNet has 287,651 of them. ``label`` indexes the
-    set's ``class_names``. ``votes`` are soft labels that sum to 1, one per class (FERPlus).
-    ``box`` is the face as (left, top, right, bottom) in pixels of the file; None: the whole image.
+    Attributes:
+        path: of the file; a `str`, as AffectNet has 287,651 of them and a `Path` takes more memory.
+        label: index in the set's `class_names`.
+        votes: soft labels that sum to 1, one per class (FERPlus). None: there are none.
+        box: the face as (left, top, right, bottom) in pixels of the file. None: the whole image.
     """
 
     path: str
@@ -52,10 +54,15 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True)
 class ExpressionSet:
-    """A data set: its classes in label order, and the samples of each split.
+    """A data set.
 
-    ``dropped`` counts what was left out, by reason. ``published`` holds the counts that the
-    owners of the set (or the literature) print, by split and class name, for comparison.
+    Attributes:
+        name: as shown to the user.
+        class_names: expressions in label order.
+        splits: samples by name of the split.
+        dropped: number of images left out, by reason.
+        published: numbers of images that the owners of the set (or the literature) print, by split
+            and class name, for comparison.
     """
 
     name: str
@@ -66,21 +73,24 @@ class ExpressionSet:
 
     @property
     def held_out(self) -> str:
-        """The split that results are reported on: ``"test"`` where there is one, else ``"val"``."""
+        """The split that results are reported on: `"test"` where there is one, else `"val"`."""
         return "test" if "test" in self.splits else "val"
 
     def counts(self, split: str) -> tuple[int, ...]:
-        """Images of each class in ``split``, in label order."""
+        """Images of each class in `split`, in label order."""
         counts = [0] * len(self.class_names)
         for sample in self.splits[split]:
             counts[sample.label] += 1
         return tuple(counts)
 
     def mapped_to(self, class_names: Sequence[str]) -> ExpressionSet:
-        """The same images, labelled by ``class_names``: train on one set, test on another.
+        """The same images with labels in `class_names`, to train on one set and test on another.
 
         Classes are matched by name, whatever their order in either set. Images of a class that
-        ``class_names`` lacks are dropped and counted; votes are reordered and rescaled.
+        `class_names` lacks are dropped and counted; votes are reordered and rescaled.
+
+        Raises:
+            DataError: a name occurs twice, or no class of this set is among the names.
         """
         target = tuple(canonical_name(name) for name in class_names)
         if len(set(target)) != len(target):
@@ -121,7 +131,11 @@ class ExpressionSet:
         )
 
     def require_trainable(self) -> None:
-        """Raise :class:`DataError` unless ``train`` has two classes or more, none empty."""
+        """Checks that the training split has two classes or more, and images of each.
+
+        Raises:
+            DataError: it has not.
+        """
         if "train" not in self.splits:
             raise DataError(f"{self.name} has no training split, only {', '.join(self.splits)}")
         counts = self.counts("train")
@@ -137,10 +151,14 @@ class ExpressionSet:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a data set lies in its root folder: how that is recognised, and how it is read.
+    """One way in which a data set is laid out in its root folder.
 
-    ``load(root, classes)`` takes the number of classes the user configured (None: as found) and
-    raises :class:`DataError` where the data disagrees.
+    Attributes:
+        name: as the user gives it.
+        description: for the list of known layouts.
+        recognise: whether a root folder has this layout.
+        load: reads the root folder; takes the number of classes that the user configured (None: as
+            found) and raises `DataError` where the data disagrees.
     """
 
     name: str
@@ -150,9 +168,10 @@ class Layout:
 
 
 def canonical_name(name: str) -> str:
-    """The noun of :data:`EXPRESSIONS` for a class name as written anywhere ("Happy", "3_anger").
+    """The name in `EXPRESSIONS` for a class name as others write it ("Happy", "3_anger").
 
-    A name that is no known expression comes back in lower case, so own classes stay usable.
+    A name that is no known expression comes back in lower case, so that classes of a user's own
+    stay usable.
     """
     bare = re.sub(r"^\d+[\s_.-]+", "", name.strip().lower())
     return _ALIASES.get(bare, bare)

@@ -33,10 +33,20 @@ def train_transform(
 ) -> Transform:
     """The training transform.
 
-    ``flip`` and ``erasing`` are probabilities. ``crop`` takes a random part of 80 to 100 % of the
-    area, nearly square; ``jitter`` changes brightness, contrast and saturation a little (a
-    change of hue would cost more time than all else together).
-    Geometry and colour work on uint8; floats appear with the normalisation.
+    Geometry and colour work on uint8; the normalisation makes floats.
+
+    Args:
+        size: side of the result, in pixels.
+        flip: probability of a horizontal flip.
+        erasing: probability that a random rectangle is erased.
+        erasing_scale: smallest and largest erased part of the area.
+        crop: take a random part of 80 to 100 % of the area, nearly square.
+        jitter: change brightness, contrast and saturation by up to 20 %. Not hue, which would take
+            longer than all the rest together.
+        mean, std: of the normalisation, per channel.
+
+    Returns:
+        A function from a PIL image to a tensor (3, size, size).
     """
     steps: list[torch.nn.Module] = [v2.PILToTensor()]
     if crop:
@@ -57,7 +67,15 @@ def eval_transform(
     mean: tuple[float, float, float] = IMAGENET_MEAN,
     std: tuple[float, float, float] = IMAGENET_STD,
 ) -> Transform:
-    """Resize and normalise, nothing random."""
+    """The evaluation transform: resizes and normalises, with nothing random.
+
+    Args:
+        size: side of the result, in pixels.
+        mean, std: of the normalisation, per channel.
+
+    Returns:
+        A function from a PIL image to a tensor (3, size, size).
+    """
     return v2.Compose([v2.PILToTensor(), _resize(size), *_normalise(mean, std)])
 
 

@@ -11,7 +11,12 @@ from cfmrfn.data.samples import ExpressionSet
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify` found; ``problems`` holds a line for each missing or broken image."""
+    """What `verify` found.
+
+    Attributes:
+        checked: the data set.
+        problems: one line per missing or broken image.
+    """
 
     checked: ExpressionSet
     problems: tuple[str, ...]
@@ -25,7 +30,7 @@ class Verification:
 
 
 def verify(opened: ExpressionSet, *, workers: int, progress: bool = True) -> Verification:
-    """Decode every image of every split in ``workers`` processes."""
+    """Decodes every image of every split in `workers` processes."""
     samples = [sample for split in opened.splits.values() for sample in split]
     answers = parallel_map(
         why_unreadable,

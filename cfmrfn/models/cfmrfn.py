@@ -67,11 +67,11 @@ class CFMRFN(nn.Module):
         num_classes: size of the logits; 0: pooled features instead.
         img_size: side, or (height, width), of the images that positions and token mixing are made
             for. Other sizes work: both are interpolated.
-        in_chans: 3; timm passes it.
+        in_chans: must be 3; it is here because timm passes it.
         embed_dim, depth, num_heads, mlp_ratio: of the encoder.
         tokens: how the image backbone's map becomes tokens. "spatial": 2 x 2 pixels each.
             "poster_view": the map's memory cut into equal pieces, as POSTER does; such tokens are
-            groups of channels, not places on the face.
+            groups of channels that lie nowhere on the face.
         attention: "dilated": 3 x 3 windows with a dilation per head. "window": all at dilation 1.
             "global": all tokens.
         head_dilations: dilation of each head; None: the paper's best allocation, a quarter of the
@@ -203,7 +203,7 @@ class CFMRFN(nn.Module):
         self._initialise()
         # Convolutions then run channels-last, which is faster, and so is the way to tokens.
         convert_conv2d_weight_memory_format(self, torch.channels_last)
-        # DistributedDataParallel waits for the gradient of every parameter that it is not told of.
+        # DistributedDataParallel waits for a gradient of every parameter that is not listed here.
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_parameters() if is_never_run(name)
         ]
@@ -218,7 +218,7 @@ class CFMRFN(nn.Module):
             nn.init.trunc_normal_(self.position, std=0.02)
 
     def train(self, mode: bool = True) -> CFMRFN:
-        """As of any module, but the landmark backbone stays in eval mode."""
+        """As in any module, but the landmark backbone stays in eval mode."""
         super().train(mode)
         if self.landmark_backbone is not None:
             self.landmark_backbone.eval()
@@ -356,7 +356,7 @@ class CFMRFN(nn.Module):
 
 
 def is_never_run(name: str) -> bool:
-    """Is this parameter part of the stored embedding layer, which no forward pass reads?"""
+    """Whether a parameter is part of the stored embedding layer, which no forward pass reads."""
     return name.startswith("image_backbone.output_layer.")
 
 

@@ -22,11 +22,11 @@ NORM_EPS = 1e-6
 class StreamAttention(SlidingDilatedWindowAttention):
     """Windows of one stream's tokens, queried by the other's (eqs. 1-13).
 
-    The layer of `sdwa` and its attention in full, for figures.
+    The layer of `sdwa`, with a method that returns its attention weights, for figures.
     """
 
     def attention_map(self, x: Tensor, context: Tensor) -> Tensor:
-        """What each token attends to, computed in the open, for figures and analysis.
+        """What each token attends to, for figures and analysis.
 
         Args:
             x: (batch, height, width, dim), the tokens that query.
@@ -95,7 +95,7 @@ def window_mask(
     kernel_size: tuple[int, int],
     dilation: Sequence[tuple[int, int]],
 ) -> Tensor:
-    """Is this key in the window of this query?
+    """Whether each key is in the window of each query.
 
     Args:
         height, width: of the token map.
@@ -118,7 +118,11 @@ def window_mask(
 
 
 def _scores(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
-    """Of every query to every key, (batch, height, width, dim) each, in float32.
+    """Scaled scores of every query and every key, in float32.
+
+    Args:
+        query, key: (batch, height, width, dim).
+        num_heads: heads; they divide dim.
 
     Returns:
         (batch, heads, height * width, height * width)
@@ -155,7 +159,15 @@ class StreamBlock(nn.Module):
         self.drop_path = DropPath(drop_path) if drop_path > 0 else nn.Identity()
 
     def forward(self, tokens: Tensor, query_tokens: Tensor) -> Tensor:
-        """tokens, query_tokens, result: (batch, height, width, dim)"""
+        """One stream through its half of the layer.
+
+        Args:
+            tokens: (batch, height, width, dim), of this stream.
+            query_tokens: (batch, height, width, dim), the tokens that query them.
+
+        Returns:
+            (batch, height, width, dim)
+        """
         context = self.norm1(tokens)
         attended = self.attention(self.norm1(query_tokens), context)
         tokens = tokens + self.drop_path(attended)
@@ -170,10 +182,11 @@ class TokenMixing(nn.Module):
     """A 1 x 1 convolution whose channels are the tokens of all its streams.
 
     It is in the paper's parameter counts, not in its equations. It starts as the identity: a random
-    mixture would scatter the tokens, and the next layer's windows would hold no places.
+    mixture would spread every token over the map, and the next layer's windows would not hold
+    neighbours.
 
-    On a map of another size it keeps a token and adds the learned difference from the identity,
-    interpolated to and from the map that the weights belong to.
+    On a map of another size, the learned difference from the identity is interpolated to that size,
+    and the identity is added again.
 
     Args:
         num_streams: streams mixed together.
@@ -204,7 +217,14 @@ class TokenMixing(nn.Module):
         return torch.block_diag(*[matrix] * self.num_streams).to(self.weight)
 
     def forward(self, streams: Sequence[Tensor]) -> Sequence[Tensor]:
-        """As many (batch, height, width, dim) as came in."""
+        """Mixes the tokens of all streams.
+
+        Args:
+            streams: `num_streams` maps (batch, height, width, dim).
+
+        Returns:
+            As many, of the same shape.
+        """
         batch, height, width, _ = streams[0].shape
         weight, bias = self._weights((height, width))
         tokens = torch.cat([stream.flatten(1, 2) for stream in streams], 1)
@@ -244,10 +264,17 @@ class FusionLayer(nn.Module):
         return list(zip(blocks, streams, queries, strict=True))
 
     def forward(self, streams: Sequence[Tensor]) -> list[Tensor]:
-        """One (batch, height, width, dim) a stream -> the same"""
+        """All streams through the layer.
+
+        Args:
+            streams: one (batch, height, width, dim) per stream.
+
+        Returns:
+            As many, of the same shape.
+        """
         streams = [block(tokens, query) for block, tokens, query in self._with_queries(streams)]
         for mixing in self.mixing:
-            # Rotates the list: each mixing takes from the front, its results go to the back.
+            # Each mixing takes streams from the front of the list and puts its results at the back.
             group, rest = streams[: self.mixed_together], streams[self.mixed_together :]
             streams = [*rest, *mixing(group)]
         return streams

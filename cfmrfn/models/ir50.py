@@ -25,7 +25,7 @@ class IRBlock(nn.Module):
                 nn.Conv2d(in_channels, channels, 1, bias=False), nn.BatchNorm2d(channels)
             )
         last_norm = nn.BatchNorm2d(channels)
-        # Untrained branches start small, or 21 of them would multiply what they are added to.
+        # Branches start small, or the sum of 21 untrained ones would far exceed their input.
         nn.init.constant_(last_norm.weight, 0.3)
         self.res_layer = nn.Sequential(
             nn.BatchNorm2d(in_channels),
@@ -48,8 +48,8 @@ class IRBackbone(nn.Module):
     Args:
         widths: channels of each stage; the stem has those of the first.
         blocks: blocks of each stage.
-        early_stride: the stem halves the map in place of the first stage, for a quarter of the cost
-            of what lies between.
+        early_stride: the stem halves the map instead of the first stage, so that what lies between
+            costs a quarter.
         embedding: also hold the embedding layer that the public checkpoint stores (512 x 7 x 7 to
             512). Nothing runs it: its input would be the output of stage 4. It is there so that
             checkpoints load whole and so that parameters count as the paper counts them.

@@ -58,7 +58,7 @@ class ResidualStage(nn.Module):
         super().__init__()
         stage = [Bottleneck(channels, channels, hidden) for _ in range(blocks)]
         for block in stage:
-            # Untrained branches start small, or the stages would multiply what they are added to.
+            # Branches start small, or the sum of untrained ones would far exceed their input.
             nn.init.constant_(block.project.bn.weight, 0.3)
         self.model = nn.Sequential(*stage)
 
@@ -69,7 +69,7 @@ class ResidualStage(nn.Module):
 
 
 class LandmarkHead(nn.Module):
-    """7 x 7 depthwise convolution over the whole map, then two coordinates a landmark."""
+    """7 x 7 depthwise convolution over the whole map, then two coordinates per landmark."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -110,9 +110,9 @@ class MobileFaceNet(nn.Module):
         self.output_layer = LandmarkHead(out_channels)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
-                # Untrained, its batch norms normalise nothing, being in eval mode. So features keep
-                # an ordinary size only with fan-in: in a depthwise convolution, fan-out counts all
-                # channels.
+                # Fan-in, so that features keep an ordinary size without training: the batch norms
+                # are in eval mode and change nothing, and fan-out would count all channels of a
+                # depthwise convolution.
                 nn.init.kaiming_normal_(module.weight, a=0.25)
 
     def forward_features(self, x: Tensor) -> Tensor:

@@ -59,7 +59,7 @@ def test_verify_says_what_a_rule_left_out(tmp_path, capsys):
         (("verify", "ROOT", "--knid", "raf"), "--knid"),
         (("draw",), "name a folder to draw into, or a picture with --sheet"),
         (("draw", "ROOT/faces", "--classes", "9"), "classes must be 7 or 8"),
-        (("draw", "ROOT/faces", "--train", "3"), "train must be at least one face a class"),
+        (("draw", "ROOT/faces", "--train", "3"), "train must be at least one face per class"),
         (("draw", "ROOT/faces", "--size", "8"), "size must be at least 32 pixels, got 8"),
         (("draw", "ROOT/faces", "--seed", "-1"), "seed must not be negative, got -1"),
         (

@@ -1,8 +1,8 @@
 """Expressions as action units of the Facial Action Coding System (Ekman and Friesen, 1978).
 
 Which units make an expression follows the prototypes of EMFACS; strengths are this package's own.
-A drawn face takes one variant of its expression, scales it by an intensity, varies every unit
-alone, and adds a little of units that do not belong, as living faces do.
+A drawn face takes one variant of its expression, scales it by an intensity, varies each unit on
+its own, and adds a little of the units that do not belong to the expression, as real faces do.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ _WIDE_EYED = ("surprise", "fear", "anger")
 
 
 def draw_actions(rng: np.random.Generator, expression: str) -> Actions:
-    """Random action units of one expression (a name in ``EXPRESSIONS``)."""
+    """Random action units of one expression, a name in `EXPRESSIONS`."""
     variants = _VARIANTS[expression]
     variant = variants[int(rng.integers(len(variants)))]
     intensity = 0.5 + 0.55 * rng.beta(2.0, 1.5)

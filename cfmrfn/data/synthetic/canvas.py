@@ -43,9 +43,17 @@ class Canvas:
         blur: float = 0.0,
         within: Mask | None = None,
     ) -> Mask:
-        """Paint a shape, its edge softened by ``blur`` pixels, and return its mask.
+        """Paints a shape.
 
-        ``within`` keeps the paint inside another mask, as an iris stays inside an eye.
+        Args:
+            shape: one polygon, or several.
+            paint: a colour, a picture, or a function of the pixels beneath.
+            opacity: 0 to 1.
+            blur: width of the soft edge, in pixels.
+            within: mask that the paint stays inside, as an iris stays inside an eye.
+
+        Returns:
+            The mask of the shape, not cut by `within`.
         """
         mask = self._mask(shape, blur)
         height, width = mask.alpha.shape
@@ -96,7 +104,7 @@ def shadow(amount: float) -> Callable[[Array], Array]:
 
 
 def ribbon(line: Array, width: ArrayLike) -> Array:
-    """Outline (2n, 2) of a line (n, 2) with one width for all points, or one for each."""
+    """Outline (2n, 2) of a line (n, 2), with one width for all points, or one per point."""
     along = np.empty_like(line)
     along[1:-1] = line[2:] - line[:-2]
     along[0], along[-1] = line[1] - line[0], line[-1] - line[-2]
@@ -107,7 +115,7 @@ def ribbon(line: Array, width: ArrayLike) -> Array:
 
 
 def taper(count: int, thick: float, thin: float = 0.15) -> Array:
-    """Widths of a brush stroke of ``count`` points: ``thick``, at the ends ``thin`` of that."""
+    """Widths of a brush stroke of `count` points: `thick`, at the ends `thin` of that."""
     swell = np.sqrt(np.maximum(np.sin(np.linspace(0, np.pi, count, dtype=np.float32)), 0))
     return thick * (thin + (1 - thin) * swell)
 

@@ -1,8 +1,8 @@
 """Geometry of a drawn face: curves in head space from identity and action units, and its pose.
 
 Head space: x to the right of the picture, y down, z towards the viewer, the origin between eyes
-and mouth, 1 the half width of an average face. A landmark is a point of the very curve that is
-painted, so landmarks are exact.
+and mouth, 1 the half width of an average face. Landmarks are points of the curves that are painted,
+so they are exact.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def draw_identity(rng: np.random.Generator) -> Identity:
 
 
 def draw_pose(rng: np.random.Generator, size: int) -> Pose:
-    """A random pose in a picture of ``size`` pixels, near frontal as aligned faces are."""
+    """A random pose in a picture of `size` pixels, near frontal as aligned faces are."""
     degrees = np.pi / 180
     return Pose(
         yaw=float(np.clip(rng.normal(0, 13), -32, 32)) * degrees,
@@ -120,15 +120,15 @@ def draw_pose(rng: np.random.Generator, size: int) -> Pose:
 class Face:
     """One person showing one expression; curves are (n, 3) arrays in head space.
 
-    Curves of paired features take ``side``: -1 for the left of the picture, 1 for the right.
-    Parameters ``t`` run from -1 (outer or left end) to 1 (inner or right end).
+    Curves of paired features take `side`: -1 for the left of the picture, 1 for the right.
+    Parameters `t` run from -1 (outer or left end) to 1 (inner or right end).
     """
 
     identity: Identity
     actions: Actions
 
     def surface(self, x: ArrayLike, y: ArrayLike, lift: Array | float = 0.0) -> Array:
-        """Points on the front of the head above (x, y), raised by ``lift``."""
+        """Points on the front of the head above (x, y), raised by `lift`."""
         x, y = np.asarray(x, np.float32), np.asarray(y, np.float32)
         depth = np.sqrt(np.maximum(1 - (x / 1.08) ** 2 - (y / 1.45) ** 2, 0.02))
         points = np.empty((*depth.shape, 3), np.float32)

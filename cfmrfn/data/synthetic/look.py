@@ -27,7 +27,7 @@ HAIR_STYLES = ("bald", "buzz", "short", "swept", "fringe", "curtain", "curly", "
 
 @dataclass(frozen=True)
 class Look:
-    """Colours are RGB in 0..1."""
+    """What a drawn face looks like apart from its geometry; colours are RGB in 0..1."""
 
     skin: Color
     hair: Color
@@ -119,7 +119,7 @@ def draw_look(rng: np.random.Generator) -> Look:
 
 
 def draw_camera(rng: np.random.Generator) -> Camera:
-    """A random camera, mostly a decent one."""
+    """A random camera, mostly without visible faults."""
     warmth = rng.normal(0, 0.05)
     exposure = rng.uniform(0.88, 1.22)
     return Camera(

@@ -19,7 +19,7 @@ _BLACK = (0.05, 0.03, 0.03)
 
 
 def paint_face(face: Face, look: Look, pose: Pose, size: int, rng: np.random.Generator) -> Array:
-    """The picture (size, size, 3) in 0..1; ``rng`` places hairs, freckles and the background."""
+    """The picture (size, size, 3) in 0..1; `rng` places hairs, freckles and the background."""
     painter = _Painter(face, look, pose, size, rng)
     painter.background()
     painter.hair_behind()
@@ -54,7 +54,7 @@ def photograph(picture: Array, camera: Camera, rng: np.random.Generator) -> Imag
 
 
 class _Painter:
-    """Paints part after part; lengths are in head space times ``unit``, the pixels of 1."""
+    """Paints part after part; lengths are in head space times `unit`, the pixels of 1."""
 
     def __init__(
         self, face: Face, look: Look, pose: Pose, size: int, rng: np.random.Generator

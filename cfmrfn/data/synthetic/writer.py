@@ -1,7 +1,7 @@
 """Writes sets of drawn faces in RAF-DB's own layout, and reads them back through its loader.
 
-Beside RAF-DB's folders, ``faces.json`` describes the set and ``landmarks.npz`` holds ``names``, as
-in the label file, and ``points`` (n, 68, 2), pixels (x, y) in the order of iBUG 300-W.
+Beside RAF-DB's folders, `faces.json` describes the set and `landmarks.npz` holds `names`, as
+in the label file, and `points` (n, 68, 2), pixels (x, y) in the order of iBUG 300-W.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from cfmrfn.data.synthetic.look import draw_camera, draw_look
 from cfmrfn.data.synthetic.paint import paint_face, photograph
 from cfmrfn.errors import DataError
 
-# Raised whenever the same seed draws other pictures than before.
+# To be increased by any change after which the same seed draws other pictures.
 VERSION = 1
 DESCRIPTION_FILE = "faces.json"
 LANDMARK_FILE = "landmarks.npz"
@@ -39,6 +39,8 @@ Description = dict[str, int | str]
 
 
 class DrawnFace(NamedTuple):
+    """A picture of a face, and what is known of it."""
+
     image: Image.Image
     landmarks: Array  # (68, 2), pixels
     jpeg_quality: int
@@ -53,7 +55,7 @@ class _Order(NamedTuple):
 
 
 def draw_face(expression: str, size: int, seeds: Sequence[int]) -> DrawnFace:
-    """Draw one face; the same arguments give the same pixels."""
+    """Draws one face, `size` pixels on a side; the same arguments give the same pixels."""
     rng = np.random.default_rng(seeds)
     face = Face(draw_identity(rng), draw_actions(rng, expression))
     look, pose, camera = draw_look(rng), draw_pose(rng, size), draw_camera(rng)
@@ -72,19 +74,31 @@ def write_faces(
     workers: int = 2,
     progress: bool = True,
 ) -> Path:
-    """Draw a set of faces into ``root``, or find that it is there already.
+    """Draws a set of faces into `root`, unless it is there already.
 
-    The pictures depend on the arguments up to ``seed`` alone, not on ``workers`` (processes). The
-    set is drawn in a temporary folder beside ``root`` and renamed, so it is whole or absent.
+    The set is drawn in a temporary folder beside `root` and renamed, so it is whole or absent. The
+    pictures depend on the arguments up to `seed` only.
+
+    Args:
+        root: folder to make.
+        classes: 7 expressions, or 8 with contempt.
+        train, test: number of faces in each split.
+        size: side of the images, in pixels.
+        seed: seed of everything random.
+        workers: processes that draw.
+        progress: show a progress bar.
+
+    Returns:
+        `root`
 
     Raises:
-        DataError: an argument is out of range, or ``root`` holds something else, or faces drawn
+        DataError: an argument is out of range, or `root` holds something else, or faces drawn
             with other arguments.
     """
     _check(classes, size, seed)
     for name, count in (("train", train), ("test", test)):
         if count < classes:
-            raise DataError(f"{name} must be at least one face a class ({classes}), got {count}")
+            raise DataError(f"{name} must be at least one face per class ({classes}), got {count}")
     root = Path(root)
     description: Description = {
         "what": "faces drawn by cfmrfn",
@@ -114,12 +128,12 @@ def write_faces(
 
 
 def recognise(root: str) -> bool:
-    """Whether ``root`` holds drawn faces."""
+    """Whether `root` holds drawn faces."""
     return os.path.isfile(os.path.join(root, DESCRIPTION_FILE))
 
 
 def load(root: str, classes: int | None = None) -> ExpressionSet:
-    """Read drawn faces through RAF-DB's loader; the counts ordered stand for the published ones."""
+    """Reads drawn faces through RAF-DB's loader; published counts are those that were ordered."""
     description = _description(Path(root))
     drawn = rafdb.load(root, classes)
     published = {
@@ -132,7 +146,7 @@ def load(root: str, classes: int | None = None) -> ExpressionSet:
 def contact_sheet(
     classes: int = 7, columns: int = 8, size: int = 128, seed: int = 0
 ) -> Image.Image:
-    """A picture with one row of faces an expression, labelled; for eyes."""
+    """A picture to look at: one labelled row of `columns` faces per expression."""
     _check(classes, size, seed)
     label_width, gap = 84, 2
     cell = size + gap
@@ -193,7 +207,7 @@ def _save_one(folder: str, size: int, order: _Order) -> Array:
 
 
 def _holds(root: Path, wanted: Description) -> bool:
-    """Whether the wanted set is in ``root``; raises where something else is."""
+    """Whether the wanted set is in `root`; raises where something else is."""
     if not root.exists() or (root.is_dir() and not any(root.iterdir())):
         return False
     if not recognise(os.fspath(root)):
