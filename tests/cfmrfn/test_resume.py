@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -57,13 +58,33 @@ def state(folder):
     return last, best, files
 
 
+class Uninterrupted(NamedTuple):
+    """A run that was left alone: what it left, and the seconds that its training took."""
+
+    state: tuple
+    seconds: float
+
+
+def wait_for_training(process, folder, starts):
+    """Until the run trains after so many starts, as its log says at each, or has ended."""
+    log = folder / "log.txt"
+    while process.is_alive():
+        if log.exists() and log.read_text().count("trained parameters") == starts:
+            break
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def uninterrupted(options, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    process = start([*options, *STATEFUL, "--output", str(tmp_path / "whole")])
+    folder = tmp_path / "whole"
+    process = start([*options, *STATEFUL, "--output", str(folder)])
+    wait_for_training(process, folder, starts=1)
+    began = time.monotonic()
     process.join()
+    seconds = time.monotonic() - began
     assert process.exitcode == 0
-    return state(tmp_path / "whole")
+    return Uninterrupted(state(folder), seconds)
 
 
 def test_killed_at_random_moments(options, uninterrupted, tmp_path):
@@ -74,10 +95,10 @@ def test_killed_at_random_moments(options, uninterrupted, tmp_path):
     while True:
         process = start(args)
         if kills < 6:
-            # once its folder is there, some time between two steps or in the middle of a save
-            while process.is_alive() and not (folder / "config.yaml").exists():
-                time.sleep(0.01)
-            process.join(timeout=rng.uniform(0.1, 1.2))
+            # once it trains, some time between two steps or in the middle of a save; early enough
+            # for three kills before the end, however fast the machine is
+            wait_for_training(process, folder, starts=kills + 1)
+            process.join(timeout=rng.uniform(0, uninterrupted.seconds / 6))
         else:
             process.join()
         if not process.is_alive():
@@ -90,7 +111,7 @@ def test_killed_at_random_moments(options, uninterrupted, tmp_path):
         args = ["--resume", str(folder), "--workers", str(kills % 2)]
     assert process.exitcode == 0
     assert kills >= 3
-    assert_equal(state(folder), uninterrupted)
+    assert_equal(state(folder), uninterrupted.state)
 
 
 def test_interrupt_saves_and_says_how_to_go_on(options, uninterrupted, tmp_path):
@@ -106,4 +127,4 @@ def test_interrupt_saves_and_says_how_to_go_on(options, uninterrupted, tmp_path)
     process = start(["--resume", str(folder)])
     process.join()
     assert process.exitcode == 0
-    assert_equal(state(folder), uninterrupted)
+    assert_equal(state(folder), uninterrupted.state)
