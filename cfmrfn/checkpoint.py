@@ -161,7 +161,7 @@ def _are_three_numbers(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 3
-        and all(isinstance(number, float) for number in value)
+        and all(isinstance(number, float | int) for number in value)
     )
 
 
