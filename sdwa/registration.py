@@ -6,6 +6,7 @@ registered alike.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -44,7 +45,26 @@ class OperatorPair:
     def __init__(self, forward_name: str, backward_name: str) -> None:
         self.forward = getattr(torch.ops.sdwa, forward_name).default
         self.backward = getattr(torch.ops.sdwa, backward_name).default
-        self._register()
+        # The backward operator gets what the forward one was given: autocast needs no rule for it.
+        register_autocast(_LIBRARY, forward_name, self._autocast)
+        _describe(
+            self.forward,
+            fake=rules.forward_fake,
+            save=_save_forward,
+            differentiate=self._differentiate_forward,
+            vmap=rules.vmap_forward,
+            flops=rules.forward_flops,
+            decomposition=decompositions.forward,
+        )
+        _describe(
+            self.backward,
+            fake=rules.backward_fake,
+            save=_save_backward,
+            differentiate=_differentiate_backward,
+            vmap=rules.vmap_backward,
+            flops=rules.backward_flops,
+            decomposition=decompositions.backward,
+        )
 
     def bind(self, window: Window) -> Call:
         """What computes (out, lse) of that window, differentiable in every way."""
@@ -82,31 +102,6 @@ class OperatorPair:
             return _Backward.apply(self, *inputs)  # type: ignore[no-any-return]
         return self.backward(*inputs)  # type: ignore[no-any-return]
 
-    def _register(self) -> None:
-        # The backward operator gets what the forward one was given: autocast needs no rule for it.
-        register_autocast(_LIBRARY, self.forward._opname, self._autocast)
-        described: list[Any] = [
-            (
-                *(self.forward, _save_forward, self._differentiate_forward),
-                *(rules.forward_fake, rules.vmap_forward, rules.forward_flops),
-                decompositions.forward,
-            ),
-            (
-                *(self.backward, _save_backward, _differentiate_backward),
-                *(rules.backward_fake, rules.vmap_backward, rules.backward_flops),
-                decompositions.backward,
-            ),
-        ]
-        for operator, save, differentiate, fake, vmap, flops, decomposition in described:
-            fake = keep_whole(operator, fake)
-            torch.library.register_fake(operator, fake)
-            torch.library.register_autograd(operator, differentiate, setup_context=save)
-            torch.library.register_vmap(operator, partial(vmap, operator))
-            register_decomposition(operator)(decomposition)
-            # Fake tensors of symbolic sizes would go through the decomposition otherwise.
-            register_decomposition(operator, type="meta")(fake)
-            register_flop_formula(operator.overloadpacket)(flops)
-
     def _autocast(self, _: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
         tensors = autocast_tensors(*inputs[:3])
         with autocast_skipped():
@@ -126,6 +121,27 @@ class OperatorPair:
             grad_out, grad_lse, query, key, value, bias, out, lse, *ctx.window
         )
         return *grads, None if bias is None else grad_bias, None, None, None, None
+
+
+def _describe(
+    operator: Any,
+    *,
+    fake: Callable[..., Any],
+    save: Callable[..., None],
+    differentiate: Callable[..., Any],
+    vmap: Callable[..., Any],
+    flops: Callable[..., int],
+    decomposition: Callable[..., Any],
+) -> None:
+    """Tells PyTorch all that it asks of an operator."""
+    fake = keep_whole(operator, fake)
+    torch.library.register_fake(operator, fake)
+    torch.library.register_autograd(operator, differentiate, setup_context=save)
+    torch.library.register_vmap(operator, partial(vmap, operator))
+    register_decomposition(operator)(decomposition)
+    # Fake tensors of symbolic sizes would go through the decomposition otherwise.
+    register_decomposition(operator, type="meta")(fake)
+    register_flop_formula(operator.overloadpacket)(flops)
 
 
 # What the derivative of an operator needs, kept in the context of its call.
