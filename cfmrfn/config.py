@@ -44,8 +44,8 @@ class ImageConfig:
     data: Path | None = None
     """Root folder of the data set. None: faces are drawn once and kept under data/."""
     layout: LayoutName = "auto"
-    """Layout: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8, folder, drawn; auto
-    recognises it."""
+    """Layout of the data set: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8, folder,
+    drawn; auto recognises it."""
     classes: int | None = None
     """Number of expressions, 7 or 8 (8 adds contempt). None: as found in the data."""
     drawn_train: int = 2000

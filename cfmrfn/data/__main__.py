@@ -25,7 +25,8 @@ class Verify:
     root: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ROOT")]
     """Root folder of the data set."""
     layout: LayoutName = "auto"
-    """Layout: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8, folder, drawn."""
+    """Layout of the data set: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8, folder,
+    drawn; auto recognises it."""
     classes: int | None = None
     """Number of expressions, 7 or 8, where a set has both settings. None: as found."""
     workers: int = os.cpu_count() or 1
