@@ -175,7 +175,7 @@ class BuildKernels(build_ext):
             "SOURCE_DIGEST": source_digest(CSRC),
         }
         defines = [f'#define SDWA_{key} "{value}"\n' for key, value in facts.items()]
-        (work / "build_facts.h").write_text("".join(defines))
+        write_if_other(work / "build_facts.h", "".join(defines))
         write_if_other(work / "instruction_sets.h", instruction_sets_header(sets))
 
         strict = ["-Werror"] if os.environ.get("SDWA_WERROR") else []

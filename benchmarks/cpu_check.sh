@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Remakes every CPU result, the plots and the page of results, in about 20 minutes on 2 cores.
+# Measures the CPU results of attention, training and latency again, and makes the plots and the page,
+# in about 20 minutes on 2 cores. The page shows above each other table the command that made it.
 #
 #   benchmarks/cpu_check.sh                 everything
 #   benchmarks/cpu_check.sh maps training   some steps, of

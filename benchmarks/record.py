@@ -22,18 +22,21 @@ from typing import Any
 import torch
 
 import sdwa
+from sdwa import problem
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("triton", "natten", "timm", "torchvision")
 # What a measured figure depends on; other changes in a checkout do not make a commit "changed".
 MEASURED_PATHS = ("sdwa", "csrc", "cfmrfn", "setup.py")
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """Its name in files and options, such as "float32"."""
+    return str(dtype).removeprefix("torch.")
+
+
 # By their names in files and options.
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
+DTYPES = {dtype_name(dtype): dtype for dtype in problem.DTYPES}
 
 
 class UserError(ValueError):
@@ -184,11 +187,6 @@ def setting(device: torch.device) -> dict[str, Any]:
         "load": round(os.getloadavg()[0], 2),
         "versions": versions(),
     }
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """Its name in files and options, such as "float32"."""
-    return str(dtype).removeprefix("torch.")
 
 
 def command() -> str:

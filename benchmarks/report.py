@@ -57,8 +57,6 @@ LATENCY = """\
 Calls alternate, and differences are taken within a round. "unfold" is the dilated network on the
 reference backend; "window" has dilation 1 everywhere; "global" attends to all pixels.
 """
-
-
 OVERHEAD = """\
 ## Overhead per call
 
@@ -284,7 +282,7 @@ def cpu_results(record: Record) -> str:
 
 
 def _left_out(title: str, lines: Sequence[str]) -> list[str]:
-    return [f"{title}: {'; '.join(lines)}."] if lines else []
+    return ["\n".join([f"{title}:", "", *(f"- {line}" for line in lines)])] if lines else []
 
 
 def _device(record: Record) -> str:

@@ -1,6 +1,6 @@
 // From tensors to a plain `Problem`, through PyTorch's stable ABI.
 //
-// `sdwa.problem` has validated what the user passed; the checks here keep a direct call of an
+// `sdwa.arguments` has validated what the user passed; the checks here keep a direct call of an
 // operator from reading outside its tensors.
 #pragma once
 

@@ -33,7 +33,7 @@ def make_problem(
     scale: float | None,
     padding_mode: str,
 ) -> AttentionProblem:
-    """Checks every argument of the functional operator.
+    """The problem that the operator's arguments ask for, once they are checked.
 
     Raises:
         TypeError: an argument of the wrong type, or a dtype that is not supported.
@@ -139,12 +139,12 @@ def check_share(name: str, value: Any) -> None:
 
 
 def is_int(value: Any) -> bool:
-    """Whether it is an int, NumPy's too; a bool is none."""
+    """Whether it is an int, NumPy's too; a bool is not one."""
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is an int or a float, NumPy's too; a bool is none."""
+    """Whether it is an int or a float, NumPy's too; a bool is not one."""
     return isinstance(value, Real) and not isinstance(value, bool)
 
 

@@ -1,4 +1,4 @@
-"""Autocast: whether it is on, and the tensors as it has them."""
+"""Autocast: whether it is on, and tensors cast to its dtype."""
 
 from __future__ import annotations
 

@@ -11,9 +11,7 @@ def layer_weights(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[st
     """A state dict for `sdwa.SlidingDilatedWindowAttention`.
 
     Args:
-        state_dict: holds `qkv.weight` (3 * dim, dim, 1, 1), maybe `qkv.bias`, `proj.weight` and
-            `proj.bias`; further keys that do not start with prefix are left alone.
-        prefix: of the layer's keys, such as "blocks.0.attn.".
+        state_dict, prefix: as of `SlidingDilatedWindowAttention.from_dilateformer`.
 
     Raises:
         ValueError: keys are missing or unexpected, or shapes do not fit.

@@ -12,6 +12,7 @@ from sdwa.arguments import make_problem
 from sdwa.backends import BACKENDS, Backend
 from sdwa.problem import AttentionProblem, Call, Dilation, Size
 
+# Calls that are kept: more than any model makes, and they bound what shapes without end would take.
 MOST_PREPARED = 4096
 _prepared: dict[Any, Call] = {}
 
@@ -33,8 +34,8 @@ def prepare(
 ) -> Call:
     """Validates a call, chooses its backend, and returns what computes (out, lse).
 
-    On a small map that takes longer than the kernel, so what came of it is kept for further calls
-    with equal arguments and tensors alike.
+    On a small map that takes longer than the kernel, so the result is kept. It serves later calls
+    with the same arguments and tensors of the same shape, dtype and device.
 
     Returns:
         (query, key, value, bias) -> (out, lse), with bias contiguous in the accumulation type.

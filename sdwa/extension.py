@@ -60,9 +60,9 @@ def stale() -> str | None:
     Returns:
         None where they are, where nothing is compiled, or where there are no sources.
     """
-    csrc = Path(__file__).parents[1] / "csrc"
+    csrc = source_folder()
     build = build_info()
-    if build is None or not (csrc / "library.cpp").exists():
+    if build is None or csrc is None:
         return None
     if build.source_digest == source_digest(csrc):
         return None
@@ -70,6 +70,12 @@ def stale() -> str | None:
         f"the kernels in {find('_lib')} were built from other sources than those in {csrc}: "
         "run `pip install .` or `python setup.py build_ext --inplace` there"
     )
+
+
+def source_folder() -> Path | None:
+    """The kernels' sources beside the package, or None: an installed package has none."""
+    csrc = Path(__file__).parents[1] / "csrc"
+    return csrc if (csrc / "library.cpp").exists() else None
 
 
 def find(relative: str) -> Path | None:

@@ -8,7 +8,7 @@ import platform
 import torch
 
 import sdwa
-from sdwa.extension import build_info, find, stale
+from sdwa.extension import build_info, find, source_folder, stale
 
 
 def describe() -> str:
@@ -31,7 +31,7 @@ def describe() -> str:
             else f"none: {build.cuda}"
         )
         facts["libraries"] = str(find("_lib"))
-        facts["sources"] = stale() or "those that the libraries were built from, or none here"
+        facts["sources"] = stale() or ("as built" if source_folder() else "none here")
     lines = [f"{name:<14} {fact}" for name, fact in facts.items()]
     lines.append("backends")
     for name, reasons in sdwa.available_backends().items():

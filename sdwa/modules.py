@@ -183,12 +183,16 @@ class SlidingDilatedWindowAttention(nn.Module):
 
         Raises:
             TypeError: a map that is not a tensor.
-            ValueError: a map of another shape.
+            ValueError: a map of another shape, or no context where context_dim is not dim.
         """
         batch, height, width = _map_size("x", x, self.dim)
         if context is None:
+            if self.context_dim != self.dim:
+                raise ValueError(
+                    f"x must be (batch, height, width, {self.context_dim}) to be its own context, "
+                    f"got shape {tuple(x.shape)}: give a context of {self.context_dim} channels"
+                )
             context = x
-            _map_size("x", x, self.context_dim)
         elif (size := _map_size("context", context, self.context_dim)) != (batch, height, width):
             raise ValueError(
                 f"context must have the batch, height and width of x, {(batch, height, width)}: "

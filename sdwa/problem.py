@@ -10,9 +10,10 @@ from torch import Tensor
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 PADDING_MODES = ("zeros", "masked")
+# Larger ones are not tested on every backend.
 MAX_HEAD_DIM = 256
 MAX_KERNEL_SIZE = 255
-MAX_DILATION = 2**31 - 1
+MAX_DILATION = 2**31 - 1  # coordinates are 32-bit in the kernels
 
 Size = int | Sequence[int]
 Dilation = int | Sequence[int | Sequence[int]]

@@ -42,8 +42,9 @@ def backward_fake(
     return grad_query, grad_key, grad_value, grad_bias
 
 
-# Batching rules: the dimension that `torch.func.vmap` adds becomes part of the batch. A bias of its
-# own for each sample, or its gradient, makes it part of the heads instead, whose biases are apart.
+# Batching rules: the dimension that `torch.func.vmap` adds becomes part of the batch. Where each
+# sample has a bias of its own, or its gradient is wanted, it becomes part of the heads instead,
+# each of which has its own bias.
 
 
 def vmap_forward(
@@ -56,12 +57,12 @@ def vmap_forward(
     window = inputs[4:]
     size = info.batch_size
     into = 0 if bias is None or in_dims[3] is None else HEADS
-    folded = [_fold(t, d, size, into) for t, d in zip(tensors, in_dims, strict=False)]
+    merged = [_merge(t, d, size, into) for t, d in zip(tensors, in_dims, strict=False)]
     if into == HEADS:
-        bias = _fold(bias, in_dims[3], size, 0).contiguous()
+        bias = _merge(bias, in_dims[3], size, 0).contiguous()
         window = _repeat_heads(size, *window)
-    outputs = attend(*folded, bias, *window)
-    out, lse = (_unfold(t, size, into) for t in outputs)
+    outputs = attend(*merged, bias, *window)
+    out, lse = (_split(t, size, into) for t in outputs)
     return (out, lse), (into, into)
 
 
@@ -75,36 +76,36 @@ def vmap_backward(
     size = info.batch_size
     into = 0 if bias is None else HEADS
     tensors = {0: grad_out, 1: grad_lse, 2: query, 3: key, 4: value, 6: out, 7: lse}
-    folded: dict[int, Tensor | None] = {
-        n: None if t is None else _fold(t, in_dims[n], size, into) for n, t in tensors.items()
+    merged: dict[int, Tensor | None] = {
+        n: None if t is None else _merge(t, in_dims[n], size, into) for n, t in tensors.items()
     }
     for n in (0, 1, 6, 7):
-        folded[n] = None if (tensor := folded[n]) is None else tensor.contiguous()
-    folded[5] = None
+        merged[n] = None if (tensor := merged[n]) is None else tensor.contiguous()
+    merged[5] = None
     if bias is not None:
-        folded[5] = _fold(bias, in_dims[5], size, 0).contiguous()
+        merged[5] = _merge(bias, in_dims[5], size, 0).contiguous()
         window = list(_repeat_heads(size, *window))
-    *grads, grad_bias = differentiate(*(folded[n] for n in range(8)), *window)
-    unfolded = [_unfold(grad, size, into) for grad in grads]
+    *grads, grad_bias = differentiate(*(merged[n] for n in range(8)), *window)
+    split = [_split(grad, size, into) for grad in grads]
     if bias is None:
-        return (*unfolded, grad_bias), (into, into, into, None)
-    return (*unfolded, _unfold(grad_bias, size, 0)), (into, into, into, 0)
+        return (*split, grad_bias), (into, into, into, None)
+    return (*split, _split(grad_bias, size, 0)), (into, into, into, 0)
 
 
-def _fold(tensor: Tensor, dim: int | None, size: int, into: int) -> Tensor:
+def _merge(tensor: Tensor, dim: int | None, size: int, into: int) -> Tensor:
     """Merges dimension `dim` of that size, new where it is None, into dimension `into`."""
     tensor = tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
     return tensor.movedim(0, into).flatten(into, into + 1)
 
 
-def _unfold(tensor: Tensor, size: int, into: int) -> Tensor:
+def _split(tensor: Tensor, size: int, into: int) -> Tensor:
     return tensor.view(*tensor.shape[:into], size, -1, *tensor.shape[into + 1 :])
 
 
 def _repeat_heads(
     size: int, kernel_size: Sequence[int], dilation: Sequence[int], scale: float, masked: bool
 ) -> Window:
-    """The window where the heads stand `size` times."""
+    """The window's arguments for `size` times as many heads."""
     return kernel_size, tuple(dilation) * size, scale, masked
 
 

@@ -11,8 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-
-# Asked on every call: the public `torch.is_autocast_enabled` takes one device type at a time.
 from torch._C import (
     DispatchKey,
     DispatchKeySet,
@@ -41,6 +39,7 @@ __all__ = [
 _AUTOCAST_KEYS = ("AutocastCPU", "AutocastCUDA")
 _AUTOCAST = DispatchKeySet(DispatchKey.AutocastCPU) | DispatchKeySet(DispatchKey.AutocastCUDA)
 
+# Asked on every call: the public `torch.is_autocast_enabled` takes one device type at a time.
 any_autocast = _is_any_autocast_enabled
 # Whether a transform of `torch.func` is active: they do not take the quicker form of an autograd
 # function.

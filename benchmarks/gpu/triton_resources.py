@@ -9,7 +9,6 @@ Compiles ahead of time to machine code, which needs no GPU, with the block shape
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import subprocess
 import sys
@@ -21,6 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from sdwa.backends.triton import interpreted
 from sdwa.backends.triton.blocks import Blocks
 from sdwa.backends.triton.launch import KERNELS, OPTIONS, Plan, attention_plan
 
@@ -138,7 +138,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> int:
     options = parse_arguments()
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if interpreted():
         print("error: unset TRITON_INTERPRET, nothing is compiled under it", file=sys.stderr)
         return 2
     print("pass      arch  dtype head_dim window  blocks                 regs spills shared  instr")

@@ -47,7 +47,7 @@ def test_operator_rule(backend):
 
 
 def test_layer_whose_query_is_not_projected(backend):
-    """the layer under autocast, where the projections alone are in half precision"""
+    """the layer under autocast, its query not projected"""
     device = backend.device_type
     layer = sdwa.SlidingDilatedWindowAttention(
         16, 2, dilation=(1, 2), q_proj=False, relative_bias=True, backend=backend.name

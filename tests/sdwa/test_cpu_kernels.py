@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sdwa.backends import BACKENDS
+from sdwa.extension import build_info
 from tests.sdwa.assertions import run
 from tests.sdwa.cases import Case, draw
 
@@ -15,7 +16,8 @@ CPU = next(backend for backend in BACKENDS if backend.name == "cpu")
 MISSING = CPU.unavailable(torch.device("cpu"))
 pytestmark = pytest.mark.skipif(bool(MISSING), reason="; ".join(MISSING))
 
-INSTRUCTION_SETS = ("baseline", "avx2", "avx512", "avx512bf16")
+BUILD = build_info()
+INSTRUCTION_SETS = BUILD.instruction_sets.split() if BUILD else ()
 # Many small maps, and one with fewer heads than threads would like.
 THREADED = (
     Case("many_maps", (6, 7, 7, 8, 64), dilation=(1, 1, 2, 2, 2, 3, 3, 3), bias=True),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import NamedTuple
+
+from sdwa.backends.triton import interpreted
 
 PASSES = ("forward", "backward")
 
@@ -80,7 +81,7 @@ def choose_blocks(
     width: int,
 ) -> Blocks:
     """Block shape for a pass ("forward" or "backward") of a problem."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if interpreted():
         # A program then costs the same whatever its size: it takes a whole map, whose phases make
         # up less than twice its width.
         block_d = chunk_width(head_dim, 1)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from typing import Any
 
 import triton
+
+from sdwa.backends.triton import interpreted
 
 
 def inline(function: Callable[..., Any]) -> Any:
@@ -15,6 +16,6 @@ def inline(function: Callable[..., Any]) -> Any:
     Interpreted, it stays a Python function: Triton's interpreter sets its language up anew in every
     call of a jitted one, which takes most of the time of a test.
     """
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if interpreted():
         return function
     return triton.jit(function)

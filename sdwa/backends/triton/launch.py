@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from sdwa.backends.triton import interpreted
 from sdwa.backends.triton.backward import backward_kernel, delta_kernel
 from sdwa.backends.triton.blocks import (
     Blocks,
@@ -76,8 +77,7 @@ def attention_forward(
     of each head. lse: (batch, height, width, heads) float32.
 
     Raises:
-        ValueError: height or width beyond 2**26, a row of the map (width * heads * head_dim) beyond
-            2**30 elements, or more tiles than a grid holds.
+        ValueError: as `attention_plan`.
     """
     out = query.new_empty(query.shape)
     lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
@@ -263,7 +263,7 @@ def delta_plan(
     block_d = chunk_width(head_dim, 3)
     block = 32 * DELTA_WARPS // max(1, block_d * element_size // 16)
     block = max(1, min(block, power_of_two(width * heads)))
-    if os.environ.get("TRITON_INTERPRET") == "1":
+    if interpreted():
         block = power_of_two(width * heads)
     blocks = -(-width * heads // block)
     arguments = {
@@ -298,8 +298,7 @@ def grid(programs: int, shape: Extents) -> tuple[int]:
 
 def alignment(strides: Sequence[Extents]) -> int:
     """The largest power of two up to 16 that divides all strides."""
-    divisor = math.gcd(16, *(stride for extents in strides for stride in extents))
-    return divisor & -divisor
+    return math.gcd(16, *(stride for extents in strides for stride in extents))
 
 
 def needs_index_64(shape: Extents, strides: Sequence[Extents]) -> bool:
