@@ -99,18 +99,24 @@ inline InputView input_view(const Tensor& tensor, const Tensor& query, const cha
           tensor.stride(3)};
 }
 
-// Data of an optional contiguous tensor of the accumulation type, or null.
+// Data of an optional contiguous tensor of that type, or null.
 inline const void* optional_data(const std::optional<Tensor>& tensor, const Tensor& query,
-                                 std::vector<int64_t> shape, const char* name) {
+                                 ScalarType type, std::vector<int64_t> shape, const char* name) {
   if (!tensor) return nullptr;
-  bool fits = tensor->scalar_type() == accumulation_type(query) && tensor->is_contiguous() &&
+  bool fits = tensor->scalar_type() == type && tensor->is_contiguous() &&
               tensor->is_cuda() == query.is_cuda() &&
               tensor->get_device_index() == query.get_device_index() &&
               tensor->dim() == static_cast<int64_t>(shape.size());
   for (int64_t d = 0; fits && d < tensor->dim(); ++d) fits = tensor->size(d) == shape[d];
   STD_TORCH_CHECK(fits, "sdwa: ", name,
-                  " must be contiguous, in the accumulation type, and on the device of query");
+                  " must be contiguous, of its type and shape, and on the device of query");
   return tensor->const_data_ptr();
+}
+
+inline const bool* key_mask_data(const std::optional<Tensor>& key_mask, const Tensor& query) {
+  return static_cast<const bool*>(optional_data(key_mask, query, ScalarType::Bool,
+                                                {query.size(0), query.size(1), query.size(2)},
+                                                "key_mask"));
 }
 
 struct ForwardCall {
@@ -121,6 +127,7 @@ struct ForwardCall {
 // Checks the inputs, allocates the outputs, and describes the call.
 inline ForwardCall prepare_forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                    const std::optional<Tensor>& bias,
+                                   const std::optional<Tensor>& key_mask,
                                    const std::vector<int64_t>& kernel_size,
                                    const std::vector<int64_t>& dilation, double scale,
                                    bool masked) {
@@ -130,14 +137,15 @@ inline ForwardCall prepare_forward(const Tensor& query, const Tensor& key, const
       query.scalar_type());
   Tensor lse = allocate(query, {problem.batch, problem.height, problem.width, problem.heads},
                         accumulation_type(query));
-  ForwardArgs args{
-      problem,
-      input_view(query, query, "query"),
-      input_view(key, query, "key"),
-      input_view(value, query, "value"),
-      optional_data(bias, query, {problem.heads, problem.kernel_h, problem.kernel_w}, "bias"),
-      out.mutable_data_ptr(),
-      lse.mutable_data_ptr()};
+  ForwardArgs args{problem,
+                   input_view(query, query, "query"),
+                   input_view(key, query, "key"),
+                   input_view(value, query, "value"),
+                   optional_data(bias, query, accumulation_type(query),
+                                 {problem.heads, problem.kernel_h, problem.kernel_w}, "bias"),
+                   key_mask_data(key_mask, query),
+                   out.mutable_data_ptr(),
+                   lse.mutable_data_ptr()};
   return {args, out, lse};
 }
 
@@ -148,7 +156,8 @@ struct BackwardCall {
 
 inline BackwardCall prepare_backward(const Tensor& grad_out, const std::optional<Tensor>& grad_lse,
                                      const Tensor& query, const Tensor& key, const Tensor& value,
-                                     const std::optional<Tensor>& bias, const Tensor& out,
+                                     const std::optional<Tensor>& bias,
+                                     const std::optional<Tensor>& key_mask, const Tensor& out,
                                      const Tensor& lse, const std::vector<int64_t>& kernel_size,
                                      const std::vector<int64_t>& dilation, double scale,
                                      bool masked) {
@@ -161,17 +170,18 @@ inline BackwardCall prepare_backward(const Tensor& grad_out, const std::optional
   Tensor grad_key = allocate(query, shape, query.scalar_type());
   Tensor grad_value = allocate(query, shape, query.scalar_type());
   std::vector<int64_t> bias_shape{problem.heads, problem.kernel_h, problem.kernel_w};
-  Tensor grad_bias =
-      allocate(query, bias ? bias_shape : std::vector<int64_t>{0}, accumulation_type(query));
+  const ScalarType accumulation = accumulation_type(query);
+  Tensor grad_bias = allocate(query, bias ? bias_shape : std::vector<int64_t>{0}, accumulation);
   BackwardArgs args{problem,
                     input_view(query, query, "query"),
                     input_view(key, query, "key"),
                     input_view(value, query, "value"),
                     input_view(grad_out, query, "grad_out"),
-                    optional_data(bias, query, bias_shape, "bias"),
+                    optional_data(bias, query, accumulation, bias_shape, "bias"),
+                    key_mask_data(key_mask, query),
                     input_view(out, query, "out").data,
-                    optional_data(lse, query, lse_shape, "lse"),
-                    optional_data(grad_lse, query, lse_shape, "grad_lse"),
+                    optional_data(lse, query, accumulation, lse_shape, "lse"),
+                    optional_data(grad_lse, query, accumulation, lse_shape, "grad_lse"),
                     grad_query.mutable_data_ptr(),
                     grad_key.mutable_data_ptr(),
                     grad_value.mutable_data_ptr(),

@@ -46,15 +46,17 @@ SDWA_INLINE InputView contiguous_view(const Problem& problem, const void* data) 
 struct ForwardArgs {
   Problem problem;
   InputView query, key, value;
-  const void* bias;  // (heads, kernel_h, kernel_w), or null
-  void* out;         // (batch, height, width, heads, head_dim)
-  void* lse;         // (batch, height, width, heads)
+  const void* bias;      // (heads, kernel_h, kernel_w), or null
+  const bool* key_mask;  // (batch, height, width), contiguous, or null; false: the key is left out
+  void* out;             // (batch, height, width, heads, head_dim)
+  void* lse;             // (batch, height, width, heads)
 };
 
 struct BackwardArgs {
   Problem problem;
   InputView query, key, value, grad_out;
   const void* bias;      // (heads, kernel_h, kernel_w), or null
+  const bool* key_mask;  // (batch, height, width), contiguous, or null; false: the key is left out
   const void* out;       // (batch, height, width, heads, head_dim), contiguous
   const void* lse;       // (batch, height, width, heads), contiguous
   const void* grad_lse;  // (batch, height, width, heads), contiguous, or null

@@ -32,6 +32,7 @@ def make_problem(
     bias: Tensor | None,
     scale: float | None,
     padding_mode: str,
+    key_mask: Tensor | None = None,
 ) -> AttentionProblem:
     """The problem that the operator's arguments ask for, once they are checked.
 
@@ -46,6 +47,8 @@ def make_problem(
     kernel = as_kernel_size(kernel_size)
     if bias is not None:
         _check_bias(bias, query, (heads, *kernel))
+    if key_mask is not None:
+        _check_key_mask(key_mask, query)
     return AttentionProblem(
         shape=tuple(query.shape),
         kernel_size=kernel,
@@ -210,4 +213,20 @@ def _check_bias(bias: Tensor, query: Tensor, shape: tuple[int, int, int]) -> Non
     if bias.device != query.device:
         raise ValueError(
             f"bias must be on the device of query: got {bias.device} beside {query.device}"
+        )
+
+
+def _check_key_mask(key_mask: Tensor, query: Tensor) -> None:
+    shape = tuple(query.shape[:3])
+    if not isinstance(key_mask, Tensor):
+        raise TypeError(f"key_mask must be a tensor or None, got {type(key_mask).__name__}")
+    if tuple(key_mask.shape) != shape:
+        raise ValueError(
+            f"key_mask must be (batch, height, width) = {shape}, got shape {tuple(key_mask.shape)}"
+        )
+    if key_mask.dtype != torch.bool:
+        raise TypeError(f"key_mask must be bool, True where a key takes part: got {key_mask.dtype}")
+    if key_mask.device != query.device:
+        raise ValueError(
+            f"key_mask must be on the device of query: got {key_mask.device} beside {query.device}"
         )

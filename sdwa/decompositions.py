@@ -23,6 +23,7 @@ def forward(
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
+    key_mask: Tensor | None,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
     scale: float,
@@ -38,7 +39,7 @@ def forward(
         dtype=query.dtype,
         device=query.device,
     )
-    return reference.attention(problem, query, key, value, bias)
+    return reference.attention(problem, query, key, value, bias, key_mask)
 
 
 def backward(
@@ -48,6 +49,7 @@ def backward(
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
+    key_mask: Tensor | None,
     out: Tensor | None,
     lse: Tensor | None,
     *window: Any,
@@ -58,7 +60,7 @@ def backward(
     """
 
     def attend(*tensors: Tensor) -> tuple[Tensor, Tensor]:
-        return forward(*tensors, *(() if bias is not None else (None,)), *window)  # type: ignore[arg-type]
+        return forward(*tensors, *(() if bias is not None else (None,)), key_mask, *window)  # type: ignore[arg-type,call-arg]
 
     inputs = (query, key, value) if bias is None else (query, key, value, bias)
     (_, recomputed_lse), pull_back = _vjp(attend, *inputs)
@@ -70,12 +72,16 @@ def backward(
 
 
 def second_derivative(
-    saved: tuple[Tensor | None, ...], window: Window, grads: tuple[Tensor, ...]
+    saved: Sequence[Tensor | None],
+    key_mask: Tensor | None,
+    window: Window,
+    grads: tuple[Tensor, ...],
 ) -> tuple[Tensor | None, ...]:
     """Derivatives of the backward operator.
 
     Args:
         saved: grad_out, grad_lse, query, key, value, bias, as the backward operator took them.
+        key_mask: as well.
         window: kernel_size, dilation, scale, masked.
         grads: gradients of grad_query, grad_key, grad_value, grad_bias.
 
@@ -86,7 +92,7 @@ def second_derivative(
     def differentiate(*present: Tensor) -> tuple[Tensor, ...]:
         tensors = iter(present)
         inputs = [None if tensor is None else next(tensors) for tensor in saved]
-        return backward(*inputs, None, None, *window)  # type: ignore[arg-type]
+        return backward(*inputs, key_mask, None, None, *window)  # type: ignore[arg-type]
 
     _, pull_back = _vjp(differentiate, *(t for t in saved if t is not None))
     results = iter(pull_back(tuple(grads)))

@@ -30,6 +30,7 @@ def prepare(
     bias: Tensor | None,
     scale: float | None,
     padding_mode: str,
+    key_mask: Tensor | None,
     backend: str | None,
 ) -> Call:
     """Validates a call, chooses its backend, and returns what computes (out, lse).
@@ -38,7 +39,8 @@ def prepare(
     with the same arguments and tensors of the same shape, dtype and device.
 
     Returns:
-        (query, key, value, bias) -> (out, lse), with bias contiguous in the accumulation type.
+        (query, key, value, bias, key_mask) -> (out, lse), with bias contiguous in the accumulation
+        type, and key_mask contiguous.
 
     Raises:
         TypeError, ValueError, BackendError: as `make_problem` and `select`.
@@ -51,6 +53,7 @@ def prepare(
                 *(key.shape, key.dtype, key.device, key.stride(4)),
                 *(value.shape, value.dtype, value.device, value.stride(4)),
                 None if bias is None else (bias.shape, bias.dtype, bias.device),
+                None if key_mask is None else (key_mask.shape, key_mask.dtype, key_mask.device),
                 # (1, 2) and (1, 2.0) are equal, but only one is legal
                 *(kernel_size, id(kernel_size), dilation, id(dilation)),
                 *(scale, scale.__class__, padding_mode, backend),
@@ -59,7 +62,9 @@ def prepare(
         except (AttributeError, IndexError, TypeError):
             facts = None  # not tensors, or not of 5 dimensions, or lists, which have no hash
     if call is None:
-        problem = make_problem(query, key, value, kernel_size, dilation, bias, scale, padding_mode)
+        problem = make_problem(
+            query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask
+        )
         call = select(problem, backend).bind(problem)
         if facts is not None:
             if len(_prepared) >= MOST_PREPARED:

@@ -23,6 +23,7 @@ def sliding_dilated_window_attention(
     bias: Tensor | None = None,
     scale: float | None = None,
     padding_mode: str = "zeros",
+    key_mask: Tensor | None = None,
     return_lse: Literal[False] = False,
     backend: str | None = None,
 ) -> Tensor: ...
@@ -39,6 +40,7 @@ def sliding_dilated_window_attention(
     bias: Tensor | None = None,
     scale: float | None = None,
     padding_mode: str = "zeros",
+    key_mask: Tensor | None = None,
     return_lse: Literal[True],
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
@@ -54,6 +56,7 @@ def sliding_dilated_window_attention(
     bias: Tensor | None = None,
     scale: float | None = None,
     padding_mode: str = "zeros",
+    key_mask: Tensor | None = None,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -78,6 +81,8 @@ def sliding_dilated_window_attention(
         scale: factor of the scores; None: `head_dim ** -0.5`. 0.0 is a value like any other.
         padding_mode: what a tap off the map is. "zeros": a zero key and a zero value, which keep
             their place in the softmax, as `torch.nn.Unfold` pads; "masked": left out.
+        key_mask: (batch, height, width) bool; a key where it is False, such as the padding of a
+            smaller image, is left out of every softmax. Beyond the border padding_mode holds.
         return_lse: also return lse.
         backend: "cuda", "triton", "cpu" or "reference"; None: the best that fits.
 
@@ -85,6 +90,8 @@ def sliding_dilated_window_attention(
         out: (batch, height, width, heads, head_dim) in the dtype of query.
         lse, with return_lse: (batch, height, width, heads), float32 (float64 for float64 tensors),
             natural logarithm, differentiable.
+        Where every tap of a window is left out (by "masked" and a bias of -inf, or by key_mask) out
+        is 0, lse is -inf and all gradients are 0.
 
     Raises:
         TypeError, ValueError: an argument that is not legal; the message names it.
@@ -98,8 +105,12 @@ def sliding_dilated_window_attention(
     """
     if any_autocast():
         query, key, value = autocast_tensors(query, key, value)
-    call = prepare(query, key, value, kernel_size, dilation, bias, scale, padding_mode, backend)
+    call = prepare(
+        query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask, backend
+    )
     if bias is not None:
         bias = bias.to(accumulation_dtype(query.dtype)).contiguous()
-    out, lse = call(query, key, value, bias)
+    if key_mask is not None:
+        key_mask = key_mask.contiguous()
+    out, lse = call(query, key, value, bias, key_mask)
     return (out, lse) if return_lse else out

@@ -19,9 +19,10 @@ Size = int | Sequence[int]
 Dilation = int | Sequence[int | Sequence[int]]
 # The arguments of the operators after the tensors: kernel_size, flat_dilation, scale, masked.
 Window = tuple[Sequence[int], Sequence[int], float, bool]
-# (query, key, value, bias) -> (out, lse), with everything else fixed. bias is
-# (heads, kernel_h, kernel_w) in the accumulation type, contiguous, or None.
-Call = Callable[[Tensor, Tensor, Tensor, Tensor | None], tuple[Tensor, Tensor]]
+# (query, key, value, bias, key_mask) -> (out, lse), with everything else fixed. bias is
+# (heads, kernel_h, kernel_w) in the accumulation type, contiguous, or None; key_mask is
+# (batch, height, width), bool, contiguous, or None.
+Call = Callable[[Tensor, Tensor, Tensor, Tensor | None, Tensor | None], tuple[Tensor, Tensor]]
 
 
 @dataclass(frozen=True)

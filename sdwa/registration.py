@@ -71,26 +71,32 @@ class OperatorPair:
         if is_compiling():
             # A compiled transform has no way to the rules, but through the plain operations.
             traced = decompositions.forward if in_transform() else self.forward
-            return lambda query, key, value, bias: traced(query, key, value, bias, *window)
+            return lambda query, key, value, bias, key_mask: traced(
+                query, key, value, bias, key_mask, *window
+            )
         operate = plain_call(self.forward)
 
         # On a small map each step between the user's call and the kernel counts.
         def call(
-            query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None
+            query: Tensor,
+            key: Tensor,
+            value: Tensor,
+            bias: Tensor | None,
+            key_mask: Tensor | None,
         ) -> tuple[Tensor, Tensor]:
             if in_forward_mode():
-                return decompositions.forward(query, key, value, bias, *window)
+                return decompositions.forward(query, key, value, bias, key_mask, *window)
             if in_transform():
-                return _Forward.apply(self, query, key, value, bias, *window)  # type: ignore[no-any-return]
+                return _Forward.apply(self, query, key, value, bias, key_mask, *window)  # type: ignore[no-any-return]
             if is_grad_enabled() and (
                 query.requires_grad
                 or key.requires_grad
                 or value.requires_grad
                 or (bias is not None and bias.requires_grad)
             ):
-                return _apply_eagerly(self, query, key, value, bias, *window)  # type: ignore[no-any-return]
+                return _apply_eagerly(self, query, key, value, bias, key_mask, *window)  # type: ignore[no-any-return]
             with above_kernel_skipped():
-                return operate(query, key, value, bias, *window)  # type: ignore[no-any-return]
+                return operate(query, key, value, bias, key_mask, *window)  # type: ignore[no-any-return]
 
         return call
 
@@ -110,7 +116,7 @@ class OperatorPair:
     def _differentiate_forward(
         self, ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
     ) -> tuple[Any, ...]:
-        query, key, value, bias, out, lse = ctx.saved_tensors
+        query, key, value, bias, key_mask, out, lse = ctx.saved_tensors
         if grad_out is None:
             grad_out = torch.zeros_like(out)
         elif grad_out.stride(-1) != 1:
@@ -118,9 +124,9 @@ class OperatorPair:
         if grad_lse is not None:
             grad_lse = grad_lse.contiguous()
         *grads, grad_bias = self.differentiate(
-            grad_out, grad_lse, query, key, value, bias, out, lse, *ctx.window
+            grad_out, grad_lse, query, key, value, bias, key_mask, out, lse, *ctx.window
         )
-        return *grads, None if bias is None else grad_bias, None, None, None, None
+        return *grads, None if bias is None else grad_bias, None, None, None, None, None
 
 
 def _describe(
@@ -148,20 +154,21 @@ def _describe(
 
 
 def _save_forward(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    query, key, value, bias, *ctx.window = inputs
-    ctx.save_for_backward(query, key, value, bias, *output)
+    query, key, value, bias, key_mask, *ctx.window = inputs
+    ctx.save_for_backward(query, key, value, bias, key_mask, *output)
     ctx.set_materialize_grads(False)
 
 
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    grad_out, grad_lse, query, key, value, bias, _, _, *ctx.window = inputs
-    ctx.save_for_backward(grad_out, grad_lse, query, key, value, bias)
+    grad_out, grad_lse, query, key, value, bias, key_mask, _, _, *ctx.window = inputs
+    ctx.save_for_backward(grad_out, grad_lse, query, key, value, bias, key_mask)
 
 
 def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     # out and lse are functions of the other inputs: all of the derivative is taken there.
-    nothing = (None,) * 6
-    return *decompositions.second_derivative(ctx.saved_tensors, ctx.window, grads), *nothing
+    *saved, key_mask = ctx.saved_tensors
+    nothing = (None,) * 7
+    return *decompositions.second_derivative(saved, key_mask, ctx.window, grads), *nothing
 
 
 # The operators as functions of autograd, whose first input is the pair. They are quicker than what
@@ -188,8 +195,8 @@ class _Forward(Function):
     @staticmethod
     def vmap(info: Any, in_dims: Any, pair: OperatorPair, *inputs: Any) -> Any:
         def attend(*inputs: Any) -> tuple[Tensor, Tensor]:
-            query, key, value, bias, *window = inputs
-            return pair.bind(tuple(window))(query, key, value, bias)
+            query, key, value, bias, key_mask, *window = inputs
+            return pair.bind(tuple(window))(query, key, value, bias, key_mask)
 
         return rules.vmap_forward(attend, info, in_dims[1:], *inputs)
 

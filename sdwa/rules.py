@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sdwa.problem import Window, accumulation_dtype
@@ -44,7 +45,8 @@ def backward_fake(
 
 # Batching rules: the dimension that `torch.func.vmap` adds becomes part of the batch. Where each
 # sample has a bias of its own, or its gradient is wanted, it becomes part of the heads instead,
-# each of which has its own bias.
+# each of which has its own bias. A sample that has a mask of its own as well is run by itself: all
+# heads of an image share one.
 
 
 def vmap_forward(
@@ -53,15 +55,20 @@ def vmap_forward(
     in_dims: tuple[int | None, ...],
     *inputs: Any,
 ) -> tuple[tuple[Tensor, Tensor], tuple[int, int]]:
-    *tensors, bias = inputs[:4]
-    window = inputs[4:]
+    *tensors, bias, key_mask = inputs[:5]
+    window = inputs[5:]
     size = info.batch_size
     into = 0 if bias is None or in_dims[3] is None else HEADS
+    if key_mask is not None:
+        if into == HEADS and in_dims[4] is not None:
+            return _one_by_one(attend, size, in_dims, inputs)
+        if into == 0:
+            key_mask = _merge(key_mask, in_dims[4], size, 0).contiguous()
     merged = [_merge(t, d, size, into) for t, d in zip(tensors, in_dims, strict=False)]
     if into == HEADS:
         bias = _merge(bias, in_dims[3], size, 0).contiguous()
         window = _repeat_heads(size, *window)
-    outputs = attend(*merged, bias, *window)
+    outputs = attend(*merged, bias, key_mask, *window)
     out, lse = (_split(t, size, into) for t in outputs)
     return (out, lse), (into, into)
 
@@ -72,20 +79,25 @@ def vmap_backward(
     in_dims: tuple[int | None, ...],
     *inputs: Any,
 ) -> tuple[tuple[Tensor, ...], tuple[int | None, ...]]:
-    grad_out, grad_lse, query, key, value, bias, out, lse, *window = inputs
+    grad_out, grad_lse, query, key, value, bias, key_mask, out, lse, *window = inputs
     size = info.batch_size
     into = 0 if bias is None else HEADS
-    tensors = {0: grad_out, 1: grad_lse, 2: query, 3: key, 4: value, 6: out, 7: lse}
+    if into == HEADS and key_mask is not None and in_dims[6] is not None:
+        return _one_by_one(differentiate, size, in_dims, inputs)
+    tensors = {0: grad_out, 1: grad_lse, 2: query, 3: key, 4: value, 7: out, 8: lse}
     merged: dict[int, Tensor | None] = {
         n: None if t is None else _merge(t, in_dims[n], size, into) for n, t in tensors.items()
     }
-    for n in (0, 1, 6, 7):
+    for n in (0, 1, 7, 8):
         merged[n] = None if (tensor := merged[n]) is None else tensor.contiguous()
     merged[5] = None
+    merged[6] = key_mask
+    if key_mask is not None and into == 0:
+        merged[6] = _merge(key_mask, in_dims[6], size, 0).contiguous()
     if bias is not None:
         merged[5] = _merge(bias, in_dims[5], size, 0).contiguous()
         window = list(_repeat_heads(size, *window))
-    *grads, grad_bias = differentiate(*(merged[n] for n in range(8)), *window)
+    *grads, grad_bias = differentiate(*(merged[n] for n in range(9)), *window)
     split = [_split(grad, size, into) for grad in grads]
     if bias is None:
         return (*split, grad_bias), (into, into, into, None)
@@ -102,6 +114,26 @@ def _split(tensor: Tensor, size: int, into: int) -> Tensor:
     return tensor.view(*tensor.shape[:into], size, -1, *tensor.shape[into + 1 :])
 
 
+def _one_by_one(
+    operate: Callable[..., tuple[Tensor, ...]],
+    size: int,
+    in_dims: tuple[int | None, ...],
+    inputs: tuple[Any, ...],
+) -> tuple[Any, Any]:
+    """Runs the samples one after the other, and stacks their results."""
+
+    def sample(number: int) -> tuple[Tensor, ...]:
+        return operate(
+            *(
+                value.select(dim, number).contiguous() if isinstance(dim, int) else value
+                for value, dim in zip(inputs, in_dims, strict=True)
+            )
+        )
+
+    results = tuple(map(torch.stack, zip(*map(sample, range(size)), strict=True)))
+    return results, (0,) * len(results)
+
+
 def _repeat_heads(
     size: int, kernel_size: Sequence[int], dilation: Sequence[int], scale: float, masked: bool
 ) -> Window:
@@ -114,9 +146,9 @@ def _repeat_heads(
 
 def forward_flops(query_shape: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
     """Scores and weighted values: two products of head_dim per tap, two operations each."""
-    return int(4 * math.prod(args[3]) * math.prod(query_shape))
+    return int(4 * math.prod(args[4]) * math.prod(query_shape))
 
 
 def backward_flops(grad_out_shape: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
     """Scores again, gradient of the probabilities, of query, of key and of value."""
-    return int(10 * math.prod(args[7]) * math.prod(grad_out_shape))
+    return int(10 * math.prod(args[8]) * math.prod(grad_out_shape))

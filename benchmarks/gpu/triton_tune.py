@@ -51,14 +51,14 @@ def milliseconds(
     launch.choose_blocks = lambda *_: blocks
     launch.attention_plan.cache_clear()
     try:
-        out, lse = launch.attention_forward(query, key, value, None, *arguments)
+        out, lse = launch.attention_forward(query, key, value, None, None, *arguments)
 
         def run() -> None:
             if which == "forward":
-                launch.attention_forward(query, key, value, None, *arguments)
+                launch.attention_forward(query, key, value, None, None, *arguments)
             else:
                 launch.attention_backward(
-                    grad_out, None, query, key, value, None, out, lse, *arguments
+                    grad_out, None, query, key, value, None, None, out, lse, *arguments
                 )
 
         return float(do_bench(run, warmup=10, rep=50, return_mode="median"))

@@ -152,11 +152,12 @@ void add_up_grad_bias(const Problem& problem, const Plan& plan, const A* sums, A
 
 std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value,
                                              std::optional<Tensor> bias,
+                                             std::optional<Tensor> key_mask,
                                              std::vector<int64_t> kernel_size,
                                              std::vector<int64_t> dilation, double scale,
                                              bool masked) {
   const ForwardCall call =
-      prepare_forward(query, key, value, bias, kernel_size, dilation, scale, masked);
+      prepare_forward(query, key, value, bias, key_mask, kernel_size, dilation, scale, masked);
   const Problem& problem = call.args.problem;
   if (problem.head_dim > 0) {
     const Plan plan = make_plan(problem, rows_around_band(problem));
@@ -172,10 +173,10 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
     Tensor grad_out, std::optional<Tensor> grad_lse, Tensor query, Tensor key, Tensor value,
-    std::optional<Tensor> bias, Tensor out, Tensor lse, std::vector<int64_t> kernel_size,
-    std::vector<int64_t> dilation, double scale, bool masked) {
-  const BackwardCall call = prepare_backward(grad_out, grad_lse, query, key, value, bias, out, lse,
-                                             kernel_size, dilation, scale, masked);
+    std::optional<Tensor> bias, std::optional<Tensor> key_mask, Tensor out, Tensor lse,
+    std::vector<int64_t> kernel_size, std::vector<int64_t> dilation, double scale, bool masked) {
+  const BackwardCall call = prepare_backward(grad_out, grad_lse, query, key, value, bias, key_mask,
+                                             out, lse, kernel_size, dilation, scale, masked);
   const Problem& problem = call.args.problem;
   // The queries around a band read its keys: their probabilities are computed again, from keys that
   // lie as far away again.

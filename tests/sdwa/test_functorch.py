@@ -144,7 +144,7 @@ def test_operators_batch_by_themselves():
     if sdwa.available_backends("cpu")["cpu"]:
         pytest.skip("the CPU kernels are not compiled")
     query, key, value = torch.randn(3, SAMPLES, *SHAPE)
-    window = (None, [3, 3], [1, 1, 2, 2], 0.5, False)
+    window = (None, None, [3, 3], [1, 1, 2, 2], 0.5, False)
     out, _ = func.vmap(lambda *a: torch.ops.sdwa.attention_forward(*a, *window))(query, key, value)
     for n in range(SAMPLES):
         alone, _ = torch.ops.sdwa.attention_forward(query[n], key[n], value[n], *window)

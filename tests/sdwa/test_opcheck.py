@@ -51,12 +51,12 @@ def test_opcheck(backend, case, dtype):
     tensors = draw(case, dtype, backend.device_type)
     inputs = [tensors[name].requires_grad_() for name in ("query", "key", "value")]
     bias = tensors["bias"].float().requires_grad_() if case.bias else None
-    torch.library.opcheck(forward, (*inputs, bias, *WINDOW, False), rtol=1e-2, atol=1e-2)
+    torch.library.opcheck(forward, (*inputs, bias, None, *WINDOW, False), rtol=1e-2, atol=1e-2)
     inputs = [tensor.detach() for tensor in inputs]
     bias = bias if bias is None else bias.detach()
-    out, lse = forward(*inputs, bias, *WINDOW, True)
+    out, lse = forward(*inputs, bias, None, *WINDOW, True)
     for grad_lse in (None, tensors["grad_lse"]):
-        arguments = (tensors["grad_out"], grad_lse, *inputs, bias, out, lse, *WINDOW, True)
+        arguments = (tensors["grad_out"], grad_lse, *inputs, bias, None, out, lse, *WINDOW, True)
         torch.library.opcheck(backward, arguments, rtol=1e-2, atol=1e-2)
 
 
@@ -64,7 +64,7 @@ def test_opcheck(backend, case, dtype):
 def test_fake_has_the_strides_of_the_kernel(backend, case):
     forward, backward = operators(backend)
     tensors = draw(case, torch.float32, backend.device_type)
-    inputs = [tensors[name] for name in ("query", "key", "value")] + [tensors.get("bias")]
+    inputs = [tensors[name] for name in ("query", "key", "value")] + [tensors.get("bias"), None]
 
     def both(inputs, grad_out, grad_lse):
         out, lse = forward(*inputs, *WINDOW, False)

@@ -231,11 +231,11 @@ def test_opcheck():
     sdwa.sliding_dilated_window_attention(*inputs[:3], 3, (1, 2), backend="triton")
     window = ([3, 3], [1, 1, 2, 2], 0.5, False)
     forward = torch.ops.sdwa.triton_attention_forward.default
-    torch.library.opcheck(forward, (*inputs, *window))
-    out, lse = (t.detach() for t in forward(*inputs, *window))
+    torch.library.opcheck(forward, (*inputs, None, *window))
+    out, lse = (t.detach() for t in forward(*inputs, None, *window))
     backward = torch.ops.sdwa.triton_attention_backward.default
     detached = [t.detach() for t in inputs]
-    arguments = (tensors["grad_out"], tensors["grad_lse"], *detached, out, lse, *window)
+    arguments = (tensors["grad_out"], tensors["grad_lse"], *detached, None, out, lse, *window)
     torch.library.opcheck(backward, arguments)
 
 

@@ -17,11 +17,12 @@ MINIMUM_VERSION = (3, 5)
 # As in csrc/library.cpp, which may not be compiled where Triton runs.
 SCHEMAS = (
     "triton_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? bias, "
-    "int[] kernel_size, int[] dilation, float scale, bool masked) -> (Tensor out, Tensor lse)",
+    "Tensor? key_mask, int[] kernel_size, int[] dilation, float scale, bool masked) "
+    "-> (Tensor out, Tensor lse)",
     "triton_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
-    "Tensor value, Tensor? bias, Tensor out, Tensor lse, int[] kernel_size, int[] dilation, "
-    "float scale, bool masked) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, "
-    "Tensor grad_bias)",
+    "Tensor value, Tensor? bias, Tensor? key_mask, Tensor out, Tensor lse, int[] kernel_size, "
+    "int[] dilation, float scale, bool masked) -> (Tensor grad_query, Tensor grad_key, "
+    "Tensor grad_value, Tensor grad_bias)",
 )
 _LIBRARY = torch.library.Library("sdwa", "FRAGMENT")
 

@@ -65,6 +65,7 @@ def attention_forward(
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
+    key_mask: Tensor | None,
     kernel_size: Sequence[int],
     dilation: Sequence[int],
     scale: float,
@@ -73,8 +74,9 @@ def attention_forward(
     """(out, lse), contiguous, as `sdwa::attention_forward`.
 
     query, key, value: (batch, height, width, heads, head_dim), last stride 1; bias: (heads,
-    kernel_h, kernel_w) float32 contiguous, or None; dilation: flattened (dilation_h, dilation_w)
-    of each head. lse: (batch, height, width, heads) float32.
+    kernel_h, kernel_w) float32 contiguous, or None; key_mask: (batch, height, width) bool
+    contiguous, or None; dilation: flattened (dilation_h, dilation_w) of each head. lse: (batch,
+    height, width, heads) float32.
 
     Raises:
         ValueError: as `attention_plan`.
@@ -102,6 +104,7 @@ def attention_backward(
     key: Tensor,
     value: Tensor,
     bias: Tensor | None,
+    key_mask: Tensor | None,
     out: Tensor,
     lse: Tensor,
     kernel_size: Sequence[int],
