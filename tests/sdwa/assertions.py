@@ -40,6 +40,7 @@ def run(
         bias=inputs.get("bias"),
         scale=case.scale,
         padding_mode=case.padding_mode,
+        key_mask=tensors.get("key_mask"),
         return_lse=True,
         **options,
     )
@@ -51,7 +52,9 @@ def run(
     }
 
 
-def stepwise(query, key, value, kernel_size, dilation, *, bias, scale, padding_mode, return_lse):
+def stepwise(
+    query, key, value, kernel_size, dilation, *, bias, scale, padding_mode, key_mask, return_lse
+):
     """The operator, every step rounded to the dtype of query, as plain PyTorch code does it."""
     batch, height, width, heads, head_dim = query.shape
     kernel = as_kernel_size(kernel_size)
@@ -68,20 +71,32 @@ def stepwise(query, key, value, kernel_size, dilation, *, bias, scale, padding_m
         scores = (q * windows(key[:, :, :, head])).sum(-1) * scale
         if bias is not None:
             scores = scores + bias[head].flatten()
+        on_map = torch.ones_like(key[:, :, :, head, :1])
         if padding_mode == "masked":
-            on_map = windows(torch.ones_like(key[:, :, :, head, :1]))[..., 0]
-            scores = scores.masked_fill(on_map == 0, float("-inf"))
-        out = (scores.softmax(-1).unsqueeze(-1) * windows(value[:, :, :, head])).sum(-2)
+            scores = scores.masked_fill(windows(on_map)[..., 0] == 0, float("-inf"))
+        if key_mask is not None:
+            left_out = windows(on_map * ~key_mask.unsqueeze(-1))[..., 0]
+            scores = scores.masked_fill(left_out != 0, float("-inf"))
+        nothing = (scores == float("-inf")).all(-1, keepdim=True)
+        scores = scores.masked_fill(nothing, 0)
+        weights = scores.softmax(-1).masked_fill(nothing, 0)
+        out = (weights.unsqueeze(-1) * windows(value[:, :, :, head])).sum(-2)
         outs.append(out.view(batch, height, width, head_dim))
-        lses.append(scores.logsumexp(-1).view(batch, height, width))
+        lse = scores.logsumexp(-1).masked_fill(nothing[..., 0], float("-inf"))
+        lses.append(lse.view(batch, height, width))
     return torch.stack(outs, 3), torch.stack(lses, 3)
 
 
 def error(result: Tensor, exact: Tensor) -> float:
-    """Norm of the difference over the norm of the exact tensor; infinite where it is NaN."""
+    """Norm of the difference over the norm of the exact tensor; infinite where it is NaN, or where
+    one is infinite and not the other."""
     if exact.numel() == 0:
         return 0.0
-    difference = (result.double() - exact).norm().item()
+    result, infinite = result.double(), exact.isinf()
+    if not torch.equal(result.where(infinite, 0), exact.where(infinite, 0)):
+        return float("inf")
+    result, exact = (tensor.masked_fill(infinite, 0) for tensor in (result, exact))
+    difference = (result - exact).norm().item()
     return (
         difference / max(exact.norm().item(), 1e-30) if difference == difference else float("inf")
     )
@@ -110,7 +125,9 @@ def assert_results_match(
     case: Case, dtype: torch.dtype, tensors: dict[str, Tensor], results: Results
 ) -> None:
     """The same for results at hand, of the tensors given."""
-    doubles = {name: tensor.double() for name, tensor in tensors.items()}
+    doubles = {
+        name: tensor if name == "key_mask" else tensor.double() for name, tensor in tensors.items()
+    }
     exact = run(case, doubles, backend="reference")
     if dtype != torch.float64 and case.shape[0]:
         lost = run(case, tensors, stepwise)

@@ -13,13 +13,20 @@ GOLDEN = Path(__file__).parent / "golden"
 
 @dataclass(frozen=True)
 class Case:
-    """One problem. `layout` is how query, key and value lie in memory."""
+    """One problem.
+
+    `strictly_causal`: the bias is -inf from the query on, so that masked windows in the first
+    corner of the map have nothing left. `key_mask`: one that leaves out most keys, here and there a
+    whole window. `layout`: how query, key and value lie in memory.
+    """
 
     name: str
     shape: tuple[int, int, int, int, int]  # batch, height, width, heads, head_dim
     kernel_size: int | tuple[int, int] = 3
     dilation: int | tuple = 1
     bias: bool = False
+    strictly_causal: bool = False
+    key_mask: bool = False
     scale: float | None = None
     padding_mode: str = "zeros"
     layout: str = "contiguous"
@@ -68,11 +75,62 @@ CASES = (
     Case("scale_negative", (1, 6, 6, 2, 16), scale=-0.7, padding_mode="masked"),
     Case("batch_0", (0, 5, 6, 2, 8), dilation=(1, 2), bias=True),
     Case("larger_map", (1, 31, 29, 4, 32), dilation=(1, 2, 3, 4)),
+    Case("key_mask", (2, 9, 11, 3, 32), dilation=(1, 2, 3), key_mask=True),
+    Case(
+        "key_mask_masked",
+        (2, 7, 7, 8, 64),
+        dilation=(1, 1, 2, 2, 2, 3, 3, 3),
+        bias=True,
+        padding_mode="masked",
+        key_mask=True,
+    ),
+    Case(
+        "key_mask_5x5", (2, 8, 9, 2, 20), kernel_size=5, dilation=(1, 2), bias=True, key_mask=True
+    ),
+    Case(
+        "key_mask_7_masked",
+        (1, 9, 10, 2, 32),
+        kernel_size=7,
+        dilation=(1, 3),
+        padding_mode="masked",
+        key_mask=True,
+        layout="packed",
+    ),
+    Case("key_mask_9x3", (1, 7, 8, 2, 6), kernel_size=(9, 3), dilation=(1, 2), key_mask=True),
+    Case("key_mask_1x1", (2, 4, 5, 2, 8), kernel_size=1, key_mask=True),
+    Case(
+        "nothing_left",
+        (2, 6, 7, 3, 16),
+        dilation=(1, 2, 3),
+        bias=True,
+        strictly_causal=True,
+        padding_mode="masked",
+    ),
+    Case(
+        "nothing_left_5x5",
+        (1, 7, 6, 2, 24),
+        kernel_size=5,
+        dilation=(1, 2),
+        bias=True,
+        strictly_causal=True,
+        padding_mode="masked",
+    ),
+    Case(
+        "nothing_left_3x7",
+        (1, 5, 9, 2, 5),
+        kernel_size=(3, 7),
+        bias=True,
+        strictly_causal=True,
+        padding_mode="masked",
+        key_mask=True,
+    ),
+    Case("strictly_causal", (1, 6, 7, 2, 16), dilation=(1, 2), bias=True, strictly_causal=True),
 )
 
 
 def draw(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> dict[str, Tensor]:
-    """Tensors of a case: query, key, value, grad_out, grad_lse and, where it has one, bias."""
+    """Tensors of a case: query, key, value, grad_out, grad_lse and, where it has them, bias
+    and key_mask."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -114,4 +172,9 @@ def draw(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> 
             case.kernel_size if isinstance(case.kernel_size, tuple) else (case.kernel_size,) * 2
         )
         tensors["bias"] = normal(heads, *kernel).to(device, dtype)
+        if case.strictly_causal:
+            tensors["bias"].flatten(1)[:, kernel[0] * kernel[1] // 2 :] = float("-inf")
+    if case.key_mask:
+        kept = torch.rand(case.shape[:3], generator=generator) < 0.3
+        tensors["key_mask"] = kept.to(device)
     return tensors
