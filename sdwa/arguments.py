@@ -36,6 +36,8 @@ def make_problem(
 ) -> AttentionProblem:
     """The problem that the operator's arguments ask for, once they are checked.
 
+    Where value has another head_dim than query and key, the problem has the larger of the two.
+
     Raises:
         TypeError: an argument of the wrong type, or a dtype that is not supported.
         ValueError: a value or shape that is not legal. Both name the argument, what came, and what
@@ -43,16 +45,17 @@ def make_problem(
     """
     _check_tensors(query, key, value)
     check_padding_mode(padding_mode)
-    heads, head_dim = query.shape[3], query.shape[4]
+    *pixels, heads, head_dim = query.shape
     kernel = as_kernel_size(kernel_size)
+    pairs = as_dilation(dilation, heads, query.shape)
     if bias is not None:
         _check_bias(bias, query, (heads, *kernel))
     if key_mask is not None:
         _check_key_mask(key_mask, query)
     return AttentionProblem(
-        shape=tuple(query.shape),
+        shape=(*pixels, heads, max(head_dim, value.shape[4])),
         kernel_size=kernel,
-        flat_dilation=tuple(step for pair in as_dilation(dilation, heads) for step in pair),
+        flat_dilation=tuple(step for pair in pairs for step in pair),
         scale=as_scale(scale, head_dim),
         masked=padding_mode == "masked",
         dtype=query.dtype,
@@ -74,8 +77,13 @@ def as_kernel_size(kernel_size: Size) -> tuple[int, int]:
     return pair
 
 
-def as_dilation(dilation: Dilation, heads: int) -> tuple[tuple[int, int], ...]:
-    """(dilation_h, dilation_w) of each head, from one int or one entry per head."""
+def as_dilation(
+    dilation: Dilation, heads: int, shape: Sequence[int] = ()
+) -> tuple[tuple[int, int], ...]:
+    """(dilation_h, dilation_w) of each head, from one int or one entry per head.
+
+    shape: of query, where there is one: the message tells what it may have been meant as.
+    """
     if is_int(dilation):
         entries: Sequence[Any] = (dilation,) * heads
     elif isinstance(dilation, Sequence) and not isinstance(dilation, (str, bytes)):
@@ -86,9 +94,15 @@ def as_dilation(dilation: Dilation, heads: int) -> tuple[tuple[int, int], ...]:
             f"got {type(dilation).__name__}"
         )
     if len(entries) != heads:
+        hint = _heads_first_hint(shape, len(entries))
+        if len(entries) == 2 and all(is_int(entry) for entry in entries):
+            hint += (
+                f"; a dilation_h of {entries[0]} and a dilation_w of {entries[1]} for all heads is "
+                f"({tuple(entries)},) * {heads}"
+            )
         raise ValueError(
             f"dilation must have one entry per head: got {len(entries)} entries "
-            f"{tuple(entries)!r} for {heads} heads"
+            f"{tuple(entries)!r} for {heads} heads{hint}"
         )
     pairs = []
     for entry in entries:
@@ -111,11 +125,28 @@ def as_scale(scale: float | None, head_dim: int) -> float:
     if scale is None:
         return float(head_dim**-0.5)
     if not is_number(scale):
-        raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+        raise TypeError(f"scale must be a number, a tensor or None, got {type(scale).__name__}")
     number = float(scale)
     if not abs(number) <= sys.float_info.max:  # torch.compile cannot trace `math.isfinite`
         raise ValueError(f"scale must be finite, got {scale!r}")
     return number
+
+
+def check_scale_tensor(scale: Tensor, query: Tensor) -> None:
+    """Raises TypeError or ValueError where it is not one factor for query, or one for each head."""
+    check_tensor("query", query)
+    heads = query.shape[3]
+    if scale.dtype not in DTYPES:
+        raise TypeError(f"scale must be {dtype_names(DTYPES)}, got {scale.dtype}")
+    if scale.dim() > 1 or scale.numel() not in (1, heads):
+        raise ValueError(
+            f"scale must be a number, or a tensor of one or of {heads} elements (heads), "
+            f"got shape {tuple(scale.shape)}"
+        )
+    if scale.device != query.device and scale.dim() > 0:  # PyTorch takes single numbers anywhere
+        raise ValueError(
+            f"scale must be on the device of query: got {scale.device} beside {query.device}"
+        )
 
 
 def check_padding_mode(padding_mode: str) -> None:
@@ -159,17 +190,34 @@ def _as_pair(value: Any) -> tuple[int, int] | None:
     return None
 
 
+def check_tensor(name: str, tensor: Tensor) -> None:
+    """Raises TypeError or ValueError where the argument `name` is not a map of features.
+
+    That is a dense tensor of 5 dimensions and a dtype of `DTYPES`.
+    """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+    if tensor.is_nested:
+        raise TypeError(
+            f"{name} must be a dense tensor, got a nested one: pad its images to one size, and say "
+            "by key_mask what is padding"
+        )
+    if tensor.layout != torch.strided:
+        raise TypeError(
+            f"{name} must be a dense tensor, got {tensor.layout}: call .to_dense() on it"
+        )
+    if tensor.dim() != 5:
+        raise ValueError(
+            f"{name} must be (batch, height, width, heads, head_dim), "
+            f"got shape {tuple(tensor.shape)}"
+        )
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be {dtype_names(DTYPES)}, got {tensor.dtype}")
+
+
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.dim() != 5:
-            raise ValueError(
-                f"{name} must be (batch, height, width, heads, head_dim), "
-                f"got shape {tuple(tensor.shape)}"
-            )
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{name} must be {dtype_names(DTYPES)}, got {tensor.dtype}")
+        check_tensor(name, tensor)
         if tensor.dtype != query.dtype:
             raise TypeError(
                 f"{name} must have the dtype of query: got {tensor.dtype} beside {query.dtype}"
@@ -178,9 +226,11 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
             raise ValueError(
                 f"{name} must be on the device of query: got {tensor.device} beside {query.device}"
             )
-        if tensor.shape != query.shape:
+        same = 4 if name == "value" else 5  # value may have a head_dim of its own
+        if tensor.shape[:same] != query.shape[:same]:
+            but = ", but for head_dim" if name == "value" else ""
             raise ValueError(
-                f"{name} must have the shape of query: got {tuple(tensor.shape)} "
+                f"{name} must have the shape of query{but}: got {tuple(tensor.shape)} "
                 f"beside {tuple(query.shape)}"
             )
         if tensor.stride(4) != 1 and tensor.shape[4] > 1 and tensor.numel() > 0:
@@ -188,28 +238,30 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
                 f"{name} must have stride 1 in head_dim, its last dimension, "
                 f"got strides {tensor.stride()}: call .contiguous() on it"
             )
-    _, height, width, heads, head_dim = query.shape
+    _, height, width, heads, _ = query.shape
     if height < 1 or width < 1 or heads < 1:
         raise ValueError(
             f"query must have height, width and heads of at least 1, got shape {tuple(query.shape)}"
         )
-    if not 1 <= head_dim <= MAX_HEAD_DIM:
-        raise ValueError(
-            f"query must have a head_dim from 1 to {MAX_HEAD_DIM}, got shape {tuple(query.shape)}"
-        )
+    for name, tensor in (("query", query), ("value", value)):
+        if not 1 <= tensor.shape[4] <= MAX_HEAD_DIM:
+            raise ValueError(
+                f"{name} must have a head_dim from 1 to {MAX_HEAD_DIM}, "
+                f"got shape {tuple(tensor.shape)}"
+            )
 
 
 def _check_bias(bias: Tensor, query: Tensor, shape: tuple[int, int, int]) -> None:
     if not isinstance(bias, Tensor):
         raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
     if tuple(bias.shape) != shape:
+        hint = _heads_first_hint(query.shape, bias.shape[0] if bias.dim() else 0)
         raise ValueError(
             f"bias must be (heads, kernel_h, kernel_w) = {shape}, got shape {tuple(bias.shape)}"
+            f"{hint}"
         )
-    if bias.dtype not in (query.dtype, torch.float32):
-        raise TypeError(
-            f"bias must be float32 or have the dtype of query, {query.dtype}: got {bias.dtype}"
-        )
+    if bias.dtype not in DTYPES:
+        raise TypeError(f"bias must be {dtype_names(DTYPES)}, got {bias.dtype}")
     if bias.device != query.device:
         raise ValueError(
             f"bias must be on the device of query: got {bias.device} beside {query.device}"
@@ -230,3 +282,13 @@ def _check_key_mask(key_mask: Tensor, query: Tensor) -> None:
         raise ValueError(
             f"key_mask must be on the device of query: got {key_mask.device} beside {query.device}"
         )
+
+
+def _heads_first_hint(shape: Sequence[int], heads: int) -> str:
+    """What to say where an argument for that many heads does not fit query, but its second axis."""
+    if len(shape) != 5 or heads == shape[3] or heads != shape[1]:
+        return ""
+    return (
+        f"; query is (batch, height, width, heads, head_dim) = {tuple(shape)}: if its heads come "
+        "first, pass query.permute(0, 2, 3, 1, 4), and key and value alike"
+    )

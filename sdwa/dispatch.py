@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.compiler import is_compiling
+from torch.nn.functional import pad
 
 from sdwa.arguments import make_problem
 from sdwa.backends import BACKENDS, Backend
@@ -14,7 +15,9 @@ from sdwa.problem import AttentionProblem, Call, Dilation, Size
 
 # Calls that are kept: more than any model makes, and they bound what shapes without end would take.
 MOST_PREPARED = 4096
-_prepared: dict[Any, Call] = {}
+# With the kernel size and the dilation that they were made of: (1, 2) and (1, 2.0) are equal, but
+# only one is legal.
+_prepared: dict[Any, tuple[Call, Size, Dilation]] = {}
 
 
 class BackendError(ValueError, RuntimeError):
@@ -45,8 +48,12 @@ def prepare(
     Raises:
         TypeError, ValueError, BackendError: as `make_problem` and `select`.
     """
-    call = facts = None
+    facts = None
     if not is_compiling():
+        if kernel_size.__class__ is list:
+            kernel_size = tuple(kernel_size)  # it has a hash
+        if dilation.__class__ is list:
+            dilation = tuple(dilation)
         try:
             facts = (
                 *(query.shape, query.dtype, query.device, query.stride(4)),
@@ -54,23 +61,46 @@ def prepare(
                 *(value.shape, value.dtype, value.device, value.stride(4)),
                 None if bias is None else (bias.shape, bias.dtype, bias.device),
                 None if key_mask is None else (key_mask.shape, key_mask.dtype, key_mask.device),
-                # (1, 2) and (1, 2.0) are equal, but only one is legal
-                *(kernel_size, id(kernel_size), dilation, id(dilation)),
-                *(scale, scale.__class__, padding_mode, backend),
+                *(kernel_size, dilation, scale, scale.__class__, padding_mode, backend),
             )
-            call = _prepared.get(facts)
-        except (AttributeError, IndexError, TypeError):
-            facts = None  # not tensors, or not of 5 dimensions, or lists, which have no hash
-    if call is None:
-        problem = make_problem(
-            query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask
-        )
-        call = select(problem, backend).bind(problem)
-        if facts is not None:
-            if len(_prepared) >= MOST_PREPARED:
-                _prepared.clear()
-            _prepared[facts] = call
+            known = _prepared.get(facts)
+        except (AttributeError, IndexError, TypeError, RuntimeError):
+            known = facts = (
+                None  # not tensors, or not dense ones of 5 dimensions, or without a hash
+            )
+        if (
+            known is not None
+            and (known[2] is dilation or repr(known[2]) == repr(dilation))
+            and (known[1] is kernel_size or repr(known[1]) == repr(kernel_size))
+        ):
+            return known[0]
+    problem = make_problem(
+        query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask
+    )
+    call = select(problem, backend).bind(problem)
+    if query.shape[4] != value.shape[4]:
+        call = _padded(call, value.shape[4], problem.shape[4])
+    if facts is not None:
+        if len(_prepared) >= MOST_PREPARED:
+            _prepared.clear()
+        _prepared[facts] = call, kernel_size, dilation
     return call
+
+
+def _padded(call: Call, value_dim: int, head_dim: int) -> Call:
+    """A call for a value of another head_dim than query and key, made of one for a single head_dim.
+
+    Further features of zero change neither the scores, nor those of the result that are kept.
+    """
+
+    def padded(
+        query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, key_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        query, key, value = (pad(x, (0, head_dim - x.shape[4])) for x in (query, key, value))
+        out, lse = call(query, key, value, bias, key_mask)
+        return out[..., :value_dim], lse
+
+    return padded
 
 
 def select(problem: AttentionProblem, name: str | None) -> Backend:

@@ -5,11 +5,14 @@ from __future__ import annotations
 from typing import Literal, overload
 
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from sdwa import reference
+from sdwa.arguments import check_scale_tensor, make_problem
 from sdwa.autocast import autocast_tensors
 from sdwa.dispatch import prepare
 from sdwa.problem import Dilation, Size, accumulation_dtype
-from sdwa.torch_private import any_autocast
+from sdwa.torch_private import any_autocast, varies
 
 
 @overload
@@ -21,7 +24,7 @@ def sliding_dilated_window_attention(
     dilation: Dilation = 1,
     *,
     bias: Tensor | None = None,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     padding_mode: str = "zeros",
     key_mask: Tensor | None = None,
     return_lse: Literal[False] = False,
@@ -38,7 +41,7 @@ def sliding_dilated_window_attention(
     dilation: Dilation = 1,
     *,
     bias: Tensor | None = None,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     padding_mode: str = "zeros",
     key_mask: Tensor | None = None,
     return_lse: Literal[True],
@@ -54,7 +57,7 @@ def sliding_dilated_window_attention(
     dilation: Dilation = 1,
     *,
     bias: Tensor | None = None,
-    scale: float | None = None,
+    scale: float | Tensor | None = None,
     padding_mode: str = "zeros",
     key_mask: Tensor | None = None,
     return_lse: bool = False,
@@ -73,12 +76,18 @@ def sliding_dilated_window_attention(
     Args:
         query, key, value: (batch, height, width, heads, head_dim), float32, bfloat16, float16 or
             float64, of one shape, dtype and device. Any strides, so slices of a packed projection
-            are read in place; the last stride must be 1. head_dim from 1 to 256.
+            are read in place; the last stride must be 1. head_dim from 1 to 256; that of value may
+            be another, which costs copies, padded to the larger one. Tensors whose heads come
+            first, (batch, heads, height, width, head_dim), would be read as maps of heads x height:
+            pass `query.permute(0, 2, 3, 1, 4)`.
         kernel_size: taps along each side of the window, odd, up to 255; or (kernel_h, kernel_w).
         dilation: distance of neighbouring taps in pixels: one for all heads, or a sequence with one
-            entry per head, an int or (dilation_h, dilation_w). It may exceed the map.
-        bias: (heads, kernel_h, kernel_w), added to the scores; float32 or the dtype of query.
-        scale: factor of the scores; None: `head_dim ** -0.5`. 0.0 is a value like any other.
+            entry per head, an int or (dilation_h, dilation_w). It may exceed the map. (2, 1) is two
+            heads; 2 rows and 1 column apart in all heads is `((2, 1),) * heads`.
+        bias: (heads, kernel_h, kernel_w), added to the scores; any of the dtypes above.
+        scale: factor of the scores; None: `head_dim ** -0.5` of query. 0.0 is a value like any
+            other. A tensor, of one element or of one per head, may be learned: it multiplies the
+            query, which rounds in half precision.
         padding_mode: what a tap off the map is. "zeros": a zero key and a zero value, which keep
             their place in the softmax, as `torch.nn.Unfold` pads; "masked": left out.
         key_mask: (batch, height, width) bool; a key where it is False, such as the padding of a
@@ -87,7 +96,9 @@ def sliding_dilated_window_attention(
         backend: "cuda", "triton", "cpu" or "reference"; None: the best that fits.
 
     Returns:
-        out: (batch, height, width, heads, head_dim) in the dtype of query.
+        out: (batch, height, width, heads, head_dim of value) in the dtype of query. The backward
+            pass reads it: write `out = out + x`, not `out += x`, as after the fused kernels of
+            `scaled_dot_product_attention`.
         lse, with return_lse: (batch, height, width, heads), float32 (float64 for float64 tensors),
             natural logarithm, differentiable.
         Where every tap of a window is left out (by "masked" and a bias of -inf, or by key_mask) out
@@ -103,8 +114,26 @@ def sliding_dilated_window_attention(
         >>> sliding_dilated_window_attention(q, k, v, 3, (1, 1, 2, 2, 2, 3, 3, 3)).shape
         torch.Size([2, 7, 7, 8, 64])
     """
+    if has_torch_function_variadic(query, key, value):  # such as the proxies of torch.fx
+        return handle_torch_function(
+            sliding_dilated_window_attention,  # type: ignore[arg-type]
+            (query, key, value),
+            query,
+            key,
+            value,
+            kernel_size,
+            dilation,
+            bias=bias,
+            scale=scale,
+            padding_mode=padding_mode,
+            key_mask=key_mask,
+            return_lse=return_lse,
+            backend=backend,
+        )
     if any_autocast():
         query, key, value = autocast_tensors(query, key, value)
+    if scale is not None and (isinstance(scale, Tensor) or varies(scale)):
+        query, scale = _scaled(query, scale), 1.0
     call = prepare(
         query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask, backend
     )
@@ -114,3 +143,56 @@ def sliding_dilated_window_attention(
         key_mask = key_mask.contiguous()
     out, lse = call(query, key, value, bias, key_mask)
     return (out, lse) if return_lse else out
+
+
+def attention_weights(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Size = 3,
+    dilation: Dilation = 1,
+    *,
+    bias: Tensor | None = None,
+    scale: float | Tensor | None = None,
+    padding_mode: str = "zeros",
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """The weights by which `sliding_dilated_window_attention` adds up the values, for looking at.
+
+    They are computed in plain PyTorch and take kernel_h * kernel_w numbers for each query and head;
+    the fused kernels never hold them. On any device, differentiable.
+
+    Args:
+        query, key, kernel_size, dilation, bias, scale, padding_mode, key_mask: as there.
+
+    Returns:
+        (batch, height, width, heads, kernel_h, kernel_w), float32 (float64 for float64 tensors).
+        Entry [b, y, x, n, i, j] is what the query at (y, x) gives to the key at
+        (y + (i - kernel_h // 2) * dilation_h, x + (j - kernel_w // 2) * dilation_w). They add up to
+        1 over the window: with "zeros" that includes taps off the map. Where every tap is left out
+        all are 0.
+
+    Raises:
+        TypeError, ValueError: an argument that is not legal; the message names it.
+
+    Example:
+        >>> q, k = torch.randn(2, 1, 7, 7, 8, 64)
+        >>> attention_weights(q, k, 3, (1, 1, 2, 2, 2, 3, 3, 3)).shape
+        torch.Size([1, 7, 7, 8, 3, 3])
+    """
+    if any_autocast():
+        query, key, _ = autocast_tensors(query, key, key)
+    if isinstance(scale, Tensor):
+        query, scale = _scaled(query, scale), 1.0
+    problem = make_problem(
+        query, key, key, kernel_size, dilation, bias, scale, padding_mode, key_mask
+    )
+    return reference.attention_weights(problem, query, key, bias, key_mask)
+
+
+def _scaled(query: Tensor, scale: float | Tensor) -> Tensor:
+    """query times scale, in the dtype of query."""
+    if isinstance(scale, Tensor):
+        check_scale_tensor(scale, query)
+        if scale.dim() > 0:
+            scale = scale[:, None]  # of each head, for all its features
+    return (query * scale).to(query.dtype)

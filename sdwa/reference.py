@@ -12,7 +12,7 @@ from itertools import groupby
 import torch
 from torch import Tensor
 
-from sdwa.autocast import autocasts
+from sdwa.autocast import autocast_off
 from sdwa.problem import AttentionProblem, accumulation_dtype
 
 
@@ -41,19 +41,16 @@ def attention(
 
         A window whose every tap is left out, or has a bias of -inf, gives out 0 and lse -inf.
     """
-    if autocasts(query.device):  # it would round the scores
-        with torch.autocast(query.device.type, enabled=False):
-            return attention(problem, query, key, value, bias, key_mask, dropout)
+    accumulate = accumulation_dtype(query.dtype)
     outs, lses = [], []
-    for heads, dilation in heads_by_dilation(problem):
-        v = unfold(
-            value[..., heads, :].to(accumulation_dtype(query.dtype)), problem.kernel_size, dilation
-        )
-        weights, lse = softmax(scores(problem, query, key, bias, key_mask, heads, dilation))
-        weights = torch.nn.functional.dropout(weights, dropout)
-        outs.append((weights.unsqueeze(-2) @ v).squeeze(-2))
-        lses.append(lse)
-    return torch.cat(outs, dim=3).to(query.dtype), torch.cat(lses, dim=3)
+    with autocast_off(query.device):  # it would round the scores
+        for heads, dilation in heads_by_dilation(problem):
+            weights, lse = softmax(scores(problem, query, key, bias, key_mask, heads, dilation))
+            weights = torch.nn.functional.dropout(weights, dropout)
+            v = unfold(value[..., heads, :].to(accumulate), problem.kernel_size, dilation)
+            outs.append((weights.unsqueeze(-2) @ v).squeeze(-2))
+            lses.append(lse)
+        return torch.cat(outs, dim=3).to(query.dtype), torch.cat(lses, dim=3)
 
 
 def attention_weights(
@@ -71,10 +68,11 @@ def attention_weights(
     Returns:
         (batch, height, width, heads, kernel_h, kernel_w) in the accumulation type.
     """
-    weights = [
-        softmax(scores(problem, query, key, bias, key_mask, heads, dilation))[0]
-        for heads, dilation in heads_by_dilation(problem)
-    ]
+    with autocast_off(query.device):
+        weights = [
+            softmax(scores(problem, query, key, bias, key_mask, heads, dilation))[0]
+            for heads, dilation in heads_by_dilation(problem)
+        ]
     together = torch.cat(weights, dim=3)
     return together.view(*together.shape[:-1], *problem.kernel_size)
 

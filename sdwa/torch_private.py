@@ -22,6 +22,7 @@ from torch._C import (
 from torch._decomp import register_decomposition
 from torch._library.utils import get_layout_constraint_tag
 from torch.autograd import Function, forward_ad
+from torch.compiler import is_compiling
 
 __all__ = [
     "above_kernel_skipped",
@@ -34,6 +35,7 @@ __all__ = [
     "plain_call",
     "register_autocast",
     "register_decomposition",
+    "varies",
 ]
 
 _AUTOCAST_KEYS = ("AutocastCPU", "AutocastCUDA")
@@ -94,3 +96,16 @@ def keep_whole(operator: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
         return fake(*inputs)
 
     return kept_whole
+
+
+def varies(number: Any) -> bool:
+    """Whether torch.compile is at work and keeps that number as a variable of its graph.
+
+    Inductor would hand an operator the number that it was compiled with.
+    """
+    if not is_compiling() or not isinstance(number, (int, float)):
+        return False
+    # Loaded by then. It brings sympy, which `import sdwa` is not to wait for.
+    from torch.fx.experimental.symbolic_shapes import has_static_value
+
+    return not has_static_value(number)

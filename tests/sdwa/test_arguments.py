@@ -35,9 +35,34 @@ REFUSED = {
     "text dilation": ({"dilation": "1234"}, TypeError, "dilation must be an int.*got str"),
     "bytes dilation": ({"dilation": b"1234"}, TypeError, "dilation must be an int.*got bytes"),
     "padding": ({"padding_mode": "reflect"}, ValueError, "padding_mode.*\"masked\", got 'reflect'"),
-    "scale": ({"scale": "1"}, TypeError, "scale must be a number or None, got str"),
-    "bool scale": ({"scale": True}, TypeError, "scale must be a number or None, got bool"),
-    "tensor scale": ({"scale": torch.ones(())}, TypeError, "scale must be a number.*got Tensor"),
+    "pair for all heads": (
+        {"dilation": (2, 1)},
+        ValueError,
+        r"got 2 entries.*a dilation_w of 1 for all heads is \(\(2, 1\),\) \* 4",
+    ),
+    "dilation of heads first": (
+        {"dilation": (1,) * 5},
+        ValueError,
+        r"got 5 entries.*if its heads come first, pass query.permute\(0, 2, 3, 1, 4\)",
+    ),
+    "scale": ({"scale": "1"}, TypeError, "scale must be a number, a tensor or None, got str"),
+    "bool scale": ({"scale": True}, TypeError, "scale must be a number, a tensor.*got bool"),
+    "integer scales": (
+        {"scale": torch.ones(4, dtype=torch.int64)},
+        TypeError,
+        "scale must be float32.*got torch.int64",
+    ),
+    "three scales": (
+        {"scale": torch.ones(3)},
+        ValueError,
+        r"scale must be a number.*of 4 elements.*got shape \(3,\)",
+    ),
+    "scales of a map": (
+        {"scale": torch.ones(4, 1)},
+        ValueError,
+        r"scale must be a number.*got shape \(4, 1\)",
+    ),
+    "scale device": ({"scale": torch.ones(4, device="meta")}, ValueError, "scale.*device.*meta"),
     "NaN scale": ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
     "infinite scale": ({"scale": float("inf")}, ValueError, "scale must be finite, got inf"),
     "backend": ({"backend": "numpy"}, ValueError, "backend must be None or one of.*got 'numpy'"),
@@ -46,15 +71,55 @@ REFUSED = {
         ValueError,
         r"bias.*\(4, 3, 3\), got.*\(4, 3, 5\)",
     ),
+    "bias of heads first": (
+        {"bias": torch.zeros(5, 3, 3)},
+        ValueError,
+        r"bias.*\(4, 3, 3\), got.*if its heads come first, pass query.permute",
+    ),
     "bias dtype": (
-        {"bias": torch.zeros(4, 3, 3).half()},
+        {"bias": torch.zeros(4, 3, 3, dtype=torch.int32)},
         TypeError,
-        "bias must be float32.*float16",
+        "bias must be float32, bfloat16, float16 or float64, got torch.int32",
     ),
     "bias device": (
         {"bias": torch.zeros(4, 3, 3, device="meta")},
         ValueError,
         "bias.*device.*meta",
+    ),
+    "float key_mask": (
+        {"key_mask": torch.ones(2, 5, 6)},
+        TypeError,
+        "key_mask must be bool, True where a key takes part: got torch.float32",
+    ),
+    "key_mask of a sequence": (
+        {"key_mask": torch.ones(2, 30, dtype=torch.bool)},
+        ValueError,
+        r"key_mask must be \(batch, height, width\) = \(2, 5, 6\), got shape \(2, 30\)",
+    ),
+    "key_mask of numpy": (
+        {"key_mask": np.ones((2, 5, 6), bool)},
+        TypeError,
+        "key_mask must be a tensor or None, got ndarray",
+    ),
+    "key_mask device": (
+        {"key_mask": torch.ones(2, 5, 6, dtype=torch.bool, device="meta")},
+        ValueError,
+        "key_mask.*device.*meta",
+    ),
+    "sparse": (
+        {"query": torch.randn(SHAPE).to_sparse()},
+        TypeError,
+        r"query must be a dense tensor, got torch.sparse_coo: call .to_dense\(\)",
+    ),
+    "nested": (
+        {"key": torch.nested.nested_tensor([torch.randn(5, 6, 4, 8)] * 2, layout=torch.jagged)},
+        TypeError,
+        "key must be a dense tensor, got a nested one: pad its images.*key_mask",
+    ),
+    "complex": (
+        {"value": torch.randn(SHAPE, dtype=torch.complex64)},
+        TypeError,
+        "value must be float32.*got torch.complex64",
     ),
     "no tensor": ({"key": [1.0]}, TypeError, "key must be a tensor, got list"),
     "4-D": (
@@ -70,9 +135,19 @@ REFUSED = {
     "mixed dtypes": ({"key": torch.randn(SHAPE).bfloat16()}, TypeError, "key.*bfloat16.*float32"),
     "mixed devices": ({"value": torch.empty(SHAPE, device="meta")}, ValueError, "value.*meta.*cpu"),
     "mixed shapes": (
-        {"value": torch.randn(2, 5, 6, 4, 7)},
+        {"key": torch.randn(2, 5, 6, 4, 7)},
         ValueError,
-        "value must have the shape",
+        "key must have the shape of query: got",
+    ),
+    "value of another map": (
+        {"value": torch.randn(2, 6, 5, 4, 8)},
+        ValueError,
+        "value must have the shape of query, but for head_dim: got",
+    ),
+    "value's head_dim": (
+        {"value": torch.randn(2, 5, 6, 4, 257)},
+        ValueError,
+        "value must have a head_dim from 1 to 256",
     ),
     "last stride": (
         {"query": torch.randn(2, 5, 6, 8, 4).transpose(3, 4)},
@@ -95,6 +170,13 @@ REFUSED = {
 @pytest.mark.parametrize(("change", "kind", "message"), REFUSED.values(), ids=REFUSED)
 def test_refused(change, kind, message):
     with pytest.raises(kind, match=message):
+        sdwa.sliding_dilated_window_attention(**(tensors() | change))
+
+
+@pytest.mark.parametrize("name", ("sparse", "integers", "complex", "no tensor", "4-D"))
+def test_autocast_makes_nothing_legal(name):
+    change, kind, message = REFUSED[name]
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(kind, match=message):
         sdwa.sliding_dilated_window_attention(**(tensors() | change))
 
 

@@ -1,5 +1,7 @@
 """Automatic mixed precision."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -32,6 +34,32 @@ def test_autocast(backend, dtype):
     assert bias.grad.dtype == torch.float32
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float64), ids=str)
+def test_bias_may_have_any_dtype(backend, dtype):
+    """`torch.autocast` beside a bias of any floating dtype"""
+    device = backend.device_type
+    tensors = draw(device, *(torch.float32,) * 3)
+    bias = torch.randn(2, 3, 3, device=device, dtype=dtype, requires_grad=True)
+    attend = partial(
+        sdwa.sliding_dilated_window_attention, *tensors, dilation=(1, 2), backend=backend.name
+    )
+    for cast_to in (torch.bfloat16, torch.float16):
+        with torch.autocast(device, cast_to):
+            out = attend(bias=bias)
+            assert torch.equal(out, attend(bias=bias.float()))
+    out.float().sum().backward()
+    assert bias.grad.dtype == dtype
+    assert torch.equal(attend(bias=bias), attend(bias=bias.float()))
+
+
+def test_layer_in_half_precision_under_autocast_to_the_other():
+    layer = sdwa.SlidingDilatedWindowAttention(
+        32, 4, relative_bias=True, backend="reference"
+    ).bfloat16()
+    with torch.autocast("cpu", torch.float16):
+        assert layer(torch.randn(2, 5, 6, 32)).dtype == torch.float16
+
+
 def test_operator_rule(backend):
     if backend.name == "reference":
         pytest.skip("reference is plain PyTorch")
@@ -40,7 +68,9 @@ def test_operator_rule(backend):
     name = "triton_attention_forward" if backend.name == "triton" else "attention_forward"
     bias = torch.randn(2, 3, 3, device=device)
     with torch.autocast(device, torch.bfloat16):
-        out, lse = getattr(torch.ops.sdwa, name)(*tensors, bias, [3, 3], [1, 1, 2, 2], 0.3, False)
+        out, lse = getattr(torch.ops.sdwa, name)(
+            *tensors, bias, None, [3, 3], [1, 1, 2, 2], 0.3, False
+        )
     assert out.dtype == torch.bfloat16 and lse.dtype == torch.float32
     out.float().sum().backward()
     assert tensors[0].grad.dtype == torch.float32
@@ -66,7 +96,6 @@ def test_attention_dropout():
 
 
 def test_float64_stays():
-
     tensors = draw("cpu", *(torch.float64,) * 3)
     with torch.autocast("cpu", torch.bfloat16):
         out, lse = sdwa.sliding_dilated_window_attention(*tensors, return_lse=True)

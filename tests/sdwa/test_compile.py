@@ -1,5 +1,10 @@
 """torch.compile and CUDA graphs."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from functorch.compile import make_boxed_func
@@ -76,6 +81,91 @@ def test_compiled_gradient_is_the_fused_operator(backend):
     assert backward.count(f"{name}_backward.default") == 1
     allowed = {"_operator.getitem", "<built-in function getitem>", "aten.detach.default"}
     assert set(forward) <= {f"{name}_forward.default", *allowed}
+
+
+SCALES = (0.5, 0.7, 0.9, 1.3, 2.0)
+
+
+class WithScale(torch.nn.Module):
+    """A module whose scale changes between its calls."""
+
+    def __init__(self, backend):
+        super().__init__()
+        self.backend = backend
+        self.scale = 1.0
+
+    def forward(self, query, key, value):
+        return sdwa.sliding_dilated_window_attention(
+            *(query, key, value * self.scale, 3, (1, 2)),
+            scale=self.scale * 0.5,
+            backend=self.backend.name,
+        )
+
+
+def assert_scales_are_obeyed(compiled, module, scales):
+    inputs = draw(module.backend.device_type, 2)[:3]
+    for module.scale in scales:
+        got, expected = compiled(*inputs), module(*inputs)
+        torch.testing.assert_close(got, expected)
+        torch.testing.assert_close(
+            torch.autograd.grad(got.sin().sum(), inputs),
+            torch.autograd.grad(expected.sin().sum(), inputs),
+        )
+
+
+@pytest.mark.parametrize("dynamic", (None, True))
+def test_scale_may_change(backend, dynamic):
+    """`torch.compile` with Inductor of a scale that changes, warm and cold"""
+    if backend.name == "reference":
+        pytest.skip("reference is plain PyTorch")
+    module = WithScale(backend)
+    counter = CompileCounterWithBackend("inductor")
+    compiled = torch.compile(module, backend=counter, fullgraph=True, dynamic=dynamic)
+    with fresh_cache():
+        assert_scales_are_obeyed(compiled, module, SCALES)
+        # At first a scale is a constant of the graph, then a variable.
+        frames = counter.frame_count
+        assert frames <= 2
+        assert_scales_are_obeyed(compiled, module, [2.5, 0.25])
+        assert counter.frame_count == frames
+        # Warm: what Inductor keeps on disk serves another compilation, of other numbers.
+        torch._dynamo.reset()
+        assert_scales_are_obeyed(compiled, module, SCALES[::-1])
+
+
+SCALE_OF_ONE_PROCESS = """
+import sys
+import torch
+import sdwa
+
+torch.manual_seed(0)
+query, key, value = torch.randn(3, 1, 5, 6, 2, 8).unbind()
+query.requires_grad_()
+
+def function(query, scale):
+    return sdwa.sliding_dilated_window_attention(
+        query, key, value * scale, 3, (1, 2), scale=scale * 0.5, backend="cpu"
+    )
+
+compiled = torch.compile(function, dynamic=True, fullgraph=True)
+got, expected = (f(query, float(sys.argv[1])) for f in (compiled, function))
+torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+gradients = (torch.autograd.grad(out.sin().sum(), query) for out in (got, expected))
+torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-4)
+"""
+
+
+def test_scale_of_another_process_is_not_taken_from_the_cache(tmp_path):
+    if sdwa.available_backends("cpu")["cpu"]:
+        pytest.skip("the CPU kernels are not compiled")
+    cache = {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "TORCHINDUCTOR_FX_GRAPH_CACHE": "1"}
+    for scale in ("0.7", "3.0"):
+        command = [sys.executable, "-c", SCALE_OF_ONE_PROCESS, scale]
+        root = Path(__file__).parents[2]
+        done = subprocess.run(
+            command, env=os.environ | cache, cwd=root, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
 
 
 @pytest.mark.parametrize("transform", ("vmap", "grad", "jvp"))

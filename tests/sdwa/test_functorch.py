@@ -1,5 +1,7 @@
 """Transforms of torch.func and derivatives beyond the first, against the reference."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import func
@@ -15,9 +17,13 @@ SAMPLES = 3
 
 
 def scalar(backend):
-    def function(query, key, value, bias=None):
+    def function(query, key, value, bias=None, key_mask=None):
         out, lse = sdwa.sliding_dilated_window_attention(
-            query, key, value, 3, (1, 2), bias=bias, return_lse=True, backend=backend
+            *(query, key, value, 3, (1, 2)),
+            bias=bias,
+            key_mask=key_mask,
+            return_lse=True,
+            backend=backend,
         )
         return out.sin().sum() + lse.cos().sum()
 
@@ -134,6 +140,26 @@ def test_vmap_over_another_dimension(backend, dim):
     query, key, value = inputs(backend, samples=SAMPLES)
     moved = query.movedim(0, dim)
     assert_same(backend, lambda f: func.vmap(f, (dim, None, None)), (moved, key[0], value[0]))
+
+
+@pytest.mark.parametrize("bias", (False, True), ids=("plain", "bias"))
+@pytest.mark.parametrize("masks", ("one mask", "a mask for each sample"))
+def test_vmap_with_a_key_mask(backend, bias, masks):
+    """`torch.func.vmap` with a key mask, one or one for each sample"""
+    generator = torch.Generator().manual_seed(1)
+    own = masks != "one mask"
+    mask = torch.rand((SAMPLES, *SHAPE[:3]) if own else SHAPE[:3], generator=generator) < 0.6
+    mask = mask.to(backend.device_type)
+    arguments = inputs(backend, samples=SAMPLES, bias=bias)
+
+    def gradients(f):
+        def sample(mask, *tensors):
+            return func.grad(partial(f, key_mask=mask), tuple(range(len(tensors))))(*tensors)
+
+        in_dims = (0 if own else None, *(0 for _ in arguments))
+        return lambda *tensors: func.vmap(sample, in_dims)(mask, *tensors)
+
+    assert_same(backend, gradients, arguments)
 
 
 def test_vmap_without_a_bias(backend):

@@ -182,5 +182,18 @@ def test_kept_calls_are_bounded_and_exact(monkeypatch):
         sdwa.sliding_dilated_window_attention(query, query, query, 3.0)
     with pytest.raises(TypeError, match="scale must be a number"):
         sdwa.sliding_dilated_window_attention(query, query, query, scale=True)
-    for dilation in ([2], (2,)):  # lists have no hash
-        sdwa.sliding_dilated_window_attention(query, query, query, [3, 3], dilation)
+
+
+def test_calls_with_equal_arguments_are_prepared_once(monkeypatch):
+    from sdwa import dispatch
+
+    made = []
+    monkeypatch.setattr(dispatch, "_prepared", {})
+    monkeypatch.setattr(
+        dispatch, "make_problem", lambda *a, of=dispatch.make_problem: made.append(a) or of(*a)
+    )
+    query = torch.randn(1, 3, 4, 2, 4)
+    for kernel_size in ((3, 3), [3, 3]):
+        for dilation in ((1, 2), [1, 2], tuple(range(1, 3))):  # the last: another object
+            sdwa.sliding_dilated_window_attention(query, query, query, kernel_size, dilation)
+    assert len(made) == 1

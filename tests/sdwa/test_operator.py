@@ -1,5 +1,7 @@
 """Every backend against the golden vectors and the float64 reference."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sdwa
-from tests.sdwa.assertions import assert_matches_float64, error, run
+from tests.sdwa.assertions import assert_matches_float64, assert_results_match, error, run
 from tests.sdwa.cases import CASES, GOLDEN, Case, draw
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -68,6 +70,8 @@ def drawn_cases(draw_from):
         (draw_from(windows), draw_from(windows)),
         tuple((draw_from(step), draw_from(step)) for _ in range(heads)),
         bias=draw_from(st.booleans()),
+        strictly_causal=draw_from(st.booleans()),
+        key_mask=draw_from(st.booleans()),
         padding_mode=draw_from(st.sampled_from(("zeros", "masked"))),
         layout=draw_from(st.sampled_from(("contiguous", "packed", "strided", "heads_first"))),
     )
@@ -104,6 +108,135 @@ def test_gradcheck(backend):
 
     assert torch.autograd.gradcheck(function, inputs)
     assert torch.autograd.gradgradcheck(function, inputs)
+
+
+@pytest.mark.parametrize("heads", (None, 1, 2), ids=("scalar", "one", "per head"))
+@pytest.mark.parametrize("dtype", DTYPES[1:], ids=str)
+def test_scale_may_be_a_tensor(backend, heads, dtype):
+    skip_unsupported(backend, dtype)
+    case = Case("scale", (2, 5, 6, 2, 8), dilation=(1, 2), bias=True)
+    tensors = draw(case, dtype, backend.device_type)
+    shape = () if heads is None else (heads,)
+    scale = torch.rand(shape, device=backend.device_type).add(0.5).requires_grad_()
+
+    def results(tensors, attend):
+        inputs = [tensors[name].detach().requires_grad_() for name in ("query", "key", "value")]
+        out = attend(*inputs)
+        return out, *torch.autograd.grad(out, (*inputs, scale), tensors["grad_out"])
+
+    def fused(*inputs):
+        return sdwa.sliding_dilated_window_attention(
+            *inputs, 3, (1, 2), bias=tensors["bias"], scale=scale, backend=backend.name
+        )
+
+    def by_definition(query, key, value):
+        exact = tensors["bias"].double()
+        query = query * scale.double().broadcast_to(2)[:, None]
+        return sdwa.sliding_dilated_window_attention(
+            query, key, value, 3, (1, 2), bias=exact, scale=1.0, backend="reference"
+        )
+
+    doubles = {name: tensor.double() for name, tensor in tensors.items()}
+    allowed = {torch.float32: 2e-6, torch.bfloat16: 2e-2, torch.float16: 3e-3}[dtype]
+    *got, grad_scale = results(tensors, fused)
+    *expected, exact_grad_scale = results(doubles, by_definition)
+    assert all(error(*both) <= allowed for both in zip(got, expected, strict=True))
+    # Summed over the map, where much of it cancels.
+    assert error(grad_scale, exact_grad_scale.double()) <= 5 * allowed
+
+
+def test_scale_of_the_cpu_beside_any_device(backend):
+    tensors = draw(Case("scale", (1, 4, 5, 2, 8)), torch.float32, backend.device_type)
+    inputs = [tensors[name] for name in ("query", "key", "value")]
+    attend = partial(sdwa.sliding_dilated_window_attention, *inputs, backend=backend.name)
+    torch.testing.assert_close(attend(scale=torch.tensor(0.25)), attend(scale=0.25))
+
+
+@pytest.mark.parametrize("value_dim", (1, 5, 24), ids=lambda dim: f"value_{dim}")
+def test_value_may_have_another_head_dim(backend, value_dim):
+    case = Case("value_dim", (2, 5, 6, 2, 8), dilation=(1, 2), bias=True)
+    tensors = draw(case, torch.float32, backend.device_type)
+    other = draw(Case("value", (2, 5, 6, 2, value_dim)), torch.float32, backend.device_type, seed=1)
+    tensors |= {"value": other["value"], "grad_out": other["grad_out"]}
+    results = run(case, tensors, backend=backend.name)
+    assert results["out"].shape == results["grad_value"].shape == (2, 5, 6, 2, value_dim)
+    weights = sdwa.attention_weights(
+        tensors["query"], tensors["key"], 3, (1, 2), bias=tensors["bias"]
+    )
+    expected = weighted(weights, tensors["value"], (1, 2))
+    torch.testing.assert_close(results["out"], expected)
+    doubles = {name: tensor.double() for name, tensor in tensors.items()}
+    exact = run(case, doubles, backend="reference")
+    for name, result in results.items():
+        assert error(result, exact[name]) <= 2e-6, name
+
+
+def weighted(weights, value, dilation):
+    """Sums of the values around each pixel, tap by tap."""
+    _, height, width, heads, _ = value.shape
+    out = torch.zeros_like(value)
+    for head in range(heads):
+        r = dilation[head]
+        padded = torch.nn.functional.pad(value[:, :, :, head], (0, 0, r, r, r, r))
+        for i in range(3):
+            for j in range(3):
+                there = padded[:, i * r : i * r + height, j * r : j * r + width]
+                out[:, :, :, head] += weights[:, :, :, head, i, j, None] * there
+    return out
+
+
+@pytest.mark.parametrize("padding_mode", ("zeros", "masked"))
+def test_attention_weights_are_those_of_the_operator(backend, padding_mode):
+    case = Case("weights", (2, 5, 6, 2, 8), dilation=(1, 2), bias=True, key_mask=True)
+    tensors = draw(case, torch.float32, backend.device_type)
+    options = {name: tensors[name] for name in ("bias", "key_mask")}
+    options |= {"padding_mode": padding_mode, "scale": 0.3}
+    query, key, value = (tensors[name] for name in ("query", "key", "value"))
+    out, lse = sdwa.sliding_dilated_window_attention(
+        query, key, value, 3, (1, 2), **options, return_lse=True, backend=backend.name
+    )
+    weights = sdwa.attention_weights(query, key, 3, (1, 2), **options)
+    assert weights.shape == (2, 5, 6, 2, 3, 3)
+    torch.testing.assert_close(weights.sum((-2, -1)), lse.isfinite().float())
+    torch.testing.assert_close(weighted(weights, value, (1, 2)), out)
+
+
+def test_attention_weights_of_half_precision_are_float32():
+    query, key = torch.randn(2, 1, 5, 6, 2, 8)
+    exact = sdwa.attention_weights(query.bfloat16().float(), key.bfloat16().float(), 5)
+    with torch.autocast("cpu", torch.bfloat16):
+        weights = sdwa.attention_weights(query, key, 5)
+    assert weights.dtype == torch.float32
+    torch.testing.assert_close(weights, exact)
+
+
+def test_a_window_with_nothing_left_spreads_no_nan(backend):
+    # The loss leaves out the pixel whose window has nothing left.
+    case = Case("nothing", (1, 5, 6, 2, 8), bias=True, strictly_causal=True, padding_mode="masked")
+    tensors = draw(case, torch.float32, backend.device_type)
+    tensors["grad_out"][:, 0, 0] = 0
+    for grad_lse in (0.0, 1.0):
+        tensors["grad_lse"][:, 0, 0] = grad_lse
+        results = run(case, tensors, backend=backend.name)
+        assert not any(result.isnan().any() for result in results.values())
+        assert (results["out"][:, 0, 0] == 0).all()
+        assert (results["lse"][:, 0, 0] == float("-inf")).all()
+        assert (results["grad_query"][:, 0, 0] == 0).all()
+        assert_results_match(case, torch.float32, tensors, results)
+
+
+def test_changing_the_result_in_place_is_never_silent(backend):
+    """`out += x` before the backward pass: refused, as after SDPA's fused kernels"""
+    query = torch.randn(1, 4, 5, 2, 8, device=backend.device_type, requires_grad=True)
+    attend = partial(sdwa.sliding_dilated_window_attention, query, query, query)
+    (expected,) = torch.autograd.grad((attend(backend="reference") + 1).square().sum(), query)
+    out = attend(backend=backend.name)
+    out += 1
+    if backend.name == "reference":
+        torch.testing.assert_close(torch.autograd.grad(out.square().sum(), query)[0], expected)
+    else:
+        with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+            out.square().sum().backward()
 
 
 def test_lse_gradient_alone(backend):
