@@ -226,7 +226,7 @@ def test_a_window_with_nothing_left_spreads_no_nan(backend):
 
 
 def test_changing_the_result_in_place_is_never_silent(backend):
-    """`out += x` before the backward pass: refused, as after SDPA's fused kernels"""
+    # Refused, as after the fused kernels of scaled_dot_product_attention, or right.
     query = torch.randn(1, 4, 5, 2, 8, device=backend.device_type, requires_grad=True)
     attend = partial(sdwa.sliding_dilated_window_attention, query, query, query)
     (expected,) = torch.autograd.grad((attend(backend="reference") + 1).square().sum(), query)
