@@ -29,7 +29,8 @@ DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}
 HEAD_DIMS = (16, 24, 32, 48, 60, 64, 96, 128, 256)
 WINDOWS = (3, 5, 7, 13)
 PASSES = ("forward", "backward")
-# Of the input's type; the others are float32, the head table int32.
+# Of the input's type, and of types of their own; the others are float32.
+POINTERS = {"table_ptr": "i32", "key_mask_ptr": "u8"}
 INPUT_POINTERS = {
     f"{name}_ptr"
     for name in ("q", "k", "v", "out", "grad_out", "grad_query", "grad_key", "grad_value")
@@ -46,6 +47,7 @@ class Kernel(NamedTuple):
     window: int
     bias: bool = False
     masked: bool = False
+    key_mask: bool = False
 
     def plan(self, blocks: Blocks | None = None) -> Plan:
         """The launch on a contiguous map of 56 x 56 pixels with 8 heads."""
@@ -79,13 +81,18 @@ def compile_kernel(kernel: Kernel, blocks: Blocks | None = None) -> Resources:
     function = KERNELS[kernel.which]
     signature: dict[str, Any] = {}
     constants: dict[str, Any] = {}
+    present = {
+        "bias_ptr": kernel.bias,
+        "bias_parts_ptr": kernel.bias,
+        "key_mask_ptr": kernel.key_mask,
+    }
     aligned: dict[tuple[int], list[list[Any]]] = {}
     for index, name in enumerate(function.arg_names):
-        if name in ("bias_ptr", "bias_parts_ptr") and not kernel.bias:
+        if not present.get(name, True):
             signature[name], constants[name] = "constexpr", None
         elif name.endswith("_ptr"):
-            pointed = kernel.dtype if name in INPUT_POINTERS else "fp32"
-            signature[name] = "*i32" if name == "table_ptr" else f"*{pointed}"
+            pointed = kernel.dtype if name in INPUT_POINTERS else POINTERS.get(name, "fp32")
+            signature[name] = f"*{pointed}"
             aligned[(index,)] = [["tt.divisibility", 16]]
         elif name.endswith("_strides"):
             signature[name] = ("i32",) * 4
@@ -133,6 +140,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--window", type=int, nargs="+", default=WINDOWS)
     parser.add_argument("--bias", action="store_true", help="with a window bias")
     parser.add_argument("--masked", action="store_true", help='padding_mode="masked"')
+    parser.add_argument("--key-mask", action="store_true", help="with a key mask")
     return parser.parse_args(arguments)
 
 
@@ -148,8 +156,9 @@ def main() -> int:
                 for head_dim in options.head_dim:
                     for window in options.window:
                         kernel = Kernel(
-                            which, arch, dtype, head_dim, window, options.bias, options.masked
-                        )
+                            which, arch, dtype, head_dim, window,
+                            options.bias, options.masked, options.key_mask,
+                        )  # fmt: skip
                         plan, got = kernel.plan(), compile_kernel(kernel)
                         a = plan.arguments
                         tile = (
