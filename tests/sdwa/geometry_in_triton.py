@@ -16,6 +16,7 @@ from sdwa.backends.triton.geometry import (
     tiles,
     window_row,
 )
+from sdwa.backends.triton.memory import kept_taps, map_of_key_mask
 from sdwa.backends.triton.products import row_scores
 
 
@@ -38,6 +39,7 @@ def axis_kernel(
 def scores_kernel(
     scores_ptr,
     bias_ptr,
+    key_mask_ptr,
     dilation,
     length,
     KERNEL: tl.constexpr,
@@ -47,12 +49,19 @@ def scores_kernel(
 ):
     """Scores (BLOCK, KERNEL) of a map of one row whose queries and keys are zero."""
     pixel = tl.arange(0, BLOCK)
-    _, valid = window_row(pixel * 0, pixel, dilation, length * 0 + 1, length, KERNEL, 1)
+    y = pixel * 0
+    height = length * 0 + 1
+    key_mask_map = map_of_key_mask(key_mask_ptr, tl.program_id(0), height, length, False)
+    if MIRRORED:
+        columns, valid = window_row(y, pixel, dilation, height, length, 1, 1)
+    else:
+        columns, valid = window_row(y, pixel, dilation, height, length, KERNEL, 1)
+    kept = kept_taps(key_mask_map, y, columns, valid, MASKED)
     zero = tl.zeros((BLOCK, 1), tl.float32)
     keys = ()
     for _ in tl.static_range(KERNEL):
         keys = keys + (zero,)  # noqa: RUF005
-    scores = row_scores((zero,), keys, valid, bias_ptr, 1.0, KERNEL, MASKED, MIRRORED, 1, 1)
+    scores = row_scores((zero,), keys, kept, bias_ptr, 1.0, KERNEL, MIRRORED, 1, 1)
     for tap in tl.static_range(KERNEL):
         tl.store(scores_ptr + pixel * KERNEL + tap, scores[tap] + tl.zeros((BLOCK,), tl.float32))
 
@@ -95,13 +104,17 @@ def sources_of(kernel_size, dilation, length):
     return sources[:length].tolist(), inside[:length].bool().tolist()
 
 
-def scores_of(kernel_size, dilation, length, *, masked, mirrored):
-    """Scores of each tap of each pixel where the bias of tap t is t and all else is zero."""
+def scores_of(kernel_size, dilation, length, *, masked, mirrored, key_mask=None):
+    """Scores of each tap of each pixel where the bias of tap t is t and all else is zero.
+
+    key_mask: whether each pixel is kept as a key, or None.
+    """
     block = power_of_two(length)
     scores = torch.zeros(block, kernel_size)
     scores_kernel[(1,)](
         scores,
         torch.arange(kernel_size, dtype=torch.float32),
+        None if key_mask is None else torch.tensor(key_mask, dtype=torch.uint8),
         dilation,
         length,
         KERNEL=kernel_size,

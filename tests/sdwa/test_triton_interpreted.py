@@ -62,19 +62,38 @@ def test_taps_read_what_the_table_says(axis):
 
 
 @interpreted
+@pytest.mark.parametrize("key_mask", (None, (True, False, True, True, False, False, True)))
 @pytest.mark.parametrize("masked", (False, True))
-@pytest.mark.parametrize("mirrored", (False, True))
 @pytest.mark.parametrize("axis", AXES.values(), ids=AXES)
-def test_taps_count_as_the_table_says(axis, mirrored, masked):
-    size = axis.kernel_size
-    scores = scores_of(size, axis.dilation, axis.length, masked=masked, mirrored=mirrored)
-    taps = MIRRORED[size] if mirrored else range(size)
+def test_taps_count_as_the_table_says(axis, masked, key_mask):
+    def counts(source, mark):
+        if mark == "#":
+            return TAP_COUNTS[True, masked] and (key_mask is None or key_mask[source])
+        return TAP_COUNTS[False, masked]
+
+    kept = key_mask and key_mask[: axis.length]
+    scores = scores_of(
+        axis.kernel_size, axis.dilation, axis.length, masked=masked, mirrored=False, key_mask=kept
+    )
     assert scores == [
         [
-            tap if TAP_COUNTS[mark == "#", masked] else float("-inf")
-            for tap, mark in zip(taps, marks, strict=True)
+            tap if counts(source, mark) else float("-inf")
+            for tap, (source, mark) in enumerate(zip(sources, marks, strict=True))
         ]
-        for marks in axis.on_map
+        for sources, marks in zip(axis.sources, axis.on_map, strict=True)
+    ]
+
+
+@interpreted
+@pytest.mark.parametrize("key_mask", (None, (True, False, True, True, False, False, True)))
+@pytest.mark.parametrize("axis", AXES.values(), ids=AXES)
+def test_mirrored_taps_count_for_a_key_that_is_kept(axis, key_mask):
+    size = axis.kernel_size
+    kept = key_mask and key_mask[: axis.length]
+    scores = scores_of(size, axis.dilation, axis.length, masked=False, mirrored=True, key_mask=kept)
+    assert scores == [
+        [tap if key_mask is None or key_mask[key] else float("-inf") for tap in MIRRORED[size]]
+        for key in range(axis.length)
     ]
 
 
@@ -161,6 +180,23 @@ TILED = (
         (2, 2, 2, 8, 1),
     ),
     (
+        "key_mask_strips",
+        Case("key_mask_strips", (2, 7, 9, 2, 24), dilation=(1, 2), bias=True, key_mask=True),
+        (4, 2, 3, 8, 1),
+    ),
+    (
+        "key_mask_online_strips",
+        Case(
+            "key_mask_online_strips",
+            (2, 6, 7, 1, 12),
+            kernel_size=(3, 5),
+            dilation=((1, 2),),
+            key_mask=True,
+            padding_mode="masked",
+        ),
+        (2, 2, 2, 8, 1),
+    ),
+    (
         "packed_strips",
         Case("packed_strips", (1, 9, 4, 2, 8), dilation=(2, 3), layout="packed"),
         (8, 1, 2, 8, 1),
@@ -185,6 +221,35 @@ def test_tiles_and_strips(monkeypatch, case, blocks, dtype):
     launch.attention_plan.cache_clear()
 
 
+@interpreted
+@pytest.mark.parametrize("kernel_size", (3, 5))
+def test_64_bit_offsets(monkeypatch, kernel_size):
+    from sdwa.backends.triton import launch
+
+    launch.attention_plan.cache_clear()
+    monkeypatch.setattr(launch, "needs_index_64", lambda *_: True)
+    case = Case("wide", (2, 5, 6, 2, 5), kernel_size, (1, 2), bias=True, key_mask=True)
+    assert_matches_float64(case, torch.float32, backend="triton")
+    launch.attention_plan.cache_clear()
+
+
+@interpreted
+@pytest.mark.parametrize("name", ("key_mask", "nothing_left", "nothing_left_5x5"))
+@pytest.mark.parametrize("grad", (float("nan"), float("inf")))
+def test_nothing_goes_back_through_a_window_with_nothing_left(name, grad):
+    case = next(case for case in CASES if case.name == name)
+    tensors = draw(case, torch.float32)
+    expected = run(case, tensors, backend="triton")
+    nothing = expected["lse"] == float("-inf")
+    assert nothing.any()
+    assert not expected["out"][nothing].any()
+    assert not expected["grad_query"][nothing].any()
+    tensors["grad_lse"][nothing] = grad
+    tensors["grad_out"][nothing] *= 1e6
+    results = run(case, tensors, backend="triton")
+    assert all(torch.equal(results[name], expected[name]) for name in expected)
+
+
 @st.composite
 def drawn_cases(draw_from):
     heads = draw_from(st.integers(1, 3))
@@ -200,7 +265,9 @@ def drawn_cases(draw_from):
         ),
         (draw_from(st.sampled_from((1, 3, 5))), draw_from(st.sampled_from((1, 3, 5)))),
         tuple((draw_from(step), draw_from(step)) for _ in range(heads)),
-        bias=draw_from(st.booleans()),
+        bias=(bias := draw_from(st.booleans())),
+        strictly_causal=bias and draw_from(st.booleans()),
+        key_mask=draw_from(st.booleans()),
         padding_mode=draw_from(st.sampled_from(("zeros", "masked"))),
         layout=draw_from(st.sampled_from(("contiguous", "packed", "strided", "heads_first"))),
     )

@@ -11,30 +11,37 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 from benchmarks.gpu.triton_resources import Kernel, compile_kernel
 
 KERNELS = (
-    # (pass, dtype, head_dim, window, bias, masked)
-    ("forward", "bf16", 64, 3, False, False),
-    ("forward", "fp32", 64, 3, False, False),
-    ("forward", "bf16", 96, 3, True, True),
-    ("forward", "fp16", 60, 5, False, False),
-    ("forward", "fp32", 64, 13, False, False),
-    ("backward", "bf16", 60, 3, False, False),
-    ("backward", "bf16", 64, 3, True, False),
-    ("backward", "fp32", 64, 3, False, False),
-    ("backward", "fp16", 24, 5, True, True),
-    ("backward", "bf16", 24, 7, True, False),
-    ("backward", "bf16", 128, 7, False, False),
-    ("backward", "bf16", 64, 13, True, False),
-    ("backward", "fp32", 96, 13, True, True),
+    # (pass, dtype, head_dim, window, bias, masked, key_mask)
+    ("forward", "bf16", 64, 3, False, False, False),
+    ("forward", "fp32", 64, 3, False, False, False),
+    ("forward", "bf16", 96, 3, True, True, False),
+    ("forward", "fp16", 60, 5, False, False, False),
+    ("forward", "fp32", 64, 13, False, False, False),
+    ("forward", "bf16", 64, 3, False, False, True),
+    ("forward", "fp32", 64, 13, True, True, True),
+    ("backward", "bf16", 60, 3, False, False, False),
+    ("backward", "bf16", 64, 3, True, False, False),
+    ("backward", "fp32", 64, 3, False, False, False),
+    ("backward", "fp16", 24, 5, True, True, False),
+    ("backward", "bf16", 24, 7, True, False, False),
+    ("backward", "bf16", 128, 7, False, False, False),
+    ("backward", "bf16", 64, 13, True, False, False),
+    ("backward", "fp32", 96, 13, True, True, False),
+    ("backward", "bf16", 64, 3, False, False, True),
+    ("backward", "fp16", 24, 7, True, True, True),
 )
 
 
 @pytest.mark.parametrize("arch", [86, 90], ids=lambda arch: f"sm_{arch}")
 @pytest.mark.parametrize(
-    "which,dtype,head_dim,window,bias,masked",
+    "which,dtype,head_dim,window,bias,masked,key_mask",
     KERNELS,
-    ids=[f"{which}-{dtype}-{dim}-{window}" for which, dtype, dim, window, *_ in KERNELS],
+    ids=[
+        f"{which}-{dtype}-{dim}-{window}{'-key_mask' * key_mask}"
+        for which, dtype, dim, window, *_, key_mask in KERNELS
+    ],
 )
-def test_nothing_spills(arch, which, dtype, head_dim, window, bias, masked):
-    resources = compile_kernel(Kernel(which, arch, dtype, head_dim, window, bias, masked))
+def test_nothing_spills(arch, which, dtype, head_dim, window, bias, masked, key_mask):
+    resources = compile_kernel(Kernel(which, arch, dtype, head_dim, window, bias, masked, key_mask))
     assert resources.spills == 0
     assert resources.shared <= 1024  # only what the sums of dbias and the store of lse need

@@ -12,6 +12,8 @@ and, summed over the taps t, or for the bias over all queries:
 
     grad_query = scale * sum_t grad_score k    grad_value = sum_t probability grad_out
     grad_key = scale * sum_t grad_score q      grad_bias = sum grad_score
+
+Where nothing is left of a window its probabilities and its delta are 0, and so is all of that.
 """
 
 # Triton's language grows tuples by addition only, and a tuple there has no fixed type.
@@ -25,7 +27,17 @@ import triton.language as tl
 
 from .geometry import program_tile, strip_origins, tap_coordinate, window_row
 from .inline import inline
-from .memory import load_row, load_scalars, load_token, map_view, store_token
+from .memory import (
+    head_of_bias,
+    kept_taps,
+    load_lse,
+    load_row,
+    load_scalars,
+    load_token,
+    map_of_key_mask,
+    map_view,
+    store_token,
+)
 from .products import add_weighted_row, row_products, row_scores
 
 
@@ -33,6 +45,7 @@ from .products import add_weighted_row, row_products, row_scores
 def delta_kernel(
     grad_out_ptr,
     out_ptr,
+    lse_ptr,
     grad_lse_ptr,
     delta_ptr,
     grad_out_strides,
@@ -48,6 +61,8 @@ def delta_kernel(
 ):
     """Writes delta (batch, height, width, heads) float32: sum(grad_out * out) - grad_lse.
 
+    It is 0 where lse is -inf, whatever grad_lse is there: nothing goes back through a window with
+    nothing left. lse may be None where no window can be so.
     A program takes `BLOCK` of the width * heads tokens of one row of a map, one of `blocks`.
     grad_out has the given strides of (batch, height, width, heads), the others are contiguous;
     grad_lse may be None.
@@ -76,6 +91,9 @@ def delta_kernel(
     delta = tl.sum(product, axis=1)
     if grad_lse_ptr is not None:
         delta -= tl.load(grad_lse_ptr + first + index, mask=valid, other=0.0)
+    if lse_ptr is not None:
+        lse = tl.load(lse_ptr + first + index, mask=valid, other=0.0)
+        delta = tl.where(lse == float("-inf"), 0.0, delta)
     tl.store(delta_ptr + first + index, delta, mask=valid)
 
 
@@ -115,6 +133,7 @@ def query_row(
     delta,
     k_map,
     v_map,
+    key_mask_map,
     bias_row,
     bias_parts_row,
     y,
@@ -138,7 +157,8 @@ def query_row(
     columns, valid = window_row(y, x, dilation_w, height, width, KERNEL_W, STRIP)
     keys = load_row(k_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
     values = load_row(v_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
-    scores = row_scores(q, keys, valid, bias_row, scale, KERNEL_W, MASKED, False, STRIP, CHUNKS)
+    kept = kept_taps(key_mask_map, y, columns, valid, MASKED)
+    scores = row_scores(q, keys, kept, bias_row, scale, KERNEL_W, False, STRIP, CHUNKS)
     grad_probabilities = row_products(grad_out, values, KERNEL_W, STRIP, CHUNKS)
     _, grad_scores = score_gradients(scores, grad_probabilities, lse, delta, KERNEL_W, False, STRIP)
     if bias_parts_row is not None:
@@ -156,6 +176,7 @@ def key_row(
     grad_value,
     k,
     v,
+    kept,
     q_map,
     grad_out_map,
     lse_map,
@@ -173,18 +194,18 @@ def key_row(
     STRIP: tl.constexpr,
     BLOCK_D: tl.constexpr,
     CHUNKS: tl.constexpr,
+    CAN_BE_EMPTY: tl.constexpr,
 ):
     """`grad_key` / scale and `grad_value` plus what one row of queries adds to them.
 
-    Those are the queries on map row `y` that see these keys.
+    Those are the queries on map row `y` that see these keys; one that is not `kept` gets nothing.
     """
     columns, valid = window_row(y, x, dilation_w, height, width, KERNEL_W, STRIP)
     queries = load_row(q_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
     grad_outs = load_row(grad_out_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
-    # A query off the map gives every key the probability exp(-inf).
-    lse = load_scalars(lse_map, y, columns, valid, float("inf"))
+    lse = load_lse(lse_map, y, columns, valid, CAN_BE_EMPTY)
     delta = load_scalars(delta_map, y, columns, valid, 0.0)
-    scores = row_scores(k, queries, valid, bias_row, scale, KERNEL_W, False, True, STRIP, CHUNKS)
+    scores = row_scores(k, queries, kept, bias_row, scale, KERNEL_W, True, STRIP, CHUNKS)
     grad_probabilities = row_products(v, grad_outs, KERNEL_W, STRIP, CHUNKS)
     probabilities, grad_scores = score_gradients(
         scores, grad_probabilities, lse, delta, KERNEL_W, True, STRIP
@@ -200,6 +221,7 @@ def backward_kernel(
     k_ptr,
     v_ptr,
     bias_ptr,
+    key_mask_ptr,
     grad_out_ptr,
     lse_ptr,
     delta_ptr,
@@ -239,6 +261,8 @@ def backward_kernel(
     """
     CHUNKS: tl.constexpr = (HEAD_DIM + BLOCK_D - 1) // BLOCK_D
     OUT_ALIGN: tl.constexpr = HEAD_DIM & -HEAD_DIM
+    # Whether a window can have nothing left: without both its centre tap always counts.
+    CAN_BE_EMPTY: tl.constexpr = bias_ptr is not None or key_mask_ptr is not None
     UNROLL: tl.constexpr = KERNEL_H if KERNEL_H * KERNEL_W <= 9 else 1
     block: tl.constexpr = BLOCK_H * BLOCK_W
     group = tl.program_id(0) // (2 * heads)
@@ -253,6 +277,8 @@ def backward_kernel(
     k_map = map_view(k_ptr, k_strides, batch, head, ALIGN, INDEX_64)
     v_map = map_view(v_ptr, v_strides, batch, head, ALIGN, INDEX_64)
     grad_out_map = map_view(grad_out_ptr, grad_out_strides, batch, head, ALIGN, INDEX_64)
+    bias_head = head_of_bias(bias_ptr, head, KERNEL_H * KERNEL_W)
+    key_mask_map = map_of_key_mask(key_mask_ptr, batch, height, width, INDEX_64)
     pixels = height.to(tl.int64) * width * heads
     scalar_strides = (pixels, width * heads, heads, 1)
     lse_map = map_view(lse_ptr, scalar_strides, batch, head, 1, INDEX_64)
@@ -266,17 +292,17 @@ def backward_kernel(
     if takes_keys:
         k = load_row(k_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
         v = load_row(v_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
+        kept = kept_taps(key_mask_map, y, columns, valid, False)
         grad_key = zeros
         grad_value = zeros
         for tap_h in tl.range(KERNEL_H, loop_unroll_factor=UNROLL):
             row_y = tap_coordinate(y, tap_h, dilation_h, KERNEL_H)
-            bias_row = None
-            if bias_ptr is not None:
-                bias_row = bias_ptr + ((head + 1) * KERNEL_H - 1 - tap_h) * KERNEL_W
+            mirrored_h = KERNEL_H - 1 - tap_h
+            bias_row = None if bias_head is None else bias_head + mirrored_h * KERNEL_W
             grad_key, grad_value = key_row(
-                grad_key, grad_value, k, v, q_map, grad_out_map, lse_map, delta_map, bias_row,
+                grad_key, grad_value, k, v, kept, q_map, grad_out_map, lse_map, delta_map, bias_row,
                 row_y, x, dilation_w, height, width, scale,
-                HEAD_DIM, KERNEL_W, ALIGN, STRIP, BLOCK_D, CHUNKS,
+                HEAD_DIM, KERNEL_W, ALIGN, STRIP, BLOCK_D, CHUNKS, CAN_BE_EMPTY,
             )  # fmt: skip
         grad_key_map = map_view(grad_key_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)
         grad_value_map = map_view(grad_value_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)
@@ -292,22 +318,20 @@ def backward_kernel(
     else:
         q = load_row(q_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
         grad_out = load_row(grad_out_map, y, columns, valid, HEAD_DIM, BLOCK_D, ALIGN)
-        # A query off the map has probabilities exp(-inf), so nothing of it reaches grad_bias.
-        lse = load_scalars(lse_map, y, columns, valid, float("inf"))
+        lse = load_lse(lse_map, y, columns, valid, CAN_BE_EMPTY)
         delta = load_scalars(delta_map, y, columns, valid, 0.0)
+        parts = None
+        if bias_ptr is not None:
+            first = group.to(tl.int64) * heads * (KERNEL_H * KERNEL_W)
+            parts = head_of_bias(bias_parts_ptr + first, head, KERNEL_H * KERNEL_W)
         grad_query = zeros
         for tap_h in tl.range(KERNEL_H, loop_unroll_factor=UNROLL):
             row_y = tap_coordinate(y, tap_h, dilation_h, KERNEL_H)
-            bias_row = None
-            bias_parts_row = None
-            if bias_ptr is not None:
-                row = (head * KERNEL_H + tap_h) * KERNEL_W
-                bias_row = bias_ptr + row
-                first = group.to(tl.int64) * heads * (KERNEL_H * KERNEL_W)
-                bias_parts_row = bias_parts_ptr + first + row
+            bias_row = None if bias_head is None else bias_head + tap_h * KERNEL_W
+            bias_parts_row = None if parts is None else parts + tap_h * KERNEL_W
             grad_query = query_row(
-                grad_query, q, grad_out, lse, delta, k_map, v_map, bias_row, bias_parts_row,
-                row_y, x, dilation_w, height, width, scale,
+                grad_query, q, grad_out, lse, delta, k_map, v_map, key_mask_map,
+                bias_row, bias_parts_row, row_y, x, dilation_w, height, width, scale,
                 HEAD_DIM, KERNEL_W, MASKED, ALIGN, STRIP, BLOCK_D, CHUNKS,
             )  # fmt: skip
         grad_query_map = map_view(grad_query_ptr, strides, batch, head, OUT_ALIGN, INDEX_64)

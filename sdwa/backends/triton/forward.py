@@ -17,7 +17,14 @@ import triton.language as tl
 
 from .geometry import program_tile, strip_origins, tap_coordinate, window_row
 from .inline import inline
-from .memory import load_row, map_view, store_token
+from .memory import (
+    head_of_bias,
+    kept_taps,
+    load_row,
+    map_of_key_mask,
+    map_view,
+    store_token,
+)
 from .products import add_weighted_row, row_scores
 
 # Below every score that is a number, and finite: an excluded tap (-inf) then has weight 0, never
@@ -81,6 +88,7 @@ def forward_kernel(
     k_ptr,
     v_ptr,
     bias_ptr,
+    key_mask_ptr,
     out_ptr,
     lse_ptr,
     table_ptr,
@@ -107,7 +115,8 @@ def forward_kernel(
     """Writes out (batch, height, width, heads, head_dim) and lse (batch, height, width, heads).
 
     Both contiguous. q, k, v: the same shape with the given strides of (batch, height, width,
-    heads); bias: (heads, KERNEL_H, KERNEL_W) float32 contiguous, or None. table: `head_table`.
+    heads); bias: (heads, KERNEL_H, KERNEL_W) float32 contiguous, or None; key_mask: (batch, height,
+    width) uint8 contiguous, 0 where a key is left out, or None. table: `head_table`.
     """
     CHUNKS: tl.constexpr = (HEAD_DIM + BLOCK_D - 1) // BLOCK_D
     # The largest power of two that divides the strides of every contiguous tensor.
@@ -119,6 +128,8 @@ def forward_kernel(
     q_map = map_view(q_ptr, q_strides, batch, head, ALIGN, INDEX_64)
     k_map = map_view(k_ptr, k_strides, batch, head, ALIGN, INDEX_64)
     v_map = map_view(v_ptr, v_strides, batch, head, ALIGN, INDEX_64)
+    bias_head = head_of_bias(bias_ptr, head, KERNEL_H * KERNEL_W)
+    key_mask_map = map_of_key_mask(key_mask_ptr, batch, height, width, INDEX_64)
 
     # A window one tap wide is the strip itself.
     columns, valid = window_row(y, x, dilation_w, height, width, 1, STRIP)
@@ -141,11 +152,10 @@ def forward_kernel(
                 tap_y, x, dilation_w, height, width, KERNEL_W, STRIP
             )
             keys = load_row(k_map, tap_y, tap_columns, tap_valid, HEAD_DIM, BLOCK_D, ALIGN)
-            bias_row = None
-            if bias_ptr is not None:
-                bias_row = bias_ptr + (head * KERNEL_H + tap_h) * KERNEL_W
+            kept = kept_taps(key_mask_map, tap_y, tap_columns, tap_valid, MASKED)
+            bias_row = None if bias_head is None else bias_head + tap_h * KERNEL_W
             scores = scores + row_scores(
-                q, keys, tap_valid, bias_row, scale, KERNEL_W, MASKED, False, STRIP, CHUNKS
+                q, keys, kept, bias_row, scale, KERNEL_W, False, STRIP, CHUNKS
             )
         weights, peaks, sums, factors = softmax_step(scores, peaks, sums, KERNEL_H, KERNEL_W, STRIP)
         for tap_h in tl.static_range(KERNEL_H):
@@ -164,12 +174,9 @@ def forward_kernel(
                 tap_y, x, dilation_w, height, width, KERNEL_W, STRIP
             )
             keys = load_row(k_map, tap_y, tap_columns, tap_valid, HEAD_DIM, BLOCK_D, ALIGN)
-            bias_row = None
-            if bias_ptr is not None:
-                bias_row = bias_ptr + (head * KERNEL_H + tap_h) * KERNEL_W
-            scores = row_scores(
-                q, keys, tap_valid, bias_row, scale, KERNEL_W, MASKED, False, STRIP, CHUNKS
-            )
+            kept = kept_taps(key_mask_map, tap_y, tap_columns, tap_valid, MASKED)
+            bias_row = None if bias_head is None else bias_head + tap_h * KERNEL_W
+            scores = row_scores(q, keys, kept, bias_row, scale, KERNEL_W, False, STRIP, CHUNKS)
             weights, peaks, sums, factors = softmax_step(scores, peaks, sums, 1, KERNEL_W, STRIP)
             values = load_row(v_map, tap_y, tap_columns, tap_valid, HEAD_DIM, BLOCK_D, ALIGN)
             out = rescale(out, factors, STRIP, CHUNKS)
@@ -182,9 +189,14 @@ def forward_kernel(
     for query in tl.static_range(STRIP):
         column = columns[query]
         mask = valid[query]
-        inverse = (1.0 / sums[query])[:, None]
+        inverse = 1.0 / sums[query]
+        # Without both the centre tap always counts.
+        if bias_ptr is not None or key_mask_ptr is not None:
+            # A window with nothing left has the sum 0, and gets out 0 and lse -inf.
+            inverse = tl.where(sums[query] == 0.0, 0.0, inverse)
         store_token(
-            out_map, y, column, mask, out, query * CHUNKS, inverse, HEAD_DIM, BLOCK_D, OUT_ALIGN
-        )
+            out_map, y, column, mask, out, query * CHUNKS, inverse[:, None],
+            HEAD_DIM, BLOCK_D, OUT_ALIGN,
+        )  # fmt: skip
         lse = peaks[query] + tl.log(sums[query])
         tl.store(lse_map[0] + y * lse_map[1] + column * lse_map[2], lse, mask=mask)

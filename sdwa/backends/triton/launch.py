@@ -89,6 +89,7 @@ def attention_forward(
             "k_ptr": key,
             "v_ptr": value,
             "bias_ptr": bias,
+            "key_mask_ptr": _bytes(key_mask),
             "out_ptr": out,
             "lse_ptr": lse,
         }
@@ -128,13 +129,17 @@ def attention_backward(
     arguments, programs = delta_plan(tuple(query.shape), _strides(grad_out), query.element_size())
     with _on_device(query):
         delta_kernel[programs](
-            grad_out, out, grad_lse, delta, **arguments, num_warps=DELTA_WARPS, **OPTIONS
+            *(grad_out, out, None if bias is None and key_mask is None else lse, grad_lse, delta),
+            **arguments,
+            num_warps=DELTA_WARPS,
+            **OPTIONS,
         )
     tensors = {
         "q_ptr": query,
         "k_ptr": key,
         "v_ptr": value,
         "bias_ptr": bias,
+        "key_mask_ptr": _bytes(key_mask),
         "grad_out_ptr": grad_out,
         "lse_ptr": lse,
         "delta_ptr": delta,
@@ -196,7 +201,8 @@ def _launch(
 
     with _on_device(query):
         if os.environ.get("SDWA_TRITON_AUTOTUNE") == "1" and query.is_cuda:
-            return run(_fastest_plan(which, problem, query.dtype, tensors["bias_ptr"] is None, run))
+            present = tuple(tensor is not None for tensor in tensors.values())
+            return run(_fastest_plan(which, problem, query.dtype, present, run))
         return run(attention_plan(which, *problem))
 
 
@@ -320,6 +326,10 @@ def _strides(tensor: Tensor) -> Extents:
     return tuple(0 if extents[i] == 1 else strides[i] for i in range(4))
 
 
+def _bytes(key_mask: Tensor | None) -> Tensor | None:
+    return None if key_mask is None else key_mask.view(torch.uint8)
+
+
 def _table_on(table: Table, device: torch.device) -> Tensor:
     """The head table on the device, int32 (heads, columns)."""
     kept = _TABLES.get((table, device))
@@ -355,13 +365,16 @@ def _fastest_plan(
     which: str,
     problem: tuple[Any, ...],
     dtype: torch.dtype,
-    plain: bool,
+    present: tuple[bool, ...],
     run: Callable[[Plan], Any],
 ) -> Plan:
-    """The fastest of all candidates on this GPU, timed at the first call of each kind."""
+    """The fastest of all candidates on this GPU, timed at the first call of each kind.
+
+    present: whether each tensor that may be None is there.
+    """
     from triton.testing import do_bench
 
-    key = (which, problem, dtype, plain, torch.cuda.current_device())
+    key = (which, problem, dtype, present, torch.cuda.current_device())
     if key not in _FASTEST:
         shape, _, element_size, kernel_size, _, _ = problem
         plans = [

@@ -31,9 +31,25 @@ def map_view(ptr, strides, batch, head, ALIGN: tl.constexpr, INDEX_64: tl.conste
     stride_h = strides[1]
     stride_w = strides[2]
     if INDEX_64:
-        stride_h = stride_h.to(tl.int64)
-        stride_w = stride_w.to(tl.int64)
+        stride_h = tl.cast(stride_h, tl.int64)
+        stride_w = tl.cast(stride_w, tl.int64)
     return ptr + tl.multiple_of(start, ALIGN), stride_h, stride_w
+
+
+@inline
+def map_of_key_mask(ptr, batch, height, width, INDEX_64: tl.constexpr):
+    """The map of one image of the key mask, contiguous (batch, height, width); None without one."""
+    view = None
+    if ptr is not None:
+        strides = (height.to(tl.int64) * width, width, 1, 0)
+        view = map_view(ptr, strides, batch, batch, 1, INDEX_64)
+    return view
+
+
+@inline
+def head_of_bias(ptr, head, TAPS: tl.constexpr):
+    """Pointer to what is one head's of a tensor (heads, TAPS), None where that is None."""
+    return None if ptr is None else ptr + head.to(tl.int64) * TAPS
 
 
 @inline
@@ -111,3 +127,38 @@ def load_scalars(view, y, columns, valid, other):
         pointers = view[0] + (y * view[1] + columns[column] * view[2])
         values = values + (tl.load(pointers, mask=valid[column], other=other),)
     return values
+
+
+@inline
+def load_lse(lse_map, y, columns, valid, CAN_BE_EMPTY: tl.constexpr):
+    """lse of the queries of row `y` at each of `columns`, for exp(score - lse).
+
+    It is inf, which makes every probability exp(-inf), off the map and for a window that has
+    nothing left, whose scores and lse are all -inf.
+    """
+    values = load_scalars(lse_map, y, columns, valid, float("inf"))
+    if CAN_BE_EMPTY:
+        loaded = values
+        values = ()
+        for column in tl.static_range(len(columns)):
+            lse = loaded[column]
+            values = values + (tl.where(lse == float("-inf"), float("inf"), lse),)
+    return values
+
+
+@inline
+def kept_taps(key_mask_map, y, columns, valid, MASKED: tl.constexpr):
+    """Whether the taps of row `y` at each of `columns` are in the softmax: a tuple of (BLOCK,).
+
+    None where all are. Off the map the padding mode alone decides, on it the key mask, if there is
+    one.
+    """
+    kept = None
+    if key_mask_map is not None:
+        kept = ()
+        entries = load_scalars(key_mask_map, y, columns, valid, 0 if MASKED else 1)
+        for column in tl.static_range(len(columns)):
+            kept = kept + (entries[column] != 0,)
+    elif MASKED:
+        kept = valid
+    return kept

@@ -40,21 +40,20 @@ def row_products(a, b, KERNEL_W: tl.constexpr, STRIP: tl.constexpr, CHUNKS: tl.c
 def row_scores(
     q,
     keys,
-    valid,
+    kept,
     bias_row,
     scale,
     KERNEL_W: tl.constexpr,
-    MASKED: tl.constexpr,
     MIRRORED: tl.constexpr,
     STRIP: tl.constexpr,
     CHUNKS: tl.constexpr,
 ):
     """Scores of one row of taps: one (BLOCK,) per query of the strip and tap.
 
-    q: chunked tokens of the strip; keys, valid: as `load_row` and `window_row` give them. A padded
-    key is zero, so that its score is the bias alone; `MASKED` makes it -inf. bias_row: pointer to
-    the bias of this row of taps, or None. `MIRRORED`: q and keys have changed roles, tap t of the
-    strip is then tap KERNEL_W - 1 - t of the window.
+    q: chunked tokens of the strip; keys, kept: as `load_row` and `kept_taps` give them. A padded
+    key is zero, so that its score is the bias alone; a key that is not kept has the score -inf.
+    bias_row: pointer to the bias of this row of taps, or None. `MIRRORED`: q and keys have changed
+    roles, and kept is that of the strip; tap t of it is then tap KERNEL_W - 1 - t of the window.
     """
     scores = ()
     for query in tl.static_range(STRIP):
@@ -64,8 +63,8 @@ def row_scores(
             if bias_row is not None:
                 bias_tap = KERNEL_W - 1 - tap if MIRRORED else tap
                 score += tl.load(bias_row + bias_tap)
-            if MASKED:
-                score = tl.where(valid[query + tap], score, float("-inf"))
+            if kept is not None:
+                score = tl.where(kept[query if MIRRORED else query + tap], score, float("-inf"))
             scores = scores + (score,)
     return scores
 
