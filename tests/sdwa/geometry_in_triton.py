@@ -96,6 +96,25 @@ def owner_kernel(
         tl.store(entry + 1, tl.where(valid[query], columns[query], -1))
 
 
+@triton.jit
+def reach_kernel(
+    rows_ptr, counts_ptr, table_ptr, tile_y, height, KERNEL: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Map row of each query of a tile of a map of one column, and how many of its taps are on it.
+
+    Both int32 (BLOCK,).
+    """
+    y, _, dilation, _ = strip_origins(
+        table_ptr, 0, tile_y, tile_y * 0, height, tile_y * 0 + 1, KERNEL, 1, BLOCK, 1, 1
+    )
+    count = tl.zeros((BLOCK,), tl.int32)
+    for tap in tl.static_range(KERNEL):
+        count += on_map(tap_coordinate(y, tap, dilation, KERNEL), height).to(tl.int32)
+    query = tl.arange(0, BLOCK)
+    tl.store(rows_ptr + query, y)
+    tl.store(counts_ptr + query, count)
+
+
 def sources_of(kernel_size, dilation, length):
     """(what each tap of each pixel reads, whether it is on the map): two nested lists."""
     block = power_of_two(length)
@@ -123,6 +142,14 @@ def scores_of(kernel_size, dilation, length, *, masked, mirrored, key_mask=None)
         BLOCK=block,
     )
     return scores[:length].tolist()
+
+
+def reach_of(kernel_size, dilation, height, tile, block):
+    """(map row of each query of that tile of `block` rows, how many of its taps are on the map)."""
+    table = torch.tensor(head_table((dilation, 1), height, 1, 1), dtype=torch.int32)
+    rows, counts = (torch.zeros(block, dtype=torch.int32) for _ in range(2))
+    reach_kernel[(1,)](rows, counts, table, tile, height, KERNEL=kernel_size, BLOCK=block)
+    return rows.tolist(), counts.tolist()
 
 
 def owned_pixels(dilation, height, width, strip, block_h, block_w):

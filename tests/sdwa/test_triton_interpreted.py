@@ -16,7 +16,10 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import sdwa
+from sdwa.arguments import make_problem
 from sdwa.backends.triton import reasons_unavailable
+from sdwa.backends.triton.blocks import MAX_STRIP
+from sdwa.dispatch import BackendError, select
 from tests.sdwa.assertions import assert_matches_float64, error, run
 from tests.sdwa.cases import CASES, GOLDEN, Case, draw
 from tests.sdwa.geometry_table import AXES, MIRRORED, TAP_COUNTS
@@ -26,7 +29,8 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GOLDEN_PATHS = sorted(p for p in GOLDEN.glob("*.npz") if not p.name.startswith("module_"))
 
 if INTERPRETED:
-    from tests.sdwa.geometry_in_triton import owned_pixels, scores_of, sources_of
+    from sdwa.backends.triton.launch import MAX_EXTENT, MAX_REACH
+    from tests.sdwa.geometry_in_triton import owned_pixels, reach_of, scores_of, sources_of
 
     # Lanes beyond the map divide by an empty sum; what they get is never stored.
     pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
@@ -136,6 +140,46 @@ def test_strips_of_a_small_map():
 def test_every_pixel_has_one_owner(height, width, dilation, strip):
     pixels = [p for strip_ in owned_pixels(dilation, height, width, strip, 4, 2) for p in strip_]
     assert sorted(pixels) == [(y, x) for y in range(height) for x in range(width)]
+
+
+@interpreted
+@pytest.mark.parametrize("kernel_size", (1, 3, 13, 255))
+@pytest.mark.parametrize("beyond", (0, 1, 30))
+def test_taps_at_the_far_end_of_the_largest_map(kernel_size, beyond):
+    """In 32 bits as in Python's own integers, whose phases are written out here once more."""
+    height, block = MAX_EXTENT - beyond, 64
+    dilation = min(MAX_REACH // (2 * kernel_size + MAX_STRIP), height)
+    short, longer = divmod(height, dilation)
+    for tile in (0, -(-height // block) - 1):
+        rows, counts = reach_of(kernel_size, dilation, height, tile, block)
+        for number, row, count in zip(range(tile * block, height), rows, counts, strict=False):
+            if number < longer * (short + 1):
+                phase, step = divmod(number, short + 1)
+            else:
+                phase, step = divmod(number - longer, short)
+            assert row == step * dilation + phase
+            taps = range(row - kernel_size // 2 * dilation, height, dilation)[:kernel_size]
+            assert count == sum(tap >= 0 for tap in taps)
+        assert not any(counts[max(0, height - tile * block) :])
+
+
+@interpreted
+@pytest.mark.parametrize(
+    "shape, kernel_size, dilation, message",
+    [
+        ((1, 2**26 + 1, 1, 1, 1), 1, 1, "height, width and heads"),
+        ((1, 1, 2**22, 16, 17), 1, 1, "elements in a row"),
+        ((1, 2**26, 1, 1, 1), (255, 1), 2**25, "kernel_size 255 and dilation 33554432"),
+    ],
+)
+def test_problems_beyond_32_bits_are_for_another_backend(shape, kernel_size, dilation, message):
+    query = torch.zeros(shape[-1]).expand(shape)
+    problem = make_problem(
+        query, query, query, kernel_size, dilation, bias=None, scale=None, padding_mode="zeros"
+    )
+    with pytest.raises(BackendError, match=f'"triton" cannot run this problem: .*{message}'):
+        select(problem, "triton")
+    assert select(problem, None).name != "triton"
 
 
 @interpreted
@@ -291,18 +335,20 @@ def test_gradients_are_identical_bit_for_bit():
 
 @interpreted
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-def test_opcheck():
-    case = Case("opcheck", (1, 3, 4, 2, 4), dilation=(1, 2), bias=True)
+@pytest.mark.parametrize("key_mask", (False, True))
+def test_opcheck(key_mask):
+    case = Case("opcheck", (1, 3, 4, 2, 4), dilation=(1, 2), bias=True, key_mask=key_mask)
     tensors = draw(case, torch.float32)
+    kept = tensors.get("key_mask")
     inputs = [tensors[name].requires_grad_() for name in ("query", "key", "value", "bias")]
     sdwa.sliding_dilated_window_attention(*inputs[:3], 3, (1, 2), backend="triton")
     window = ([3, 3], [1, 1, 2, 2], 0.5, False)
     forward = torch.ops.sdwa.triton_attention_forward.default
-    torch.library.opcheck(forward, (*inputs, None, *window))
-    out, lse = (t.detach() for t in forward(*inputs, None, *window))
+    torch.library.opcheck(forward, (*inputs, kept, *window))
+    out, lse = (t.detach() for t in forward(*inputs, kept, *window))
     backward = torch.ops.sdwa.triton_attention_backward.default
     detached = [t.detach() for t in inputs]
-    arguments = (tensors["grad_out"], tensors["grad_lse"], *detached, None, out, lse, *window)
+    arguments = (tensors["grad_out"], tensors["grad_lse"], *detached, kept, out, lse, *window)
     torch.library.opcheck(backward, arguments)
 
 

@@ -19,10 +19,12 @@ from sdwa.backends.triton.blocks import (
 from sdwa.backends.triton.geometry import head_table, tiles
 from sdwa.backends.triton.launch import (
     MAX_EXTENT,
+    MAX_REACH,
     alignment,
     attention_plan,
     delta_plan,
     needs_index_64,
+    reasons,
 )
 
 
@@ -86,7 +88,7 @@ def test_wide_maps_take_64_bit_offsets():
     contiguous = ((2**28 * 16, 2**14 * 16, 16, 16),)
     assert not needs_index_64((1, 2**12, 2**14, 1, 16), contiguous)
     assert needs_index_64((1, 2**14, 2**14, 1, 16), contiguous)
-    arguments, grid = delta_plan((1, 2, 2**27, 1, 16), (2**32, 2**31, 16, 0), 2)
+    arguments, grid = delta_plan((1, 2, 2**26, 1, 16), (2**33, 2**32, 64, 0), 2)
     assert arguments["INDEX_64"]
     assert grid == (2 * arguments["blocks"],)
 
@@ -99,7 +101,9 @@ def test_small_maps_take_small_tiles():
 @pytest.mark.parametrize(
     "shape, message",
     [
-        ((1, 1, MAX_EXTENT + 1, 1, 1), "height and width up to"),
+        ((1, 1, MAX_EXTENT + 1, 1, 1), "height, width and heads up to"),
+        ((1, MAX_EXTENT + 1, 1, 1, 1), "height, width and heads up to"),
+        ((1, 1, 1, MAX_EXTENT + 1, 1), "height, width and heads up to"),
         ((1, 1, 2**22, 16, 17), r"elements in a row \(width \* heads \* head_dim\)"),
         ((2**31, 1, 1, 1, 1), "programs"),
     ],
@@ -108,7 +112,33 @@ def test_small_maps_take_small_tiles():
 def test_maps_beyond_32_bits_are_refused(which, tensors, shape, message):
     strides = ((shape[1] * shape[2], shape[2], 1, 1),) * tensors
     with pytest.raises(ValueError, match=message):
-        attention_plan(which, shape, strides, 2, (3, 3), (1, 1) * shape[3], False)
+        attention_plan(which, shape, strides, 2, (3, 3), (1, 1), False)
+    assert len(reasons(shape, 2, (3, 3), (1, 1))) == 1
+    if message != "programs":
+        with pytest.raises(ValueError, match=message):
+            delta_plan(shape, strides[0], 2)
+
+
+@pytest.mark.parametrize(
+    "shape, kernel_size, dilation",
+    [
+        ((1, 2**26, 1, 1, 1), (255, 1), (2**25, 1)),  # the taps come round to the map again
+        ((1, 1, 2**26, 2, 1), (1, 255), (1, 1, 1, 2**31 - 1)),
+        ((1, MAX_EXTENT, 1, 1, 1), (255, 1), (MAX_REACH // 514 + 1, 1)),
+    ],
+)
+def test_windows_beyond_32_bits_are_refused(shape, kernel_size, dilation):
+    (reason,) = reasons(shape, 2, kernel_size, dilation)
+    assert "kernel_size 255 and dilation" in reason
+    assert str(MAX_REACH) in reason
+
+
+def test_the_largest_of_everything_is_taken():
+    largest = 2**31 - 1
+    assert reasons((1, 7, 7, 2, 64), 2, (255, 255), (largest,) * 4) == ()
+    assert reasons((1, MAX_EXTENT, 1, 1, 1), 2, (13, 1), (largest, largest)) == ()
+    assert reasons((1, MAX_EXTENT, 1, 1, 1), 2, (255, 1), (MAX_REACH // 514, 1)) == ()
+    assert reasons((1, 1, 2**24, 1, 64), 4, (3, 3), (largest, largest)) == ()
 
 
 def test_more_rows_than_a_grid_holds_are_refused():

@@ -8,8 +8,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from sdwa.backends.base import OperatorBackend
+from sdwa.problem import AttentionProblem
 from sdwa.registration import OperatorPair
 
 MINIMUM_VERSION = (3, 5)
@@ -96,6 +98,16 @@ class TritonBackend(OperatorBackend):
     @property
     def device_type(self) -> str:  # type: ignore[override]
         return "cpu" if interpreted() else "cuda"
+
+    def reasons(self, problem: AttentionProblem) -> tuple[str, ...]:
+        missing = super().reasons(problem)
+        # A compiler's sizes may be symbols: the launch then says the same.
+        if missing or is_compiling() or not all(isinstance(size, int) for size in problem.shape):
+            return missing
+        launch = import_module("sdwa.backends.triton.launch")
+        return launch.reasons(  # type: ignore[no-any-return]
+            problem.shape, problem.dtype.itemsize, problem.kernel_size, problem.flat_dilation
+        )
 
     def unavailable(self, device: torch.device) -> tuple[str, ...]:
         return reasons_unavailable(device.type)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 from sdwa.backends.triton import interpreted
 
 PASSES = ("forward", "backward")
+# Queries of the longest strip of any shape here.
+MAX_STRIP = 4
 
 
 class Shape(NamedTuple):
@@ -95,7 +97,7 @@ def candidates(
 ) -> list[Shape]:
     """What the tuning script and `SDWA_TRITON_AUTOTUNE=1` try."""
     small_window = kernel_size[0] * kernel_size[1] <= 9
-    strips = (1, 2, 3, 4) if small_window else (1, 2)
+    strips = range(1, MAX_STRIP + 1) if small_window else (1, 2)
     # Elements of one tensor that a lane holds at a time: beyond this nothing fits the registers.
     limit = 64 if which == "forward" else 24
     return [

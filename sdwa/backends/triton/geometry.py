@@ -10,7 +10,7 @@ every row of the map exactly once whatever the dilation. Strips of a row are num
 too; a phase whose width is no multiple of `STRIP` ends in a strip that hangs over the edge, and its
 surplus queries are masked.
 
-All coordinates are 32-bit; `launch.py` refuses maps for which that would not do.
+All coordinates are 32-bit; `launch.py` refuses maps and windows for which that would not do.
 """
 
 # Triton's language grows tuples by addition only, and a tuple there has no fixed type.

@@ -20,6 +20,7 @@ from torch import Tensor
 from sdwa.backends.triton import interpreted
 from sdwa.backends.triton.backward import backward_kernel, delta_kernel
 from sdwa.backends.triton.blocks import (
+    MAX_STRIP,
     Blocks,
     candidates,
     choose_blocks,
@@ -31,8 +32,10 @@ from sdwa.backends.triton.forward import forward_kernel
 from sdwa.backends.triton.geometry import head_table, tiles
 
 KERNELS: dict[str, Any] = {"forward": forward_kernel, "backward": backward_kernel}
-# Coordinates are 32-bit, and the taps of a window reach several maps beyond the map.
+# Coordinates are 32-bit, beyond the map too: a strip there lies a window beyond the edge, and its
+# last tap half a window and a strip further, which is less than two windows and a strip.
 MAX_EXTENT = 2**26
+MAX_REACH = 2**31 - MAX_EXTENT
 # So are the strides of a row and the offsets inside it, where tensors are contiguous.
 MAX_ROW = 2**30
 MAX_PROGRAMS = 2**31 - 1
@@ -76,7 +79,7 @@ def attention_forward(
     query, key, value: (batch, height, width, heads, head_dim), last stride 1; bias: (heads,
     kernel_h, kernel_w) float32 contiguous, or None; key_mask: (batch, height, width) bool
     contiguous, or None; dilation: flattened (dilation_h, dilation_w) of each head. lse: (batch,
-    height, width, heads) float32.
+    height, width, heads) float32. A window with nothing left has out 0 and lse -inf.
 
     Raises:
         ValueError: as `attention_plan`.
@@ -117,10 +120,11 @@ def attention_backward(
 
     grad_out: like query, last stride 1; grad_lse: like lse, contiguous, or None; out, lse: what
     `attention_forward` returned; the others as there. grad_bias: (heads, kernel_h, kernel_w)
-    float32, of shape (0,) where bias is None.
+    float32, of shape (0,) where bias is None. Nothing goes back through a window whose lse is -inf,
+    whatever its grad_lse is.
 
     Raises:
-        ValueError: as `attention_forward`.
+        ValueError: as `attention_plan` and `delta_plan`.
     """
     grad_query, grad_key, grad_value = (query.new_empty(query.shape) for _ in range(3))
     if not query.shape[0]:
@@ -223,20 +227,11 @@ def attention_plan(
     element_size: bytes. blocks: None for those of `choose_blocks`.
 
     Raises:
-        ValueError: height or width beyond 2**26, a row of the map (width * heads * head_dim) beyond
-            2**30 elements, or more tiles than a grid holds.
+        ValueError: as `check_shape`, `check_window` and `grid`.
     """
+    check_shape(shape)
+    check_window(shape, kernel_size, dilation)
     batch, height, width, heads, head_dim = shape
-    if max(height, width) > MAX_EXTENT:
-        raise ValueError(
-            f"query must have height and width up to {MAX_EXTENT} on the Triton backend, "
-            f"got shape {shape}"
-        )
-    if width * heads * head_dim > MAX_ROW:
-        raise ValueError(
-            f"query must have up to {MAX_ROW} elements in a row (width * heads * head_dim) on the "
-            f"Triton backend, got shape {shape}"
-        )
     if blocks is None:
         blocks = choose_blocks(which, element_size, head_dim, kernel_size, height, width)
     table = head_table(dilation, height, width, blocks.strip)
@@ -267,7 +262,12 @@ def attention_plan(
 def delta_plan(
     shape: Extents, strides: Extents, element_size: int
 ) -> tuple[dict[str, Any], tuple[int]]:
-    """Arguments by name and grid of the delta kernel; strides: of grad_out, as above."""
+    """Arguments by name and grid of the delta kernel; strides: of grad_out, as above.
+
+    Raises:
+        ValueError: as `check_shape` and `grid`.
+    """
+    check_shape(shape)
     batch, height, width, heads, head_dim = shape
     block_d = chunk_width(head_dim, 3)
     block = 32 * DELTA_WARPS // max(1, block_d * element_size // 16)
@@ -289,6 +289,51 @@ def delta_plan(
         "BLOCK_D": block_d,
     }
     return arguments, grid(batch * height * blocks, shape)
+
+
+@lru_cache(maxsize=4096)
+def reasons(
+    shape: Extents, element_size: int, kernel_size: tuple[int, int], dilation: Extents
+) -> tuple[str, ...]:
+    """Why a problem of these sizes cannot be launched, forward or backward; empty: it can."""
+    strides = (0, 0, 0, 0)  # No stride is too large: see `needs_index_64`.
+    try:
+        for which in KERNELS:
+            attention_plan(which, shape, (strides,), element_size, kernel_size, dilation, False)
+        delta_plan(shape, strides, element_size)
+    except ValueError as error:
+        return (str(error),)
+    return ()
+
+
+def check_shape(shape: Extents) -> None:
+    """Raises ValueError where an extent or an offset in a row of the map could exceed 32 bits.
+
+    shape: (batch, height, width, heads, head_dim).
+    """
+    _, height, width, heads, head_dim = shape
+    if max(height, width, heads) > MAX_EXTENT:
+        raise ValueError(
+            f"query must have height, width and heads up to {MAX_EXTENT} on the Triton backend, "
+            f"got shape {shape}"
+        )
+    if width * heads * head_dim > MAX_ROW:
+        raise ValueError(
+            f"query must have up to {MAX_ROW} elements in a row (width * heads * head_dim) on the "
+            f"Triton backend, got shape {shape}"
+        )
+
+
+def check_window(shape: Extents, kernel_size: tuple[int, int], dilation: Extents) -> None:
+    """Raises ValueError where the coordinate of a tap could exceed 32 bits."""
+    for axis, (extent, size) in enumerate(zip(shape[1:3], kernel_size, strict=True)):
+        step = min(max(dilation[axis::2]), extent)
+        if (2 * size + MAX_STRIP) * step > MAX_REACH:
+            raise ValueError(
+                f"kernel_size and dilation must have (2 * kernel_size + {MAX_STRIP}) * dilation up "
+                f"to {MAX_REACH} on the Triton backend, a dilation beyond the map counting as the "
+                f"map's extent, got kernel_size {size} and dilation {step} for shape {shape}"
+            )
 
 
 def grid(programs: int, shape: Extents) -> tuple[int]:
@@ -313,7 +358,7 @@ def alignment(strides: Sequence[Extents]) -> int:
 def needs_index_64(shape: Extents, strides: Sequence[Extents]) -> bool:
     """Whether an offset inside the map of one image and head can exceed 32 bits.
 
-    Taps off the map count, although their address is never used: it must not be undefined.
+    Those of taps off the map may wrap, for nothing is read there.
     """
     _, height, width, _, head_dim = shape
     reach = (height * extents[1] + width * extents[2] + head_dim for extents in strides)
