@@ -28,7 +28,11 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 GOLDEN_PATHS = sorted(p for p in GOLDEN.glob("*.npz") if not p.name.startswith("module_"))
 
+# Of an axis of up to 7 pixels.
+KEY_MASK = (True, False, True, True, False, False, True)
+
 if INTERPRETED:
+    from sdwa.backends.triton import launch
     from sdwa.backends.triton.launch import MAX_EXTENT, MAX_REACH
     from tests.sdwa.geometry_in_triton import owned_pixels, reach_of, scores_of, sources_of
 
@@ -57,6 +61,17 @@ def interpreted(test):
     return test
 
 
+@pytest.fixture
+def fresh_plans():
+    """Launches are planned anew in the test, and once more after it."""
+    plans = (launch.attention_plan, launch.delta_plan, launch.reasons)
+    for plan in plans:
+        plan.cache_clear()
+    yield
+    for plan in plans:
+        plan.cache_clear()
+
+
 @interpreted
 @pytest.mark.parametrize("axis", AXES.values(), ids=AXES)
 def test_taps_read_what_the_table_says(axis):
@@ -66,7 +81,7 @@ def test_taps_read_what_the_table_says(axis):
 
 
 @interpreted
-@pytest.mark.parametrize("key_mask", (None, (True, False, True, True, False, False, True)))
+@pytest.mark.parametrize("key_mask", (None, KEY_MASK))
 @pytest.mark.parametrize("masked", (False, True))
 @pytest.mark.parametrize("axis", AXES.values(), ids=AXES)
 def test_taps_count_as_the_table_says(axis, masked, key_mask):
@@ -89,7 +104,7 @@ def test_taps_count_as_the_table_says(axis, masked, key_mask):
 
 
 @interpreted
-@pytest.mark.parametrize("key_mask", (None, (True, False, True, True, False, False, True)))
+@pytest.mark.parametrize("key_mask", (None, KEY_MASK))
 @pytest.mark.parametrize("axis", AXES.values(), ids=AXES)
 def test_mirrored_taps_count_for_a_key_that_is_kept(axis, key_mask):
     size = axis.kernel_size
@@ -256,25 +271,17 @@ TILED = (
         for i, (name, case, blocks) in enumerate(TILED)
     ],
 )
-def test_tiles_and_strips(monkeypatch, case, blocks, dtype):
-    from sdwa.backends.triton import launch
-
-    launch.attention_plan.cache_clear()
+def test_tiles_and_strips(fresh_plans, monkeypatch, case, blocks, dtype):
     monkeypatch.setattr(launch, "choose_blocks", lambda *_: launch.Blocks(*blocks))
     assert_matches_float64(case, dtype, backend="triton")
-    launch.attention_plan.cache_clear()
 
 
 @interpreted
 @pytest.mark.parametrize("kernel_size", (3, 5))
-def test_64_bit_offsets(monkeypatch, kernel_size):
-    from sdwa.backends.triton import launch
-
-    launch.attention_plan.cache_clear()
+def test_64_bit_offsets(fresh_plans, monkeypatch, kernel_size):
     monkeypatch.setattr(launch, "needs_index_64", lambda *_: True)
     case = Case("wide", (2, 5, 6, 2, 5), kernel_size, (1, 2), bias=True, key_mask=True)
     assert_matches_float64(case, torch.float32, backend="triton")
-    launch.attention_plan.cache_clear()
 
 
 @interpreted

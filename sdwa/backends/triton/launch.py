@@ -284,7 +284,10 @@ def delta_plan(
         "HEAD_DIM": head_dim,
         "ALIGN": alignment((strides,)),
         # A row of the map, pixels by heads, is what this kernel takes for a map.
-        "INDEX_64": (width - 1) * strides[2] + (heads - 1) * strides[3] + head_dim >= 2**31,
+        "INDEX_64": needs_index_64(
+            (batch, width, heads, height, head_dim),
+            ((strides[0], strides[2], strides[3], strides[1]),),
+        ),
         "BLOCK": block,
         "BLOCK_D": block_d,
     }
