@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Literal, overload
 
 from torch import Tensor
@@ -79,7 +80,8 @@ def sliding_dilated_window_attention(
             are read in place; the last stride must be 1. head_dim from 1 to 256; that of value may
             be another, which costs copies, padded to the larger one. Tensors whose heads come
             first, (batch, heads, height, width, head_dim), would be read as maps of heads x height:
-            pass `query.permute(0, 2, 3, 1, 4)`.
+            pass `query.permute(0, 2, 3, 1, 4)`. They may be DTensors, sharded over batch and heads
+            without communication; `sdwa.sharding` says what holds there.
         kernel_size: taps along each side of the window, odd, up to 255; or (kernel_h, kernel_w).
         dilation: distance of neighbouring taps in pixels: one for all heads, or a sequence with one
             entry per head, an int or (dilation_h, dilation_w). It may exceed the map. (2, 1) is two
@@ -130,6 +132,31 @@ def sliding_dilated_window_attention(
             return_lse=return_lse,
             backend=backend,
         )
+    dtensors = sys.modules.get("torch.distributed.tensor")  # there are none where it is not loaded
+    if dtensors is not None and dtensors.DTensor in (
+        query.__class__,
+        key.__class__,
+        value.__class__,
+        bias.__class__,
+        scale.__class__,
+        key_mask.__class__,
+    ):
+        from sdwa import sharding
+
+        results = sharding.attention(
+            sliding_dilated_window_attention,
+            query,
+            key,
+            value,
+            kernel_size,
+            dilation,
+            bias=bias,
+            scale=scale,
+            padding_mode=padding_mode,
+            key_mask=key_mask,
+            backend=backend,
+        )
+        return results if return_lse else results[0]
     if any_autocast():
         query, key, value = autocast_tensors(query, key, value)
     if scale is not None and (isinstance(scale, Tensor) or varies(scale)):
