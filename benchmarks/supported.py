@@ -24,7 +24,16 @@ from sdwa.backends import BACKENDS
 
 FILES = [
     f"tests/sdwa/test_{name}.py"
-    for name in ("compile", "export", "onnx", "autocast", "functorch", "opcheck", "swap")
+    for name in (
+        "compile",
+        "export",
+        "onnx",
+        "autocast",
+        "functorch",
+        "opcheck",
+        "swap",
+        "sharding",
+    )
 ]
 FAILS, YES, NOT_RUN, NOT_ASKED = "**fails**", "yes", "not run", ""
 INTRODUCTION = """\
