@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 from sdwa.arguments import make_problem
 from sdwa.backends import BACKENDS, Backend
 from sdwa.problem import AttentionProblem, Call, Dilation, Size
+from sdwa.torch_private import trace_paused
 
 # Calls that are kept: more than any model makes, and they bound what shapes without end would take.
 MOST_PREPARED = 4096
@@ -74,13 +75,16 @@ def prepare(
             and (known[1] is kernel_size or repr(known[1]) == repr(kernel_size))
         ):
             return known[0]
-    problem = make_problem(
-        query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask
-    )
+    with trace_paused():
+        problem = make_problem(
+            query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask
+        )
+        widths = query.shape[4], value.shape[4]
     call = select(problem, backend).bind(problem)
-    if query.shape[4] != value.shape[4]:
-        call = _padded(call, value.shape[4], problem.shape[4])
-    if facts is not None:
+    if widths[0] != widths[1]:
+        call = _padded(call, widths[1], problem.shape[4])
+    # Within `torch.jit.trace` the facts hold tensors, new each time: they are not found again.
+    if facts is not None and not torch.jit.is_tracing():  # type: ignore[no-untyped-call]
         if len(_prepared) >= MOST_PREPARED:
             _prepared.clear()
         _prepared[facts] = call, kernel_size, dilation

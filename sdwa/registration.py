@@ -74,6 +74,14 @@ class OperatorPair:
             return lambda query, key, value, bias, key_mask: traced(
                 query, key, value, bias, key_mask, *window
             )
+        if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+            # It records operators, and no functions of autograd. The older ONNX exporter traces as
+            # well, and knows standard operators alone.
+            exported = torch.onnx.is_in_onnx_export()
+            recorded = decompositions.forward if exported else self.forward
+            return lambda query, key, value, bias, key_mask: recorded(
+                query, key, value, bias, key_mask, *window
+            )
         operate = plain_call(self.forward)
 
         # On a small map each step between the user's call and the kernel counts.

@@ -6,7 +6,8 @@ A new PyTorch that breaks something breaks it here.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -35,6 +36,7 @@ __all__ = [
     "plain_call",
     "register_autocast",
     "register_decomposition",
+    "trace_paused",
     "varies",
 ]
 
@@ -58,6 +60,26 @@ above_kernel_skipped = partial(
 def in_forward_mode() -> bool:
     """Whether a level of `torch.autograd.forward_ad` is open."""
     return forward_ad._current_level >= 0
+
+
+def trace_paused() -> AbstractContextManager[None]:
+    """Makes a context manager within which `torch.jit.trace` records nothing.
+
+    Sizes are ints there. Otherwise they are tensors while it records.
+    """
+    tracing = torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    return _trace_paused() if tracing else nullcontext()
+
+
+@contextmanager
+def _trace_paused() -> Iterator[None]:
+    set_state: Any = torch._C._set_tracing_state  # type: ignore[attr-defined]
+    state = torch._C._get_tracing_state()
+    set_state(None)
+    try:
+        yield
+    finally:
+        set_state(state)
 
 
 def plain_apply(function: type[Function]) -> Any:
