@@ -46,7 +46,8 @@ def attention(
     with autocast_off(query.device):  # it would round the scores
         for heads, dilation in heads_by_dilation(problem):
             weights, lse = softmax(scores(problem, query, key, bias, key_mask, heads, dilation))
-            weights = torch.nn.functional.dropout(weights, dropout)
+            if dropout:
+                weights = torch.nn.functional.dropout(weights, dropout)
             v = unfold(value[..., heads, :].to(accumulate), problem.kernel_size, dilation)
             outs.append((weights.unsqueeze(-2) @ v).squeeze(-2))
             lses.append(lse)
@@ -137,7 +138,8 @@ def unfold(x: Tensor, kernel_size: tuple[int, int], dilation: tuple[int, int]) -
     """
     batch, height, width, heads, head_dim = x.shape
     taps = kernel_size[0] * kernel_size[1]
-    if batch == 0:
+    # torch.jit.trace warns where a size is compared.
+    if not torch.jit.is_tracing() and batch == 0:  # type: ignore[no-untyped-call]
         return x.unsqueeze(-2).expand(-1, -1, -1, -1, taps, -1)
     channels_first = x.permute(0, 3, 4, 1, 2).reshape(batch, heads * head_dim, height, width)
     windows = torch.nn.functional.unfold(
