@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 
 from sdwa import reference
 from sdwa.arguments import (
@@ -22,6 +26,9 @@ from sdwa.dilateformer import layer_weights
 from sdwa.dispatch import named
 from sdwa.functional import sliding_dilated_window_attention
 from sdwa.problem import MAX_HEAD_DIM, Dilation, Size
+from sdwa.torch_private import trace_paused
+
+PAPER_DILATION = (1, 2, 3)
 
 
 def head_dilations(
@@ -95,7 +102,8 @@ class SlidingDilatedWindowAttention(nn.Module):
         kernel_size: taps along each side of the window, odd; or (kernel_h, kernel_w).
         dilation: one for all heads, one per head, or a shorter list dealt to consecutive groups of
             heads, as equal as possible, later groups taking the remainder: 8 heads and (1, 2, 3)
-            give (1, 1, 2, 2, 2, 3, 3, 3), the paper's best allocation (Table 4).
+            give (1, 1, 2, 2, 2, 3, 3, 3), the paper's best allocation (Table 4). None: (1, 2, 3),
+            or as many of them as there are heads.
         qkv_bias: query, key and value projections have a bias.
         q_proj: project the query; False: the input's channels are the query (the paper's parameter
             count leaves no room for a projection).
@@ -103,10 +111,12 @@ class SlidingDilatedWindowAttention(nn.Module):
         scale: factor of the scores; None: `head_dim ** -0.5`.
         relative_bias: learn a bias for each tap of each head, zero at first.
         attn_drop: dropout of the attention weights, in training. The fused kernels keep no weights,
-            so a training step with attn_drop > 0 runs the reference implementation.
+            so a training step with attn_drop > 0 runs the reference implementation, slower and with
+            far more memory. A warning says so once, unless backend is "reference".
         proj_drop: dropout of the output.
         padding_mode: "zeros" or "masked", see `sdwa.sliding_dilated_window_attention`.
         backend: "cuda", "triton", "cpu" or "reference"; None: the best that fits.
+        device, dtype: of the parameters, as for PyTorch's layers.
 
     Raises:
         ValueError, TypeError: an argument that is not legal; the message names it.
@@ -117,7 +127,7 @@ class SlidingDilatedWindowAttention(nn.Module):
         dim: int,
         num_heads: int = 8,
         kernel_size: Size = 3,
-        dilation: Dilation = (1, 2, 3),
+        dilation: Dilation | None = None,
         *,
         qkv_bias: bool = True,
         q_proj: bool = True,
@@ -128,6 +138,8 @@ class SlidingDilatedWindowAttention(nn.Module):
         proj_drop: float = 0.0,
         padding_mode: str = "zeros",
         backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         check_count("dim", dim)
@@ -158,61 +170,69 @@ class SlidingDilatedWindowAttention(nn.Module):
         self.head_dim = dim // num_heads
         self.context_dim = dim if context_dim is None else context_dim
         self.kernel_size = as_kernel_size(kernel_size)
+        if dilation is None:
+            dilation = PAPER_DILATION[:num_heads]
         self.dilation = deal_dilation(dilation, num_heads)
         self.scale = as_scale(scale, self.head_dim)
         self.padding_mode = padding_mode
         self.backend = backend
-        self.q = nn.Linear(dim, dim, bias=qkv_bias) if q_proj else nn.Identity()
-        self.kv = nn.Linear(self.context_dim, 2 * dim, bias=qkv_bias)
-        self.proj = nn.Linear(dim, dim)
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
+        self.q = nn.Linear(dim, dim, bias=qkv_bias, **factory) if q_proj else nn.Identity()
+        self.kv = nn.Linear(self.context_dim, 2 * dim, bias=qkv_bias, **factory)
+        self.proj = nn.Linear(dim, dim, **factory)
         self.attn_drop = attn_drop
         self.proj_drop = nn.Dropout(proj_drop)
         self.relative_bias = (
-            nn.Parameter(torch.zeros(num_heads, *self.kernel_size)) if relative_bias else None
+            nn.Parameter(torch.zeros(num_heads, *self.kernel_size, **factory))
+            if relative_bias
+            else None
         )
 
-    def forward(self, x: Tensor, context: Tensor | None = None) -> Tensor:
+    def reset_parameters(self) -> None:
+        """Draws the projections anew and sets relative_bias to zero, as the constructor does.
+
+        For a layer made on the device "meta", once `to_empty` has given it memory.
+        """
+        for projection in (self.q, self.kv, self.proj):
+            if isinstance(projection, nn.Linear):
+                projection.reset_parameters()
+        if self.relative_bias is not None:
+            nn.init.zeros_(self.relative_bias)
+
+    def forward(
+        self, x: Tensor, context: Tensor | None = None, key_mask: Tensor | None = None
+    ) -> Tensor:
         """Attention of x to context, or to itself.
 
         Args:
             x: (batch, height, width, dim), the map that asks.
             context: (batch, height, width, context_dim), the map that is looked at; None: x.
+            key_mask: (batch, height, width) bool of the map that is looked at; a pixel where it is
+                False, such as the padding of a smaller image, is not attended to. None: all are.
 
         Returns:
             (batch, height, width, dim).
 
         Raises:
-            TypeError: a map that is not a tensor.
+            TypeError: a map that is not a tensor, or a key_mask that is not bool.
             ValueError: a map of another shape, or no context where context_dim is not dim.
         """
-        batch, height, width = _map_size("x", x, self.dim)
-        if context is None:
-            if self.context_dim != self.dim:
-                raise ValueError(
-                    f"x must be (batch, height, width, {self.context_dim}) to be its own context, "
-                    f"got shape {tuple(x.shape)}: give a context of {self.context_dim} channels"
-                )
-            context = x
-        elif (size := _map_size("context", context, self.context_dim)) != (batch, height, width):
-            raise ValueError(
-                f"context must have the batch, height and width of x, {(batch, height, width)}: "
-                f"got shape {(*size, self.context_dim)}"
-            )
-        packed = self.kv(context).view(batch, height, width, 2, self.num_heads, self.head_dim)
-        query = self.q(x)
-        if query.stride(3) != 1:  # not projected, and a view of a channels-first map
-            query = query.contiguous()
-        query = query.view(batch, height, width, self.num_heads, self.head_dim)
-        attended = self._attend(query, *packed.unbind(3))
-        out: Tensor = self.proj(attended.view(batch, height, width, self.dim))
+        context = _checked_context(x, context, self.dim, self.context_dim)
+        query = _unit_stride(self.q(x))
+        query = torch.unflatten(query, 3, (self.num_heads, self.head_dim))
+        packed = torch.unflatten(self.kv(context), 3, (2, self.num_heads, self.head_dim))
+        key, value = packed.unbind(3)
+        attended = self._attend(query, key, value, key_mask)
+        out: Tensor = self.proj(attended.flatten(3))
         if self.training and self.proj_drop.p:
             out = self.proj_drop(out)
         return out
 
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         if self.training and self.attn_drop:
-            query, key, value = autocast_tensors(query, key, value)
-            problem = make_problem(
+            if self.backend is None and not is_compiling():  # which cannot compile a warning
+                _warn_of_attn_drop()
+            return _attend_with_dropout(
                 query,
                 key,
                 value,
@@ -221,10 +241,9 @@ class SlidingDilatedWindowAttention(nn.Module):
                 self.relative_bias,
                 self.scale,
                 self.padding_mode,
+                key_mask,
+                self.attn_drop,
             )
-            return reference.attention(
-                problem, query, key, value, self.relative_bias, dropout=self.attn_drop
-            )[0]
         return sliding_dilated_window_attention(
             query,
             key,
@@ -234,6 +253,7 @@ class SlidingDilatedWindowAttention(nn.Module):
             bias=self.relative_bias,
             scale=self.scale,
             padding_mode=self.padding_mode,
+            key_mask=key_mask,
             backend=self.backend,
         )
 
@@ -250,11 +270,13 @@ class SlidingDilatedWindowAttention(nn.Module):
         state_dict: Mapping[str, Tensor],
         num_heads: int,
         kernel_size: Size = 3,
-        dilation: Dilation = (1, 2, 3),
+        dilation: Dilation = PAPER_DILATION,
         *,
         prefix: str = "",
         scale: float | None = None,
         backend: str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
     ) -> SlidingDilatedWindowAttention:
         """The layer with the weights of DilateFormer's `MultiDilatelocalAttention`.
 
@@ -270,6 +292,7 @@ class SlidingDilatedWindowAttention(nn.Module):
             prefix: of the layer's keys, such as "blocks.0.attn.".
             scale: factor of the scores; None: `head_dim ** -0.5`.
             backend: as for the layer.
+            device, dtype: of the layer's parameters; None: those of qkv.weight.
 
         Raises:
             ValueError: keys are missing or unexpected, shapes do not fit, or the heads cannot be
@@ -284,20 +307,92 @@ class SlidingDilatedWindowAttention(nn.Module):
                 f"num_heads must be a multiple of the number of dilations, got {num_heads} heads "
                 f"and dilations {dilation!r}"
             )
+        weight = weights["q.weight"]
         attention = cls(
-            weights["q.weight"].shape[0],
+            weight.shape[0],
             num_heads,
             kernel_size,
             dilation,
             qkv_bias="q.bias" in weights,
             scale=scale,
             backend=backend,
+            device=weight.device if device is None else device,
+            dtype=weight.dtype if dtype is None else dtype,
         )
         attention.load_state_dict(weights)
         return attention
 
 
-def _map_size(name: str, x: Tensor, channels: int) -> tuple[int, int, int]:
+# `torch.fx` records each of these as one step: what they ask of a tensor, its proxies do not know.
+
+
+@torch.fx.wrap
+def _checked_context(x: Tensor, context: Tensor | None, dim: int, context_dim: int) -> Tensor:
+    """The map that key and value come from: the context, or x where it is None.
+
+    Raises:
+        TypeError, ValueError: as the layer's forward.
+    """
+    if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+        with trace_paused():
+            return _checked_context(x, context, dim, context_dim)
+    size = _map_size("x", x, dim)
+    if context is None:
+        if context_dim != dim:
+            raise ValueError(
+                f"x must be (batch, height, width, {context_dim}) to be its own context, "
+                f"got shape {tuple(x.shape)}: give a context of {context_dim} channels"
+            )
+        return x
+    if _map_size("context", context, context_dim) != size:
+        raise ValueError(
+            f"context must have the batch, height and width of x, {size}: "
+            f"got shape {tuple(context.shape)}"
+        )
+    return context
+
+
+@torch.fx.wrap
+def _unit_stride(query: Tensor) -> Tensor:
+    """The query as the kernels take it. Not projected, it may be a view of a channels-first map."""
+    return query if query.stride(3) == 1 else query.contiguous()
+
+
+@torch.fx.wrap
+def _attend_with_dropout(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Size,
+    dilation: Dilation,
+    bias: Tensor | None,
+    scale: float,
+    padding_mode: str,
+    key_mask: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """What the reference makes of it, some of its weights dropped."""
+    query, key, value = autocast_tensors(query, key, value)
+    with trace_paused():
+        problem = make_problem(
+            query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask
+        )
+    return reference.attention(problem, query, key, value, bias, key_mask, dropout)[0]
+
+
+@cache
+def _warn_of_attn_drop() -> None:
+    """Says once per process what attn_drop costs."""
+    warnings.warn(
+        "attn_drop > 0: in training the attention runs the reference implementation, as the fused "
+        "kernels keep no weights to drop. It is slower and takes far more memory. proj_drop runs "
+        'the kernels; backend="reference" makes this warning go away.',
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def _map_size(name: str, x: Tensor, channels: int) -> tuple[int, ...]:
     """(batch, height, width) of the argument `name`, a channels-last map.
 
     Raises:
@@ -310,4 +405,4 @@ def _map_size(name: str, x: Tensor, channels: int) -> tuple[int, int, int]:
         raise ValueError(
             f"{name} must be (batch, height, width, {channels}), got shape {tuple(shape)}"
         )
-    return shape[0], shape[1], shape[2]
+    return tuple(shape[:3])

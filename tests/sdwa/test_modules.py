@@ -70,6 +70,17 @@ def test_dilation_is_dealt_to_groups_of_heads():
     assert deal_dilation(((1, 2), 3), 3) == ((1, 2), (3, 3), (3, 3))
 
 
+@pytest.mark.parametrize(
+    ("heads", "expected"),
+    ((1, (1,)), (2, (1, 2)), (3, (1, 2, 3)), (4, (1, 2, 3, 3)), (8, (1, 1, 2, 2, 2, 3, 3, 3))),
+)
+def test_default_dilation_fits_any_number_of_heads(heads, expected):
+    layer = sdwa.SlidingDilatedWindowAttention(8 * heads, heads)
+    assert steps(layer.dilation) == expected
+    x = torch.randn(1, 5, 6, 8 * heads)
+    assert layer(x).shape == x.shape
+
+
 def test_self_attention_is_the_operator_between_projections(backend):
     torch.manual_seed(0)
     layer = sdwa.SlidingDilatedWindowAttention(
@@ -136,13 +147,32 @@ def test_copies_and_conversions():
 
 def test_attention_dropout_drops_weights_in_training_only():
     torch.manual_seed(0)
-    layer = sdwa.SlidingDilatedWindowAttention(16, 2, dilation=(1, 2), attn_drop=0.5)
+    layer = sdwa.SlidingDilatedWindowAttention(
+        16, 2, dilation=(1, 2), attn_drop=0.5, backend="reference"
+    )
     x = torch.randn(1, 6, 6, 16)
     assert not torch.equal(layer(x), layer(x))
     layer.eval()
     assert torch.equal(layer(x), layer(x))
     with pytest.raises(ValueError, match="attn_drop=0.5 needs backend=None"):
         sdwa.SlidingDilatedWindowAttention(16, 2, attn_drop=0.5, backend="cpu")
+
+
+def test_attention_dropout_says_once_what_it_costs():
+    x = torch.randn(1, 6, 6, 16)
+    arguments = {"dim": 16, "num_heads": 2, "attn_drop": 0.5}
+    sdwa.modules._warn_of_attn_drop.cache_clear()
+    # Nothing is said where it costs nothing more: warnings are errors here.
+    sdwa.SlidingDilatedWindowAttention(**arguments).eval()(x)
+    sdwa.SlidingDilatedWindowAttention(**arguments, backend="reference")(x)
+    with pytest.warns(UserWarning, match="attn_drop > 0: in training.*slower.*memory"):
+        sdwa.SlidingDilatedWindowAttention(**arguments)(x)
+    sdwa.SlidingDilatedWindowAttention(**arguments)(x)
+    compiled = torch.compile(
+        sdwa.SlidingDilatedWindowAttention(**arguments), backend="eager", fullgraph=True
+    )
+    sdwa.modules._warn_of_attn_drop.cache_clear()
+    assert compiled(x).shape == x.shape
 
 
 @pytest.mark.parametrize(
