@@ -145,6 +145,135 @@ def test_copies_and_conversions():
         torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
 
 
+def test_key_mask_leaves_out_the_padding_of_smaller_images(backend):
+    """`key_mask` of the layer: padded images as each alone"""
+    torch.manual_seed(0)
+    layer = sdwa.SlidingDilatedWindowAttention(
+        24, 4, relative_bias=True, padding_mode="masked", backend=backend.name
+    ).to(backend.device_type)
+    torch.nn.init.normal_(layer.relative_bias)
+    x, context = torch.randn(2, 2, 7, 9, 24, device=backend.device_type)
+    key_mask = torch.zeros(2, 7, 9, dtype=torch.bool, device=backend.device_type)
+    sizes = ((5, 9), (7, 3))
+    for image, (height, width) in enumerate(sizes):
+        key_mask[image, :height, :width] = True
+    for maps in ((x,), (x, context)):
+        out = layer(*maps, key_mask=key_mask)
+        for image, (height, width) in enumerate(sizes):
+            alone = layer(*(t[image : image + 1, :height, :width] for t in maps))
+            torch.testing.assert_close(out[image : image + 1, :height, :width], alone)
+
+
+def test_key_mask_of_a_whole_image(backend):
+    layer = sdwa.SlidingDilatedWindowAttention(16, 4, relative_bias=True, backend=backend.name)
+    layer.to(backend.device_type)
+    x = torch.randn(2, 5, 6, 16, device=backend.device_type, requires_grad=True)
+    key_mask = torch.zeros(2, 5, 6, dtype=torch.bool, device=backend.device_type)
+    key_mask[1] = True
+    out = layer(x, key_mask=key_mask)
+    torch.testing.assert_close(out[1:], layer(x[1:]))
+    out.square().sum().backward()
+    for tensor in (out, x.grad, *(parameter.grad for parameter in layer.parameters())):
+        assert tensor.isfinite().all()
+
+
+def test_key_mask_holds_under_attention_dropout():
+    layer = sdwa.SlidingDilatedWindowAttention(16, 4, attn_drop=0.5, backend="reference")
+    x, context = torch.randn(2, 2, 5, 6, 16)
+    key_mask = torch.rand(2, 5, 6) < 0.5
+    outs = []
+    for padding in (0.0, 100.0):
+        torch.manual_seed(0)
+        outs.append(layer(x, context.masked_fill(~key_mask.unsqueeze(-1), padding), key_mask))
+    assert torch.equal(*outs)
+
+
+def test_key_mask_refused():
+    layer = sdwa.SlidingDilatedWindowAttention(16, 4)
+    x = torch.randn(2, 5, 6, 16)
+    with pytest.raises(
+        ValueError, match=r"key_mask must be \(batch, height, width\) = \(2, 5, 6\)"
+    ):
+        layer(x, key_mask=torch.ones(2, 5, 7, dtype=torch.bool))
+    with pytest.raises(TypeError, match="key_mask must be bool"):
+        layer(x, key_mask=torch.ones(2, 5, 6))
+
+
+def test_device_and_dtype_of_the_parameters():
+    layer = sdwa.SlidingDilatedWindowAttention(
+        16, 4, relative_bias=True, device="cpu", dtype=torch.bfloat16
+    )
+    assert {parameter.dtype for parameter in layer.parameters()} == {torch.bfloat16}
+    x = torch.randn(1, 5, 6, 16, dtype=torch.bfloat16)
+    assert layer(x).dtype == torch.bfloat16
+    layer = sdwa.SlidingDilatedWindowAttention(16, 4, relative_bias=True, device="meta")
+    assert all(parameter.is_meta for parameter in layer.parameters())
+
+
+def test_constructed_without_memory():
+    """constructed on the device "meta", then `to_empty` and `reset_parameters`"""
+    with torch.device("meta"):
+        layer = sdwa.SlidingDilatedWindowAttention(16, 4, relative_bias=True)
+    layer.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(float("nan"))
+    for module in layer.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    assert torch.equal(layer.relative_bias, torch.zeros(4, 3, 3))
+    x = torch.randn(2, 5, 6, 16)
+    assert layer(x).isfinite().all()
+    torch.manual_seed(0)
+    layer.reset_parameters()
+    torch.manual_seed(0)
+    anew = sdwa.SlidingDilatedWindowAttention(16, 4, relative_bias=True)
+    assert torch.equal(layer(x), anew(x))
+    sdwa.SlidingDilatedWindowAttention(16, 4, q_proj=False).reset_parameters()
+
+
+@pytest.fixture
+def mesh():
+    """A mesh of this process alone."""
+    distributed = pytest.importorskip("torch.distributed")
+    if not distributed.is_available() or not distributed.is_gloo_available():
+        pytest.skip("this PyTorch has no gloo")
+    distributed.init_process_group("gloo", rank=0, world_size=1, store=distributed.HashStore())
+    yield distributed.init_device_mesh("cpu", (1,))
+    distributed.destroy_process_group()
+
+
+# PyTorch's own, of random numbers on a CPU mesh and of what nn.Linear returns.
+@pytest.mark.filterwarnings("ignore:DTensor random operators:UserWarning")
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module .* returned a view:UserWarning")
+def test_fully_sharded(mesh):
+    """FSDP2 of the layer, constructed on the device "meta" and trained"""
+    from torch.distributed.fsdp import fully_shard
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        model = torch.nn.Sequential(
+            sdwa.SlidingDilatedWindowAttention(16, 4, relative_bias=True), torch.nn.Linear(16, 1)
+        )
+    fully_shard(model[0], mesh=mesh)
+    fully_shard(model, mesh=mesh)
+    model.to_empty(device="cpu")
+    for module in model.modules():
+        if hasattr(module, "reset_parameters"):
+            module.reset_parameters()
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    x = torch.randn(4, 5, 6, 16)
+    losses = []
+    for _ in range(8):
+        loss = (model(x).mean((1, 2, 3)) - torch.arange(4)).square().sum()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert model[0].relative_bias.full_tensor().count_nonzero() > 0
+
+
 def test_attention_dropout_drops_weights_in_training_only():
     torch.manual_seed(0)
     layer = sdwa.SlidingDilatedWindowAttention(
@@ -242,6 +371,19 @@ def test_dilateformer_checkpoint_within_a_larger_one():
         larger, **options, prefix="blocks.0.attn."
     )
     torch.testing.assert_close(layer(x), y, rtol=1e-5, atol=1e-5)
+
+
+def test_dilateformer_checkpoint_keeps_its_dtype():
+    state, options, x, y = dilateformer()
+    load = sdwa.SlidingDilatedWindowAttention.from_dilateformer
+    doubles = {name: tensor.double() for name, tensor in state.items()}
+    layer = load(doubles, **options)
+    torch.testing.assert_close(layer(x.double()), y.double(), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        load(doubles, **options, dtype=torch.float32)(x), y, rtol=1e-5, atol=1e-5
+    )
+    with torch.device("meta"):
+        assert not load(state, **options).kv.weight.is_meta
 
 
 def test_dilateformer_checkpoint_refused():
