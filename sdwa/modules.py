@@ -218,12 +218,12 @@ class SlidingDilatedWindowAttention(nn.Module):
             ValueError: a map of another shape, or no context where context_dim is not dim.
         """
         context = _checked_context(x, context, self.dim, self.context_dim)
-        query = _unit_stride(self.q(x))
-        query = torch.unflatten(query, 3, (self.num_heads, self.head_dim))
-        packed = torch.unflatten(self.kv(context), 3, (2, self.num_heads, self.head_dim))
+        batch, height, width, _ = x.shape
+        packed = self.kv(context).view(batch, height, width, 2, self.num_heads, self.head_dim)
         key, value = packed.unbind(3)
+        query = _unit_stride(self.q(x)).view(batch, height, width, self.num_heads, self.head_dim)
         attended = self._attend(query, key, value, key_mask)
-        out: Tensor = self.proj(attended.flatten(3))
+        out: Tensor = self.proj(attended.view(batch, height, width, self.dim))
         if self.training and self.proj_drop.p:
             out = self.proj_drop(out)
         return out
