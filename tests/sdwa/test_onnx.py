@@ -1,5 +1,7 @@
 """ONNX export: decomposed into standard operators, checked with onnxruntime."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,8 @@ pytest.importorskip("onnxscript")
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
     pytest.mark.filterwarnings("ignore:# The axis name.*will not be used:UserWarning"),
+    pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX"),
+    pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning"),
 ]
 
 
@@ -106,3 +110,61 @@ def test_an_operator_without_decomposition_is_named(monkeypatch):
         export(Operator(), shapes, ("query", "key", "value"))
     message = f"{caught.value} {caught.value.__cause__}"
     assert "sdwa.attention_forward" in message
+
+
+def export_by_tracing(module, inputs, opset_version):
+    file = io.BytesIO()
+    names = [f"input{n}" for n in range(len(inputs))]
+    torch.onnx.export(
+        module.eval(),
+        inputs,
+        file,
+        dynamo=False,
+        opset_version=opset_version,
+        input_names=names,
+        dynamic_axes={name: {0: "batch", 1: "height", 2: "width"} for name in names},
+    )
+    return onnxruntime.InferenceSession(file.getvalue(), providers=["CPUExecutionProvider"])
+
+
+def assert_session_parity(session, module, inputs):
+    names = [place.name for place in session.get_inputs()]
+    results = session.run(None, dict(zip(names, (t.cpu().numpy() for t in inputs), strict=True)))
+    expected = module(*inputs)
+    for result, tensor in zip(
+        results, expected if isinstance(expected, tuple) else (expected,), strict=True
+    ):
+        np.testing.assert_allclose(result, tensor.detach().cpu().numpy(), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("opset_version", (11, 18))
+@pytest.mark.parametrize("padding_mode", ("zeros", "masked"))
+def test_operator_by_the_older_exporter(backend, padding_mode, opset_version):
+    """ONNX export with `dynamo=False`, of the operator, opset 11 to 20, any batch and map size"""
+    device = backend.device_type
+    module = Operator(padding_mode=padding_mode, backend=backend.name).to(device)
+    inputs = tuple(torch.randn(3, 2, 7, 6, 4, 8, device=device))
+    session = export_by_tracing(module, inputs, opset_version)
+    for batch, height, width in ((2, 7, 6), (5, 7, 6), (1, 4, 9)):
+        inputs = tuple(torch.randn(3, batch, height, width, 4, 8, device=device))
+        assert_session_parity(session, module, inputs)
+
+
+@pytest.mark.parametrize("options", ({}, {"q_proj": False, "padding_mode": "masked"}), ids=str)
+def test_layer_by_the_older_exporter(options):
+    """ONNX export with `dynamo=False`, of the layer, self and cross, with and without a mask"""
+    module = sdwa.SlidingDilatedWindowAttention(16, 4, 5, (1, 2), relative_bias=True, **options)
+
+    def draw(batch, height, width):
+        return *torch.randn(2, batch, height, width, 16), torch.rand(batch, height, width) < 0.7
+
+    for given in (1, 2, 3):
+        session = export_by_tracing(module, draw(2, 5, 6)[:given], 18)
+        for size in ((2, 5, 6), (3, 5, 6), (1, 8, 4)):
+            assert_session_parity(session, module, draw(*size)[:given])
+
+
+def test_older_exporter_refuses_older_opsets():
+    module = Operator(backend="reference")
+    with pytest.raises(torch.onnx.errors.UnsupportedOperatorError, match="added in version 11"):
+        export_by_tracing(module, tuple(torch.randn(3, 2, 7, 6, 4, 8)), 10)
