@@ -222,17 +222,10 @@ class SlidingDilatedWindowAttention(nn.Module):
         packed = self.kv(context).view(batch, height, width, 2, self.num_heads, self.head_dim)
         key, value = packed.unbind(3)
         query = _unit_stride(self.q(x)).view(batch, height, width, self.num_heads, self.head_dim)
-        attended = self._attend(query, key, value, key_mask)
-        out: Tensor = self.proj(attended.view(batch, height, width, self.dim))
-        if self.training and self.proj_drop.p:
-            out = self.proj_drop(out)
-        return out
-
-    def _attend(self, query: Tensor, key: Tensor, value: Tensor, key_mask: Tensor | None) -> Tensor:
         if self.training and self.attn_drop:
             if self.backend is None and not is_compiling():  # which cannot compile a warning
                 _warn_of_attn_drop()
-            return _attend_with_dropout(
+            attended = _attend_with_dropout(
                 query,
                 key,
                 value,
@@ -244,18 +237,23 @@ class SlidingDilatedWindowAttention(nn.Module):
                 key_mask,
                 self.attn_drop,
             )
-        return sliding_dilated_window_attention(
-            query,
-            key,
-            value,
-            self.kernel_size,
-            self.dilation,
-            bias=self.relative_bias,
-            scale=self.scale,
-            padding_mode=self.padding_mode,
-            key_mask=key_mask,
-            backend=self.backend,
-        )
+        else:
+            attended = sliding_dilated_window_attention(
+                query,
+                key,
+                value,
+                self.kernel_size,
+                self.dilation,
+                bias=self.relative_bias,
+                scale=self.scale,
+                padding_mode=self.padding_mode,
+                key_mask=key_mask,
+                backend=self.backend,
+            )
+        out: Tensor = self.proj(attended.view(batch, height, width, self.dim))
+        if self.training and self.proj_drop.p:
+            out = self.proj_drop(out)
+        return out
 
     def extra_repr(self) -> str:
         steps = tuple(h if h == w else (h, w) for h, w in self.dilation)
@@ -336,7 +334,7 @@ def _checked_context(x: Tensor, context: Tensor | None, dim: int, context_dim: i
     if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
         with trace_paused():
             return _checked_context(x, context, dim, context_dim)
-    size = _map_size("x", x, dim)
+    _check_map("x", x, dim)
     if context is None:
         if context_dim != dim:
             raise ValueError(
@@ -344,9 +342,10 @@ def _checked_context(x: Tensor, context: Tensor | None, dim: int, context_dim: i
                 f"got shape {tuple(x.shape)}: give a context of {context_dim} channels"
             )
         return x
-    if _map_size("context", context, context_dim) != size:
+    _check_map("context", context, context_dim)
+    if context.shape != x.shape and context.shape[:3] != x.shape[:3]:
         raise ValueError(
-            f"context must have the batch, height and width of x, {size}: "
+            f"context must have the batch, height and width of x, {tuple(x.shape[:3])}: "
             f"got shape {tuple(context.shape)}"
         )
     return context
@@ -392,12 +391,8 @@ def _warn_of_attn_drop() -> None:
     )
 
 
-def _map_size(name: str, x: Tensor, channels: int) -> tuple[int, ...]:
-    """(batch, height, width) of the argument `name`, a channels-last map.
-
-    Raises:
-        TypeError, ValueError: it is not one of so many channels.
-    """
+def _check_map(name: str, x: Tensor, channels: int) -> None:
+    """Raises TypeError or ValueError where the argument `name` is not a map of so many channels."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     shape = x.shape
@@ -405,4 +400,3 @@ def _map_size(name: str, x: Tensor, channels: int) -> tuple[int, ...]:
         raise ValueError(
             f"{name} must be (batch, height, width, {channels}), got shape {tuple(shape)}"
         )
-    return tuple(shape[:3])
