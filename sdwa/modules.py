@@ -19,6 +19,7 @@ from sdwa.arguments import (
     check_count,
     check_padding_mode,
     check_share,
+    is_number,
     make_problem,
 )
 from sdwa.autocast import autocast_tensors
@@ -155,6 +156,8 @@ class SlidingDilatedWindowAttention(nn.Module):
             )
         if context_dim is not None:
             check_count("context_dim", context_dim)
+        if scale is not None and not is_number(scale):  # the function takes tensors as well
+            raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
         check_share("attn_drop", attn_drop)
         check_share("proj_drop", proj_drop)
         check_padding_mode(padding_mode)
