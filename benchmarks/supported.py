@@ -28,9 +28,11 @@ FILES = [
         "compile",
         "export",
         "onnx",
+        "tracing",
         "autocast",
         "functorch",
         "opcheck",
+        "modules",
         "swap",
         "sharding",
     )
