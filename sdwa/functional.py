@@ -13,7 +13,7 @@ from sdwa.arguments import check_scale_tensor, make_problem
 from sdwa.autocast import autocast_tensors
 from sdwa.dispatch import prepare
 from sdwa.problem import Dilation, Size, accumulation_dtype
-from sdwa.torch_private import any_autocast, varies
+from sdwa.torch_private import any_autocast, trace_paused, varies
 
 
 @overload
@@ -210,16 +210,18 @@ def attention_weights(
         query, key, _ = autocast_tensors(query, key, key)
     if isinstance(scale, Tensor):
         query, scale = _scaled(query, scale), 1.0
-    problem = make_problem(
-        query, key, key, kernel_size, dilation, bias, scale, padding_mode, key_mask
-    )
+    with trace_paused():
+        problem = make_problem(
+            query, key, key, kernel_size, dilation, bias, scale, padding_mode, key_mask
+        )
     return reference.attention_weights(problem, query, key, bias, key_mask)
 
 
 def _scaled(query: Tensor, scale: float | Tensor) -> Tensor:
     """query times scale, in the dtype of query."""
     if isinstance(scale, Tensor):
-        check_scale_tensor(scale, query)
+        with trace_paused():
+            check_scale_tensor(scale, query)
         if scale.dim() > 0:
             scale = scale[:, None]  # of each head, for all its features
     return (query * scale).to(query.dtype)
