@@ -113,7 +113,9 @@ class SlidingDilatedWindowAttention(nn.Module):
         relative_bias: learn a bias for each tap of each head, zero at first.
         attn_drop: dropout of the attention weights, in training. The fused kernels keep no weights,
             so a training step with attn_drop > 0 runs the reference implementation, slower and with
-            far more memory. A warning says so once, unless backend is "reference".
+            far more memory: on one core of a CPU 2.5 times the time and 3.4 times the memory for
+            50 maps of 7 x 7 x 512, 36 and 7.5 times for 4 of 56 x 56 x 128 with a window of 7 x 7.
+            A warning says so once, unless backend is "reference".
         proj_drop: dropout of the output.
         padding_mode: "zeros" or "masked", see `sdwa.sliding_dilated_window_attention`.
         backend: "cuda", "triton", "cpu" or "reference"; None: the best that fits.

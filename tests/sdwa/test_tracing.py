@@ -92,6 +92,29 @@ def test_jit_trace_of_the_layer(backend, options):
             assert_same(traced, module, draw(device, batch, 6, 7, 16, inputs=inputs))
 
 
+class Learned(nn.Module):
+    """A learned scale per head, a value of its own head_dim, and the weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.rand(4))
+
+    def forward(self, query, key, value):
+        out = sdwa.sliding_dilated_window_attention(query, key, value, 3, 2, scale=self.scale)
+        return out, sdwa.attention_weights(query, key, 3, 2, scale=self.scale)
+
+
+def test_jit_trace_of_learned_scale_and_weights():
+    def draw(batch):
+        return *torch.randn(2, batch, 5, 6, 4, 8), torch.randn(batch, 5, 6, 4, 6)
+
+    module = Learned()
+    traced = torch.jit.trace(module, draw(2))
+    for batch in (2, 3):
+        inputs = draw(batch)
+        torch.testing.assert_close(traced(*inputs), module(*inputs))
+
+
 def test_jit_trace_records_one_operator():
     if sdwa.available_backends("cpu")["cpu"]:
         pytest.skip("the CPU kernels are not compiled")
