@@ -29,7 +29,7 @@ from sdwa.functional import sliding_dilated_window_attention
 from sdwa.problem import MAX_HEAD_DIM, Dilation, Size
 from sdwa.torch_private import trace_paused
 
-PAPER_DILATION = (1, 2, 3)
+PAPER_DILATION = (1, 2, 3)  # dealt to groups of heads, see Table 4
 
 
 def head_dilations(
@@ -228,7 +228,7 @@ class SlidingDilatedWindowAttention(nn.Module):
         key, value = packed.unbind(3)
         query = _unit_stride(self.q(x)).view(batch, height, width, self.num_heads, self.head_dim)
         if self.training and self.attn_drop:
-            if self.backend is None and not is_compiling():  # which cannot compile a warning
+            if self.backend is None and not is_compiling():  # warnings cannot be compiled
                 _warn_of_attn_drop()
             attended = _attend_with_dropout(
                 query,
