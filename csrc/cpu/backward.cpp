@@ -174,6 +174,10 @@ class BackwardKernel {
     const int32_t taps = window_.taps();
     const A scale = static_cast<A>(problem_.scale);
     finish_scores<A>(args_, head_, window_, block, scores_);
+    // Nothing was left of such a window: probabilities of 0, whatever its gradients are.
+    const auto nothing = lse == -kInfinity<A>;
+    lse = nothing ? broadcast(kInfinity<A>) : lse;
+    delta = nothing ? Vec<A>{} : delta;
     IntVec<A> present = {};  // lanes with a query
     IntVec<A> own = {};      // and those of the band itself
     for (int32_t u = 0; u < block.count; ++u) {

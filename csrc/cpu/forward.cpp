@@ -3,6 +3,7 @@
 // An item is one head of one band of one image. Its rows are walked phase by phase; the last
 // kernel_h rows of key and value stay in scratch, converted to the accumulation type, so each of
 // their bytes is read from the tensors once (but for the band's halo).
+#include <limits>
 #include <type_traits>
 
 #include "cpu/block.h"
@@ -114,17 +115,20 @@ class ForwardKernel {
     return strip_tokens(at, query_, stride_);
   }
 
-  // Turns scores into probabilities, and returns lse.
+  // Turns scores into probabilities, and returns lse. Where nothing is left of a window, every
+  // score being minus infinity, these are 0 and minus infinity.
   Vec<A> softmax(const Block& block) {
     finish_scores<A>(args_, head_, window_, block, scores_);
     const int32_t taps = window_.taps();
-    Vec<A> largest = scores_[0];
-    for (int32_t t = 1; t < taps; ++t) largest = maximum<A>(scores_[t], largest);
+    // Finite, for the difference to a score of minus infinity.
+    Vec<A> largest = broadcast(std::numeric_limits<A>::lowest());
+    for (int32_t t = 0; t < taps; ++t) largest = maximum<A>(scores_[t], largest);
     Vec<A> sum = {};
     for (int32_t t = 0; t < taps; ++t) sum += scores_[t] = exp<A>(scores_[t] - largest);
-    const Vec<A> inverse = A(1) / sum;
+    const auto nothing = sum == Vec<A>{};
+    const Vec<A> inverse = nothing ? Vec<A>{} : A(1) / sum;
     for (int32_t t = 0; t < taps; ++t) scores_[t] *= inverse;
-    return largest + log<A>(sum);
+    return nothing ? broadcast(-kInfinity<A>) : largest + log<A>(sum);
   }
 
   void write(const PlacedStrip& at, int32_t u, Vec<A> lse) {

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <limits>
 #include <numbers>
 #include <utility>
 
@@ -43,6 +44,9 @@ template <typename A>
 using Vec = typename Types<A>::Vector;
 template <typename A>
 using IntVec = typename Types<A>::IntVector;
+
+template <typename A>
+inline constexpr A kInfinity = std::numeric_limits<A>::infinity();
 
 template <typename A>
 inline constexpr int kLanes = kVectorBytes / static_cast<int>(sizeof(A));
