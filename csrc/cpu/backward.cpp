@@ -13,6 +13,7 @@
 #include "cpu/kernels.h"
 #include "cpu/prefetch.h"
 #include "cpu/products.h"
+#include "cpu/score_limits.h"
 #include "cpu/token_rows.h"
 
 namespace sdwa::cpu::SDWA_ISA {
@@ -41,6 +42,7 @@ class BackwardKernel {
         key_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
         value_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
         grad_out_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
+        limits_(args.key_mask, window_, layout_, ring_rows(), scratch),
         delta_(step_, layout_.slots, scratch),
         lse_(step_, layout_.slots, scratch),
         probability_(ring_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
@@ -111,6 +113,7 @@ class BackwardKernel {
     read_row(key.row(y), key.width_stride, layout_, problem_.head_dim, stride_, key_.row(row));
     read_row(value.row(y), value.width_stride, layout_, problem_.head_dim, stride_,
              value_.row(row));
+    limits_.read_row(batch_, y, row);
   }
 
   void read_queries(int32_t phase, int32_t row) {
@@ -173,7 +176,7 @@ class BackwardKernel {
   void differentiate(const Block& block, Vec<A> delta, Vec<A> lse, const PhaseRows& rows) {
     const int32_t taps = window_.taps();
     const A scale = static_cast<A>(problem_.scale);
-    finish_scores<A>(args_, head_, window_, block, scores_);
+    finish_scores<A>(args_, head_, window_, limits_, block, rows.on_map, scores_);
     // Nothing was left of such a window: probabilities of 0, whatever its gradients are.
     const auto nothing = lse == -kInfinity<A>;
     lse = nothing ? broadcast(kInfinity<A>) : lse;
@@ -269,6 +272,7 @@ class BackwardKernel {
   const RowLayout layout_;
   const int32_t step_;  // rows walked at a time
   const RowRing<A> query_, key_, value_, grad_out_;
+  ScoreLimits<A> limits_;
   const RowRing<A> delta_, lse_;               // a number per slot
   const RowRing<A> probability_, grad_score_;  // (taps, slots) per row; grad_score is times scale
   Vec<A>* const partial_;
@@ -304,10 +308,10 @@ void run_items(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_
 
 }  // namespace
 
-int64_t backward_scratch(const Problem& problem) {
-  return with_type(problem.dtype, [&](auto type) {
+int64_t backward_scratch(const BackwardArgs& args) {
+  return with_type(args.problem.dtype, [&](auto type) {
     using A = Accumulation<typename decltype(type)::type>;
-    return largest_scratch<BackwardKernel<A>, BackwardArgs>(problem);
+    return largest_scratch<BackwardKernel<A>>(args);
   });
 }
 

@@ -86,43 +86,4 @@ SDWA_INLINE void dot_block(const Block& block, Queries&& queries, const BlockWin
   }
 }
 
-// Calls off(tap, lane) for every tap that does not count, of every query of the block.
-template <typename A, typename Off>
-SDWA_INLINE void for_each_uncounted(const Block& block, const HeadWindow& window, Off&& off) {
-  for (int32_t u = 0; u < block.count; ++u) {
-    const PlacedStrip& at = block.strips[u];
-    for (int32_t h = 0; h < window.rows.size; ++h) {
-      const bool row_on_map = on_axis(window.rows.source(at.y, h), window.height);
-      for (int32_t w = 0; w < window.columns.size; ++w) {
-        for (int32_t i = 0; i < at.strip.count; ++i) {
-          const int32_t query = at.strip.x + at.strip.pixels(i, window.columns.dilation);
-          const int32_t x = window.columns.source(query, w);
-          const bool on_map = row_on_map && on_axis(x, window.width);
-          if (!tap_counts(on_map, window.masked)) {
-            off(tap_index(window.columns, h, w), u * kStripSize + i);
-          }
-        }
-      }
-    }
-  }
-}
-
-// Turns a block's products of query and key into scores: times scale, plus bias, and minus
-// infinity where a tap does not count. The kernel's pointer comes by reference, so that it is read
-// where it is needed: registers are short here.
-template <typename A, typename Args>
-SDWA_INLINE void finish_scores(const Args& args, int64_t head, const HeadWindow& window,
-                               const Block& block, Vec<A>* const& scores) {
-  const int32_t taps = window.taps();
-  const A scale = static_cast<A>(args.problem.scale);
-  const A* bias = args.bias ? static_cast<const A*>(args.bias) + head * taps : nullptr;
-  for (int32_t t = 0; t < taps; ++t) {
-    scores[t] = bias ? scores[t] * scale + bias[t] : scores[t] * scale;
-  }
-  if (window.masked) {
-    for_each_uncounted<A>(block, window,
-                          [&](int32_t tap, int32_t lane) { scores[tap][lane] = -__builtin_inf(); });
-  }
-}
-
 }  // namespace sdwa::cpu::SDWA_ISA

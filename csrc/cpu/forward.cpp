@@ -11,6 +11,7 @@
 #include "cpu/kernels.h"
 #include "cpu/prefetch.h"
 #include "cpu/products.h"
+#include "cpu/score_limits.h"
 #include "cpu/token_rows.h"
 
 namespace sdwa::cpu::SDWA_ISA {
@@ -37,6 +38,7 @@ class ForwardKernel {
         query_(token_ring<A>(step_, layout_, stride_, scratch)),
         key_(token_ring<A>(window_.rows.size - 1 + step_, layout_, stride_, scratch)),
         value_(token_ring<A>(window_.rows.size - 1 + step_, layout_, stride_, scratch)),
+        limits_(args.key_mask, window_, layout_, window_.rows.size - 1 + step_, scratch),
         partial_(scratch.take<Vec<A>>(window_.taps() * kStrips)),
         scores_(scratch.take<Vec<A>>(window_.taps())),
         result_(scratch.take<A>(int64_t(kStripSize) * stride_)),
@@ -69,6 +71,7 @@ class ForwardKernel {
                    key_.row(read));
           read_row(value.row(y), value.width_stride, layout_, problem_.head_dim, stride_,
                    value_.row(read));
+          limits_.read_row(batch_, y, read);
         }
         Block block;
         for (int32_t r = row; r < end; ++r) {
@@ -96,7 +99,7 @@ class ForwardKernel {
     dot_block(
         block, [&](const PlacedStrip& at) { return queries(at); }, windows_, 0, window_, products_,
         partial_, scores_);
-    const Vec<A> lse = softmax(block);
+    const Vec<A> lse = softmax(block, rows_on_map);
     for (int32_t u = 0; u < block.count; ++u) {
       prefetch.advance(block.strips[u].strip.count);
       write(block.strips[u], u, lse);
@@ -117,8 +120,8 @@ class ForwardKernel {
 
   // Turns scores into probabilities, and returns lse. Where nothing is left of a window, every
   // score being minus infinity, these are 0 and minus infinity.
-  Vec<A> softmax(const Block& block) {
-    finish_scores<A>(args_, head_, window_, block, scores_);
+  Vec<A> softmax(const Block& block, int32_t rows_on_map) {
+    finish_scores<A>(args_, head_, window_, limits_, block, rows_on_map, scores_);
     const int32_t taps = window_.taps();
     // Finite, for the difference to a score of minus infinity.
     Vec<A> largest = broadcast(std::numeric_limits<A>::lowest());
@@ -167,6 +170,7 @@ class ForwardKernel {
   const RowLayout layout_;
   const int32_t step_;  // rows walked at a time
   const RowRing<A> query_, key_, value_;
+  ScoreLimits<A> limits_;
   Vec<A>* const partial_;
   Vec<A>* const scores_;
   A* const result_;
@@ -188,10 +192,10 @@ void run_items(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t
 
 }  // namespace
 
-int64_t forward_scratch(const Problem& problem) {
-  return with_type(problem.dtype, [&](auto type) {
+int64_t forward_scratch(const ForwardArgs& args) {
+  return with_type(args.problem.dtype, [&](auto type) {
     using A = Accumulation<typename decltype(type)::type>;
-    return largest_scratch<ForwardKernel<A>, ForwardArgs>(problem);
+    return largest_scratch<ForwardKernel<A>>(args);
   });
 }
 

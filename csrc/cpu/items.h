@@ -27,11 +27,9 @@ SDWA_INLINE void for_each_item(const Args& args, const Plan& plan, int64_t begin
 
 // Bytes of scratch that are enough for the kernel of any head.
 template <typename Kernel, typename Args>
-int64_t largest_scratch(const Problem& problem) {
-  Args args{};
-  args.problem = problem;
+int64_t largest_scratch(const Args& args) {
   int64_t largest = 0;
-  for (int64_t head = 0; head < problem.heads; ++head) {
+  for (int64_t head = 0; head < args.problem.heads; ++head) {
     Scratch scratch(nullptr);
     Kernel(args, head, false, scratch);
     largest = scratch.used() > largest ? scratch.used() : largest;

@@ -24,8 +24,8 @@ struct Plan {
 #define SDWA_DECLARE_KERNELS(isa, supported)                                            \
   namespace isa {                                                                       \
   /* Bytes of scratch that a thread needs. */                                           \
-  int64_t forward_scratch(const Problem& problem);                                      \
-  int64_t backward_scratch(const Problem& problem);                                     \
+  int64_t forward_scratch(const ForwardArgs& args);                                     \
+  int64_t backward_scratch(const BackwardArgs& args);                                   \
   void forward(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t end,   \
                char* scratch);                                                          \
   /* grad_bias: (items, kernel_h, kernel_w) sums of the items, or null. */              \

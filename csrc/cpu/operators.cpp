@@ -162,7 +162,7 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
   if (problem.head_dim > 0) {
     const Plan plan = make_plan(problem, rows_around_band(problem));
     advise_huge_pages(call.out);
-    const int64_t bytes = kernels().forward_scratch(problem);
+    const int64_t bytes = kernels().forward_scratch(call.args);
     torch::stable::parallel_for(
         0, plan.items, grain(problem, plan), [&](int64_t begin, int64_t end) {
           kernels().forward(call.args, plan, begin, end, thread_scratch(bytes));
@@ -189,7 +189,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
     for (const Tensor& grad : {call.grad_query, call.grad_key, call.grad_value}) {
       advise_huge_pages(grad);
     }
-    const int64_t bytes = kernels().backward_scratch(problem);
+    const int64_t bytes = kernels().backward_scratch(call.args);
     torch::stable::parallel_for(
         0, plan.items, grain(problem, plan), [&](int64_t begin, int64_t end) {
           kernels().backward(call.args, plan, begin, end, sums.get(), thread_scratch(bytes));

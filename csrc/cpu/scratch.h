@@ -32,14 +32,16 @@ class RowRing {
  public:
   RowRing(int32_t rows, int64_t row_size, Scratch& scratch, int64_t spare = 0)
       : rows_(rows),
-        inverse_((uint64_t(1) << 32) / rows + 1),
+        inverse_(~uint64_t(0) / rows + 1),
         row_size_(row_size),
         data_(scratch.take<A>(rows * row_size + spare)) {}
 
-  // index % rows, without a division: exact as long as index * rows is below 2^32.
   A* row(int32_t index) const {
-    const auto turns = static_cast<int32_t>((uint64_t(index) * inverse_) >> 32);
-    return data_ + (index - turns * rows_) * row_size_;
+    // index % rows, without a division: exact for all 32-bit numbers (Lemire, Kaser, Kurz: "Faster
+    // remainder by direct computation", 2019).
+    __extension__ using Wide = unsigned __int128;
+    const uint64_t fraction = inverse_ * static_cast<uint32_t>(index);
+    return data_ + static_cast<int64_t>((Wide(fraction) * rows_) >> 64) * row_size_;
   }
   // The row after the one that `row` returned.
   const A* next(const A* row) const {
