@@ -63,14 +63,22 @@ inline Tensor allocate(const Tensor& query, const std::vector<int64_t>& shape, S
   return Tensor(tensor);
 }
 
+// The kernels count taps, pixels and their sums in 32 bits.
+inline constexpr int64_t kMaxKernelSize = 255;
+inline constexpr int64_t kMaxExtent = int64_t(1) << 30;
+
 inline Problem make_problem(const Tensor& query, const std::vector<int64_t>& kernel_size,
                             const std::vector<int64_t>& dilation, double scale, bool masked) {
   STD_TORCH_CHECK(query.dim() == 5,
                   "sdwa: query must be (batch, height, width, heads, head_dim), got ", query.dim(),
                   " dimensions");
   STD_TORCH_CHECK(kernel_size.size() == 2 && kernel_size[0] > 0 && kernel_size[1] > 0 &&
-                      kernel_size[0] % 2 == 1 && kernel_size[1] % 2 == 1,
-                  "sdwa: kernel_size must hold two odd numbers");
+                      kernel_size[0] % 2 == 1 && kernel_size[1] % 2 == 1 &&
+                      kernel_size[0] <= kMaxKernelSize && kernel_size[1] <= kMaxKernelSize,
+                  "sdwa: kernel_size must hold two odd numbers up to ", kMaxKernelSize);
+  STD_TORCH_CHECK(query.size(1) <= kMaxExtent && query.size(2) <= kMaxExtent,
+                  "sdwa: query must have height and width up to ", kMaxExtent, ", got ",
+                  query.size(1), " and ", query.size(2));
   STD_TORCH_CHECK(dilation.size() == static_cast<size_t>(2 * query.size(3)),
                   "sdwa: dilation must hold two numbers per head");
   for (int64_t d : dilation) STD_TORCH_CHECK(d >= 1, "sdwa: dilation must be at least 1, got ", d);
