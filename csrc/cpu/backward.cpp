@@ -27,16 +27,19 @@ class BackwardKernel {
   static constexpr int kStrips = kStripsPerBlock<A>;
 
  public:
-  BackwardKernel(const BackwardArgs& args, int64_t head, bool streaming, Scratch& scratch)
+  BackwardKernel(const BackwardArgs& args, const Plan& plan, int64_t head, int64_t piece,
+                 Scratch& scratch)
       : args_(args),
         problem_(args.problem),
-        streaming_(streaming && can_stream<T>(args.grad_query, problem_.head_dim) &&
+        streaming_(plan.streaming && can_stream<T>(args.grad_query, problem_.head_dim) &&
                    can_stream<T>(args.grad_key, problem_.head_dim) &&
                    can_stream<T>(args.grad_value, problem_.head_dim)),
         stride_(token_stride<A>(problem_.head_dim)),
         window_(problem_, head),
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
-        layout_(window_.columns, window_.width, false, scratch),
+        piece_(piece),
+        layout_(window_.columns, window_.width, Pieces(problem_, plan, head)[piece],
+                window_.columns.reach(), false, scratch),
         step_(rows_per_block<A>(layout_)),
         query_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
         key_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
@@ -55,7 +58,9 @@ class BackwardKernel {
         windows_(window_, stride_, scratch),
         weight_rows_(scratch.take<const A*>(window_.rows.size)) {}
 
-  bool serves(int64_t head) const { return window_.same_dilation(problem_, head); }
+  bool serves(int64_t head, int64_t piece) const {
+    return piece == piece_ && window_.same_dilation(problem_, head);
+  }
 
   // grad_bias: (kernel_h, kernel_w) sums over the item's queries, or null.
   template <typename Prefetch>
@@ -76,7 +81,7 @@ class BackwardKernel {
   }
 
  private:
-  int32_t ring_rows() const { return window_.rows.size - 1 + step_; }
+  int32_t ring_rows() const { return window_.ring_rows(step_); }
 
   template <typename Prefetch>
   void run_phase(int32_t phase, const PhaseRows& rows, Prefetch& prefetch) {
@@ -165,11 +170,16 @@ class BackwardKernel {
     differentiate(block, load(delta), load(lse), rows);
     for (int32_t u = 0; u < block.count; ++u) {
       const PlacedStrip& at = block.strips[u];
-      if (at.row < rows.first || at.row >= rows.last) continue;
+      if (!is_own(at, rows)) continue;
       prefetch.advance(at.strip.count);
       write_grad_query(at, u);
     }
     block.count = 0;
+  }
+
+  // Whether the queries are the item's, and not worked on for the keys of others only.
+  static bool is_own(const PlacedStrip& at, const PhaseRows& rows) {
+    return at.strip.around != Around::kHalo && at.row >= rows.first && at.row < rows.last;
   }
 
   // From <query, key> and <grad_out, value> to probability, grad_score and grad_bias.
@@ -182,12 +192,13 @@ class BackwardKernel {
     lse = nothing ? broadcast(kInfinity<A>) : lse;
     delta = nothing ? Vec<A>{} : delta;
     IntVec<A> present = {};  // lanes with a query
-    IntVec<A> own = {};      // and those of the band itself
+    IntVec<A> own = {};      // and those with a query of the item
     for (int32_t u = 0; u < block.count; ++u) {
       const PlacedStrip& at = block.strips[u];
+      const int32_t of_item = is_own(at, rows) ? -1 : 0;
       for (int32_t i = 0; i < at.strip.count; ++i) {
         present[u * kStripSize + i] = -1;
-        own[u * kStripSize + i] = at.row >= rows.first && at.row < rows.last ? -1 : 0;
+        own[u * kStripSize + i] = of_item;
       }
     }
     for (int32_t t = 0; t < taps; ++t) {
@@ -225,6 +236,7 @@ class BackwardKernel {
     const int32_t begin = rows.first > window_.rows.reach() ? rows.first - window_.rows.reach() : 0;
     for (int32_t i = 0; i < layout_.strip_count; ++i) {
       const PlacedStrip at{row, y, layout_.strips[i]};
+      if (at.strip.around == Around::kHalo) continue;
       windows_.find(0, at, query_, begin, rows_ready);
       find_weights(at, begin, rows_ready);
       write_gathered(at, 0, 0, args_.grad_key);
@@ -269,6 +281,7 @@ class BackwardKernel {
   const int stride_;
   const HeadWindow window_;
   const Products<A> products_;
+  const int64_t piece_;
   const RowLayout layout_;
   const int32_t step_;  // rows walked at a time
   const RowRing<A> query_, key_, value_, grad_out_;
@@ -308,10 +321,10 @@ void run_items(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_
 
 }  // namespace
 
-int64_t backward_scratch(const BackwardArgs& args) {
+int64_t backward_scratch(const BackwardArgs& args, const Plan& plan) {
   return with_type(args.problem.dtype, [&](auto type) {
     using A = Accumulation<typename decltype(type)::type>;
-    return largest_scratch<BackwardKernel<A>>(args);
+    return largest_scratch<BackwardKernel<A>>(args, plan);
   });
 }
 

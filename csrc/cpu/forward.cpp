@@ -1,8 +1,8 @@
 // Forward kernel. Compiled once for each instruction set.
 //
-// An item is one head of one band of one image. Its rows are walked phase by phase; the last
-// kernel_h rows of key and value stay in scratch, converted to the accumulation type, so each of
-// their bytes is read from the tensors once (but for the band's halo).
+// An item is one head of one band of one image, or a piece of it. Its rows are walked phase by
+// phase; the last kernel_h rows of key and value stay in scratch, converted to the accumulation
+// type, so each of their bytes is read from the tensors once (but for the item's halo).
 #include <limits>
 #include <type_traits>
 
@@ -25,20 +25,23 @@ class ForwardKernel {
   static constexpr int kStrips = kStripsPerBlock<A>;
 
  public:
-  ForwardKernel(const ForwardArgs& args, int64_t head, bool streaming, Scratch& scratch)
+  ForwardKernel(const ForwardArgs& args, const Plan& plan, int64_t head, int64_t piece,
+                Scratch& scratch)
       : args_(args),
         problem_(args.problem),
-        streaming_(streaming && can_stream<T>(args.out, problem_.head_dim)),
+        streaming_(plan.streaming && can_stream<T>(args.out, problem_.head_dim)),
         in_place_(std::is_same_v<T, A> && problem_.head_dim % kWidth == 0),
         stride_(token_stride<A>(problem_.head_dim)),
         window_(problem_, head),
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
-        layout_(window_.columns, window_.width, window_.columns.size == 3, scratch),
+        piece_(piece),
+        layout_(window_.columns, window_.width, Pieces(problem_, plan, head)[piece], 0,
+                window_.columns.size == 3, scratch),
         step_(rows_per_block<A>(layout_)),
         query_(token_ring<A>(step_, layout_, stride_, scratch)),
-        key_(token_ring<A>(window_.rows.size - 1 + step_, layout_, stride_, scratch)),
-        value_(token_ring<A>(window_.rows.size - 1 + step_, layout_, stride_, scratch)),
-        limits_(args.key_mask, window_, layout_, window_.rows.size - 1 + step_, scratch),
+        key_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
+        value_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
+        limits_(args.key_mask, window_, layout_, ring_rows(), scratch),
         partial_(scratch.take<Vec<A>>(window_.taps() * kStrips)),
         scores_(scratch.take<Vec<A>>(window_.taps())),
         result_(scratch.take<A>(int64_t(kStripSize) * stride_)),
@@ -50,7 +53,9 @@ class ForwardKernel {
     }
   }
 
-  bool serves(int64_t head) const { return window_.same_dilation(problem_, head); }
+  bool serves(int64_t head, int64_t piece) const {
+    return piece == piece_ && window_.same_dilation(problem_, head);
+  }
 
   template <typename Prefetch>
   void run(const ItemBounds& item, Prefetch& prefetch) {
@@ -91,6 +96,8 @@ class ForwardKernel {
   }
 
  private:
+  int32_t ring_rows() const { return window_.ring_rows(step_); }
+
   template <typename Prefetch>
   void finish(Block& block, int32_t rows_on_map, Prefetch& prefetch) {
     for (int32_t u = 0; u < block.count; ++u) {
@@ -167,6 +174,7 @@ class ForwardKernel {
   const int stride_;
   const HeadWindow window_;
   const Products<A> products_;
+  const int64_t piece_;
   const RowLayout layout_;
   const int32_t step_;  // rows walked at a time
   const RowRing<A> query_, key_, value_;
@@ -192,10 +200,10 @@ void run_items(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t
 
 }  // namespace
 
-int64_t forward_scratch(const ForwardArgs& args) {
+int64_t forward_scratch(const ForwardArgs& args, const Plan& plan) {
   return with_type(args.problem.dtype, [&](auto type) {
     using A = Accumulation<typename decltype(type)::type>;
-    return largest_scratch<ForwardKernel<A>>(args);
+    return largest_scratch<ForwardKernel<A>>(args, plan);
   });
 }
 

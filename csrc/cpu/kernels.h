@@ -17,15 +17,18 @@ inline constexpr int kCacheLine = 64;
 struct Plan {
   int64_t bands;      // per map
   int64_t band_rows;  // pixels
-  int64_t items;      // batch * bands * heads; the head is innermost
+  int64_t pieces;     // that the rows of a map are cut into, for the head with the most
+  int64_t slots;      // of scratch that a piece of a row should take
+  int64_t halo;       // pixels of a phase that a piece reads on either side
+  int64_t items;      // batch * pieces * bands * heads; the head is innermost
   bool streaming;     // results are too large for the caches
 };
 
 #define SDWA_DECLARE_KERNELS(isa, supported)                                            \
   namespace isa {                                                                       \
   /* Bytes of scratch that a thread needs. */                                           \
-  int64_t forward_scratch(const ForwardArgs& args);                                     \
-  int64_t backward_scratch(const BackwardArgs& args);                                   \
+  int64_t forward_scratch(const ForwardArgs& args, const Plan& plan);                   \
+  int64_t backward_scratch(const BackwardArgs& args, const Plan& plan);                 \
   void forward(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t end,   \
                char* scratch);                                                          \
   /* grad_bias: (items, kernel_h, kernel_w) sums of the items, or null. */              \

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "cpu/kernels.h"
+#include "cpu/pieces.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
 #include "problem.h"
@@ -15,15 +16,27 @@
 
 namespace sdwa::cpu::SDWA_ISA {
 
-// Batch entry, head and rows of an item.
+// Batch entry, head, rows, and piece of its rows of an item.
 struct ItemBounds {
-  int64_t batch, head, row_begin, row_end;
+  int64_t batch, head, piece, row_begin, row_end;
 
-  ItemBounds(const Problem& problem, const Plan& plan, int64_t item)
-      : batch(item / problem.heads / plan.bands), head(item % problem.heads) {
-    row_begin = item / problem.heads % plan.bands * plan.band_rows;
+  ItemBounds(const Problem& problem, const Plan& plan, int64_t item) : head(item % problem.heads) {
+    item /= problem.heads;
+    row_begin = item % plan.bands * plan.band_rows;
+    batch = item / plan.bands;
+    piece = 0;
+    if (plan.pieces > 1) {
+      piece = batch % plan.pieces;
+      batch /= plan.pieces;
+    }
     row_end = row_begin + plan.band_rows;
     if (row_end > problem.height) row_end = problem.height;
+  }
+
+  bool empty(const Problem& problem, const Plan& plan) const {
+    if (plan.pieces == 1) return false;
+    const Pieces pieces(problem, plan, head);
+    return pieces.empty(pieces[piece]);
   }
 };
 
@@ -43,6 +56,13 @@ struct HeadWindow {
         masked(problem.masked) {}
 
   int32_t taps() const { return rows.size * columns.size; }
+
+  // Rows of a phase that are needed at a time while `step` rows of windows are worked on.
+  int32_t ring_rows(int32_t step) const {
+    const int32_t needed = rows.size - 1 + step;
+    const int32_t on_map = rows.phase_length(height, 0);
+    return needed < on_map ? needed : on_map;
+  }
 
   bool same_dilation(const Problem& problem, int64_t head) const {
     return rows.dilation == smaller(problem.dilation[2 * head], problem.height) &&
@@ -79,6 +99,7 @@ enum class Around {
   kMargins,  // it is all of its phase's row: margins on both sides
   kSplit,    // it is the rows of two phases, the first of kStripSize / 2 queries: margins there
              // and in between
+  kHalo,     // as kAnything; the queries are not the item's, but read its keys
 };
 
 // kStripSize queries next to each other in a phase's row; the last `kStripSize - count` of them
@@ -105,34 +126,49 @@ struct Strip {
 //
 //   slot:  margin | x = 0, r, 2r, ... | margin | x = 1, r + 1, ... | margin | ... | margin | spare
 //
-// Rows of tokens overlap, so that more of them fit into the first cache: the last margin of one is
-// the first of the next, and what a strip's absent queries read there does not matter.
+// Of a long row it is the pixels of one piece and its halo. Rows of tokens overlap, so that more of
+// them fit into the first cache: the last margin of one is the first of the next, and what a
+// strip's absent queries read there does not matter.
 struct RowLayout {
   WindowAxis axis;
   int32_t width;
+  int32_t phase_begin, phase_end;
+  int32_t read_begin;      // of the pixels of a phase, the first that is read
+  int32_t x_begin, x_end;  // from the first pixel of a phase to it, and to the end of what is read
   int32_t slots;
   int32_t pitch;  // slots from one row of tokens to the next
   int32_t strip_count;
   const Strip* strips;
 
-  // With `split`, short rows of neighbouring phases share strips.
-  RowLayout(WindowAxis window, int32_t map_width, bool split, Scratch& scratch)
-      : axis(window), width(map_width) {
+  // Queries of the piece, and of `query_halo` pixels of a phase on either side, get strips; the
+  // latter of their own. With `split`, short rows of neighbouring phases share strips.
+  RowLayout(WindowAxis window, int32_t map_width, const Piece& piece, int32_t query_halo,
+            bool split, Scratch& scratch)
+      : axis(window),
+        width(map_width),
+        phase_begin(static_cast<int32_t>(piece.phase_begin)),
+        phase_end(static_cast<int32_t>(piece.phase_end)) {
     const int32_t margin = axis.reach();
-    const int32_t phases = axis.phases(width);
-    pitch = phases * margin + width;
-    slots = pitch + margin + kStripSize;
-    Strip* strip = scratch.take<Strip>(width / kStripSize + phases);
+    const auto begin = static_cast<int32_t>(piece.begin);
+    const auto end = static_cast<int32_t>(piece.end);
+    read_begin = begin > query_halo + margin ? begin - query_halo - margin : 0;
+    const int32_t read_end = end + query_halo + margin;
+    const int64_t behind = int64_t(read_end) * axis.dilation;
+    x_begin = read_begin * axis.dilation;
+    x_end = behind < width ? static_cast<int32_t>(behind) : width;
+    // Taken once it is known how many there are.
+    Strip* const strip = scratch.take<Strip>(0);
     strips = strip;
     strip_count = 0;
-    int32_t slot = margin;
+    int32_t slot = margin;  // of the pixel read first
     const auto add = [&](Strip next) {
       if (strip != nullptr) strip[strip_count] = next;
       ++strip_count;
     };
-    for (int32_t phase = 0; phase < phases; ++phase) {
+    for (int32_t phase = phase_begin; phase < phase_end; ++phase) {
       const int32_t length = axis.phase_length(width, phase);
-      if (split && length == kStripSize / 2 && phase + 1 < phases) {
+      const bool whole = begin == 0 && end >= length;
+      if (split && whole && length == kStripSize / 2 && phase + 1 < phase_end) {
         // The next one is no longer.
         const int32_t next = axis.phase_length(width, phase + 1);
         add({slot, phase, length + next, Around::kSplit});
@@ -140,13 +176,28 @@ struct RowLayout {
         ++phase;
         continue;
       }
-      for (int32_t i = 0; i < length; i += kStripSize) {
-        const int32_t left = length - i;
-        add({slot + i, phase + i * axis.dilation, left < kStripSize ? left : kStripSize,
-             left == length && left <= kStripSize ? Around::kMargins : Around::kAnything});
-      }
-      slot += length + margin;
+      // Adds strips of the pixels [from, to) of the phase.
+      const auto add_strips = [&](int32_t from, int32_t to, Around around) {
+        for (int32_t i = from; i < to; i += kStripSize) {
+          add({slot + i - read_begin, phase + i * axis.dilation,
+               to - i < kStripSize ? to - i : kStripSize, around});
+        }
+      };
+      add_strips(begin > query_halo ? begin - query_halo : 0, begin < length ? begin : length,
+                 Around::kHalo);
+      add_strips(begin, end < length ? end : length,
+                 whole && length <= kStripSize ? Around::kMargins : Around::kAnything);
+      add_strips(end, end + query_halo < length ? end + query_halo : length, Around::kHalo);
+      slot += (read_end < length ? read_end : length) - read_begin + margin;
     }
+    pitch = slot - margin;
+    slots = slot + kStripSize;
+    scratch.take<Strip>(strip_count);
+  }
+
+  // The pixel after those of a phase that are read.
+  SDWA_INLINE int32_t end_of(int32_t phase) const {
+    return phase + x_end < width ? phase + x_end : width;
   }
 };
 
@@ -155,8 +206,12 @@ template <typename Token>
 SDWA_INLINE void for_each_slot(const RowLayout& layout, Token&& token) {
   const WindowAxis axis = layout.axis;
   int32_t slot = axis.reach();
-  for (int32_t phase = 0; phase < axis.phases(layout.width); ++phase, slot += axis.reach()) {
-    for (int32_t x = phase; x < layout.width; x += axis.dilation) token(slot++, x);
+  for (int32_t phase = layout.phase_begin; phase < layout.phase_end;
+       ++phase, slot += axis.reach()) {
+    const int32_t end = layout.end_of(phase);
+    for (int32_t x = phase + layout.x_begin; x < end; x += axis.dilation) {
+      token(slot++, x);
+    }
   }
 }
 

@@ -10,6 +10,7 @@
 
 #include "checks.h"
 #include "cpu/kernels.h"
+#include "cpu/pieces.h"
 
 #if defined(__linux__)
 #include <sys/mman.h>
@@ -30,6 +31,11 @@ constexpr int64_t kBandPerHalo = 2;
 constexpr int64_t kCachedBytes = 16 * kMiB;
 // Products of two numbers that a thread should get at least, so that waking it pays.
 constexpr int64_t kProductsPerThread = 1 << 19;
+// Scratch of a piece of a row; of long rows, up to twice as much. The second cache of most
+// processors holds it.
+constexpr int64_t kScratchBytes = kMiB;
+// Scratch that a thread keeps for its next call at most.
+constexpr int64_t kKeptBytes = 16 * kMiB;
 // What a query costs beside its taps (reading, softmax, writing), in taps.
 constexpr int64_t kTapsPerQuery = 8;
 // From this size on, glibc gives a block of memory a mapping of its own.
@@ -72,21 +78,39 @@ const Kernels& kernels() {
 
 std::string cpu_capability() { return kernels().name; }
 
-// Scratch of this thread, kept from call to call.
-char* thread_scratch(int64_t bytes) {
+// The scratch of a thread for one call. It is kept for the next one, unless it is very large.
+class ThreadScratch {
+ public:
+  explicit ThreadScratch(int64_t bytes) {
+    thread_local Buffer kept;
+    thread_local int64_t size = 0;
+    if (bytes > kKeptBytes) {
+      own_ = allocate(bytes);
+      data_ = static_cast<char*>(own_.get());
+      return;
+    }
+    if (bytes > size) {
+      size = 0;
+      kept.reset();
+      kept = allocate(bytes);
+      size = bytes;
+    }
+    data_ = static_cast<char*>(kept.get());
+  }
+  char* data() const { return data_; }
+
+ private:
   struct Free {
     void operator()(void* p) const { ::operator delete(p, std::align_val_t(kCacheLine)); }
   };
-  thread_local std::unique_ptr<void, Free> buffer;
-  thread_local int64_t size = 0;
-  if (bytes > size) {
-    buffer.reset();
-    size = 0;
-    buffer.reset(::operator new(bytes, std::align_val_t(kCacheLine)));
-    size = bytes;
+  using Buffer = std::unique_ptr<void, Free>;
+  static Buffer allocate(int64_t bytes) {
+    return Buffer(::operator new(bytes, std::align_val_t(kCacheLine)));
   }
-  return static_cast<char*>(buffer.get());
-}
+
+  Buffer own_;
+  char* data_;
+};
 
 // Asks for huge pages behind a large new output: most of the time that writing it takes would go
 // into touching its small pages for the first time. Its mapping is its own, so no other allocation
@@ -103,30 +127,6 @@ void advise_huge_pages([[maybe_unused]] const Tensor& tensor) {
 #endif
 }
 
-// Items enough for many cores, however few images and heads there are, of bands that the caches
-// hold until all heads have been there. Depends on the shape alone.
-Plan make_plan(const Problem& problem, int64_t halo_rows) {
-  const int64_t smallest_band = kBandPerHalo * halo_rows;
-  const int64_t maps = problem.batch * problem.heads;
-  const int64_t row_bytes =
-      problem.width * problem.heads * problem.head_dim * element_size(problem.dtype);
-  const int64_t for_items = maps > 0 ? (kItems + maps - 1) / maps : 1;
-  const int64_t for_caches = problem.height * row_bytes / kBandBytes + 1;
-  const int64_t wanted = for_items > for_caches ? for_items : for_caches;
-  int64_t rows = (problem.height + wanted - 1) / wanted;
-  rows = rows < smallest_band ? smallest_band : rows;
-  const int64_t bands = problem.height > 0 ? (problem.height + rows - 1) / rows : 0;
-  const int64_t bytes = problem.batch * problem.height * row_bytes;
-  return {bands, rows, maps * bands, bytes > kCachedBytes};
-}
-
-// Items that a thread takes at least.
-int64_t grain(const Problem& problem, const Plan& plan) {
-  const int64_t products = plan.band_rows * problem.width * problem.head_dim *
-                           (problem.kernel_h * problem.kernel_w + kTapsPerQuery);
-  return kProductsPerThread / (products + 1) + 1;
-}
-
 // Rows above and below a band that its queries' windows reach, for the head with the most.
 int64_t rows_around_band(const Problem& problem) {
   int64_t dilation = 1;
@@ -135,6 +135,60 @@ int64_t rows_around_band(const Problem& problem) {
   }
   dilation = dilation < problem.height ? dilation : problem.height;
   return (problem.kernel_h - 1) * dilation;
+}
+
+// Items enough for many cores, however few images and heads there are, of bands that the caches
+// hold until all heads have been there, and of rows that a thread's scratch has room for. Depends
+// on the problem alone. What lies around an item is read as far as `halos` windows reach, in
+// scratch of `slot_bytes` for each slot.
+Plan make_plan(const Problem& problem, int64_t halos, int64_t slot_bytes) {
+  Plan plan{};
+  plan.halo = halos * (problem.kernel_w / 2);
+  plan.slots = kScratchBytes / slot_bytes;
+  plan.pieces = 1;
+  for (int64_t head = 0; head < problem.heads; ++head) {
+    const int64_t pieces = Pieces(problem, plan, head).count();
+    plan.pieces = pieces > plan.pieces ? pieces : plan.pieces;
+  }
+  const int64_t smallest_band = kBandPerHalo * halos * rows_around_band(problem);
+  const int64_t maps = problem.batch * problem.heads * plan.pieces;
+  const int64_t row_bytes =
+      problem.width * problem.heads * problem.head_dim * element_size(problem.dtype);
+  const int64_t for_items = maps > 0 ? (kItems + maps - 1) / maps : 1;
+  const int64_t for_caches = problem.height * row_bytes / plan.pieces / kBandBytes + 1;
+  const int64_t wanted = for_items > for_caches ? for_items : for_caches;
+  const int64_t rows = (problem.height + wanted - 1) / wanted;
+  plan.band_rows = rows < smallest_band ? smallest_band : rows;
+  plan.bands = problem.height > 0 ? (problem.height + plan.band_rows - 1) / plan.band_rows : 0;
+  plan.items = maps * plan.bands;
+  plan.streaming = problem.batch * problem.height * row_bytes > kCachedBytes;
+  return plan;
+}
+
+// Bytes of a token in scratch.
+int64_t token_bytes(const Problem& problem) {
+  const int64_t bytes = problem.head_dim * (problem.dtype == Dtype::kFloat64 ? 8 : 4);
+  return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
+}
+
+Plan forward_plan(const Problem& problem) {
+  // A row of queries, and rows of keys and values.
+  return make_plan(problem, 1, (1 + 2 * problem.kernel_h) * token_bytes(problem));
+}
+
+Plan backward_plan(const Problem& problem) {
+  // Rows of queries, keys, values and gradients, and of two weights per tap. The queries around an
+  // item read its keys: their probabilities are computed again, from keys that lie as far away
+  // again.
+  const int64_t weights = 2 * problem.kernel_h * problem.kernel_w * int64_t(sizeof(float));
+  return make_plan(problem, 2, problem.kernel_h * (4 * token_bytes(problem) + weights));
+}
+
+// Items that a thread takes at least.
+int64_t grain(const Problem& problem, const Plan& plan) {
+  const int64_t products = plan.band_rows * (problem.width / plan.pieces) * problem.head_dim *
+                           (problem.kernel_h * problem.kernel_w + kTapsPerQuery);
+  return kProductsPerThread / (products + 1) + 1;
 }
 
 // The sums of each item, added in the items' order whichever thread made them.
@@ -160,12 +214,12 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
       prepare_forward(query, key, value, bias, key_mask, kernel_size, dilation, scale, masked);
   const Problem& problem = call.args.problem;
   if (problem.head_dim > 0) {
-    const Plan plan = make_plan(problem, rows_around_band(problem));
+    const Plan plan = forward_plan(problem);
     advise_huge_pages(call.out);
-    const int64_t bytes = kernels().forward_scratch(call.args);
+    const int64_t bytes = kernels().forward_scratch(call.args, plan);
     torch::stable::parallel_for(
         0, plan.items, grain(problem, plan), [&](int64_t begin, int64_t end) {
-          kernels().forward(call.args, plan, begin, end, thread_scratch(bytes));
+          kernels().forward(call.args, plan, begin, end, ThreadScratch(bytes).data());
         });
   }
   return {call.out, call.lse};
@@ -178,21 +232,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
   const BackwardCall call = prepare_backward(grad_out, grad_lse, query, key, value, bias, key_mask,
                                              out, lse, kernel_size, dilation, scale, masked);
   const Problem& problem = call.args.problem;
-  // The queries around a band read its keys: their probabilities are computed again, from keys that
-  // lie as far away again.
-  const Plan plan = make_plan(problem, 2 * rows_around_band(problem));
+  const Plan plan = backward_plan(problem);
   std::unique_ptr<double[]> sums;  // (items, kernel_h, kernel_w) in the accumulation type
   if (call.args.grad_bias) {
-    sums.reset(new double[plan.items * problem.kernel_h * problem.kernel_w]);
+    // Zeros: items without pixels make none.
+    sums.reset(new double[plan.items * problem.kernel_h * problem.kernel_w]());
   }
   if (problem.head_dim > 0) {
     for (const Tensor& grad : {call.grad_query, call.grad_key, call.grad_value}) {
       advise_huge_pages(grad);
     }
-    const int64_t bytes = kernels().backward_scratch(call.args);
+    const int64_t bytes = kernels().backward_scratch(call.args, plan);
     torch::stable::parallel_for(
         0, plan.items, grain(problem, plan), [&](int64_t begin, int64_t end) {
-          kernels().backward(call.args, plan, begin, end, sums.get(), thread_scratch(bytes));
+          kernels().backward(call.args, plan, begin, end, sums.get(), ThreadScratch(bytes).data());
         });
   }
   if (call.args.grad_bias) {

@@ -27,7 +27,10 @@ class Prefetcher {
         item_(begin),
         end_(end),
         bounds_(problem, plan, begin) {
-    for (int v = 0; v < kViews; ++v) token_steps_[v] = views[v].width_stride * element_;
+    for (int v = 0; v < kViews; ++v) {
+      token_steps_[v] = views[v].width_stride * element_;
+      row_steps_[v] = views[v].height_stride * element_;
+    }
     enter_item();
     // Ahead of what is being computed by the window's reach and the rows that kTokensAhead are on.
     const int64_t rows = problem.kernel_h / 2 + kTokensAhead / (problem.width + 1) + 1;
@@ -61,24 +64,43 @@ class Prefetcher {
           __builtin_prefetch(token + kCacheLine * line, v < kRead ? 0 : 1, 2);
         }
       });
-      if (++x_ == problem_.width) next_row();
+      if (++x_ == stretch_end_) next_stretch();
     }
   }
 
   void enter_item() {
+    while (item_ < end_ && (bounds_ = ItemBounds(problem_, plan_, item_)).empty(problem_, plan_)) {
+      ++item_;
+    }
     if (item_ >= end_) return;
-    bounds_ = ItemBounds(problem_, plan_, item_);
+    const int64_t dilation_h = problem_.dilation[2 * bounds_.head];
+    row_step_ = dilation_h < problem_.height ? dilation_h : problem_.height;
+    const Pieces pieces(problem_, plan_, bounds_.head);
+    const Piece piece = pieces[bounds_.piece];
+    // Pixels of all phases lie next to each other; those of some phases in a stretch per dilation.
+    x_begin_ = piece.phase_begin + piece.begin * pieces.dilation;
+    x_end_ =
+        piece.end * pieces.dilation < problem_.width ? piece.end * pieces.dilation : problem_.width;
+    stretch_step_ = pieces.groups == 1 ? problem_.width : pieces.dilation;
+    stretch_ = pieces.groups == 1 ? problem_.width : piece.phase_end - piece.phase_begin;
+    for (int v = 0; v < kViews; ++v) {
+      const InputView& view = views_[v];
+      firsts_[v] =
+          static_cast<const char*>(view.data) +
+          (bounds_.batch * view.batch_stride + bounds_.head * view.head_stride) * element_ +
+          x_begin_ * token_steps_[v];
+    }
     y_ = bounds_.row_begin;
     phase_ = 0;
     enter_row();
   }
 
   void next_row() {
-    y_ += problem_.dilation[2 * bounds_.head];
+    y_ += row_step_;
     if (y_ >= bounds_.row_end) {
       ++phase_;
       y_ = bounds_.row_begin + phase_;
-      if (y_ >= bounds_.row_end || phase_ >= problem_.dilation[2 * bounds_.head]) {
+      if (y_ >= bounds_.row_end || phase_ >= row_step_) {
         ++item_;
         return enter_item();
       }
@@ -87,14 +109,20 @@ class Prefetcher {
   }
 
   void enter_row() {
-    x_ = 0;
-    for (int v = 0; v < kViews; ++v) {
-      const InputView& view = views_[v];
-      rows_[v] = static_cast<const char*>(view.data) +
-                 (bounds_.batch * view.batch_stride + y_ * view.height_stride +
-                  bounds_.head * view.head_stride) *
-                     element_;
-    }
+    for (int v = 0; v < kViews; ++v) rows_[v] = firsts_[v] + y_ * row_steps_[v];
+    enter_stretch(x_begin_);
+  }
+
+  void next_stretch() {
+    const int64_t next = stretch_begin_ + stretch_step_;
+    if (next >= x_end_) return next_row();
+    for (int v = 0; v < kViews; ++v) rows_[v] += (next - x_) * token_steps_[v];
+    enter_stretch(next);
+  }
+
+  void enter_stretch(int64_t x) {
+    x_ = stretch_begin_ = x;
+    stretch_end_ = x + stretch_ < x_end_ ? x + stretch_ : x_end_;
   }
 
   const Problem& problem_;
@@ -104,8 +132,12 @@ class Prefetcher {
   const int token_bytes_;
   int64_t item_, end_;
   ItemBounds bounds_;
-  int64_t phase_ = 0, y_ = 0, x_ = 0;
-  int64_t token_steps_[kViews];  // bytes
+  int64_t phase_, y_, row_step_;
+  // The pixel reached, the stretch of neighbouring pixels that it is in, and those of a row.
+  int64_t x_, stretch_begin_, stretch_end_;
+  int64_t x_begin_, x_end_, stretch_, stretch_step_;
+  int64_t token_steps_[kViews], row_steps_[kViews];  // bytes
+  const char* firsts_[kViews];                       // of the item, were it on row 0
   const char* rows_[kViews] = {};
 };
 

@@ -42,8 +42,9 @@ RowRing<A> token_ring(int32_t rows, const RowLayout& layout, int stride, Scratch
   for (int32_t r = 0; r < rows; ++r) {
     A* at = ring.data() + r * row_size;
     std::memset(at, 0, sizeof(A) * margin);
-    for (int32_t phase = 0; phase < axis.phases(layout.width); ++phase) {
-      at += margin + int64_t(axis.phase_length(layout.width, phase)) * stride;
+    for (int32_t phase = layout.phase_begin; phase < layout.phase_end; ++phase) {
+      const int32_t pixels = axis.phase_length(layout.end_of(phase), phase) - layout.read_begin;
+      at += margin + int64_t(pixels) * stride;
       std::memset(at, 0, sizeof(A) * margin);
     }
   }
