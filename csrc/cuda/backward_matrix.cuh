@@ -30,19 +30,6 @@ struct BackwardParams {
   float scale, scale_log2;
 };
 
-// sum(grad_out * out) - grad_lse of a pixel: the part of the score's gradient that all taps share.
-template <typename T>
-__device__ __forceinline__ float less_grad_lse(const BackwardParams<T>& p, float sum, bool ok,
-                                               int64_t token) {
-  return ok && p.grad_lse != nullptr ? sum - p.grad_lse[token] : sum;
-}
-
-// An infinite lse makes every probability of a pixel off the map zero.
-template <typename T>
-__device__ __forceinline__ float lse_log2(const BackwardParams<T>& p, bool ok, int64_t token) {
-  return ok ? p.lse[token] * log2e_v<float> : INFINITY;
-}
-
 template <typename T, int kKernel, typename Features>
 struct Gradients {
   using N = Neighbourhood<kKernel>;
@@ -95,8 +82,8 @@ struct Gradients {
       for (int half = 0; half < 2; ++half) {
         const bool ok = place.tile_ok[half];
         const int64_t token = place.tile_token(half);
-        lse[half] = lse_log2(p, ok, token);
-        delta[half] = less_grad_lse(p, dots.of_row(place, half), ok, token);
+        lse[half] = lse_log2(p.lse, token, ok);
+        delta[half] = delta_of(dots.of_row(place, half), lse[half], p.grad_lse, token);
       }
     }
 
@@ -118,11 +105,10 @@ struct Gradients {
               if (!N::reaches(half, t)) continue;
               const bool in_window = place.in_window(half, t, e);
               const float s = score[2 * half + e] * p.scale_log2 + bias_log2[half][e];
-              const bool counts =
-                  in_window && tap_counts(place.row_on_map(t) && place.pair_ok[e], p.work.masked);
               grad_score[e] =
-                  counts ? power2(s - lse[half]) * (grad_probability[2 * half + e] - delta[half])
-                         : 0.f;
+                  place.tap_takes_part(half, t, e, p.work.masked)
+                      ? power2(s - lse[half]) * (grad_probability[2 * half + e] - delta[half])
+                      : 0.f;
               if (p.bias_parts.data != nullptr && in_window) {
                 const int tap = place.tap(half, t, e);
                 shared_grad_score()[(place.g + 8 * half) * kTaps + tap] = grad_score[e];
@@ -170,8 +156,8 @@ struct Gradients {
             const int64_t token =
                 place.token + (steps.offset(t) * place.token_step_h +
                                steps.offset(2 * place.j + e) * place.token_step_w);
-            const float lse = lse_log2(p, ok, token);
-            const float delta = less_grad_lse(p, dots.of_column(place, t % 2, e), ok, token);
+            const float lse = lse_log2(p.lse, token, ok);
+            const float delta = delta_of(dots.of_column(place, t % 2, e), lse, p.grad_lse, token);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
               if (!N::reaches(half, t)) continue;
@@ -190,6 +176,17 @@ struct Gradients {
           }
         });
 
+    if (p.work.key_mask != nullptr) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        if (place.key_takes_part(half)) continue;
+#pragma unroll
+        for (int t = 0; t < N::kRows; ++t) {
+          probabilities[t / 2].pair[2 * (t % 2) + half] = 0;
+          grad_scores[t / 2].pair[2 * (t % 2) + half] = 0;
+        }
+      }
+    }
     Features::for_each_chunk(head_dim, [&](int chunk) {
       float grad_value[F::kSlices][4] = {};
       F::gather(grad_value, probabilities, grad_out_at, place, chunk, head_dim);
@@ -311,11 +308,12 @@ void launch_kernel(const BackwardArgs& args, float* bias_parts, Stream stream) {
   const size_t shared =
       bias_parts == nullptr ? 0 : kWarps * kTilePixels * kKernel * kKernel * sizeof(float);
   with_features<kKernel, kKernel == 3>(problem.head_dim, row_alignment(args), [&](auto features) {
-    for_each_launch(problem, N::kTileH, N::kTileW, kWarps, [&](const Work& work, int64_t blocks) {
-      params.work = work;
-      launch("backward_matrix", backward_matrix<T, kKernel, decltype(features)>, blocks, kThreads,
-             shared, stream, params);
-    });
+    for_each_launch(problem, args.key_mask, N::kTileH, N::kTileW, kWarps,
+                    [&](const Work& work, int64_t blocks) {
+                      params.work = work;
+                      launch("backward_matrix", backward_matrix<T, kKernel, decltype(features)>,
+                             blocks, kThreads, shared, stream, params);
+                    });
   });
   if (bias_parts != nullptr) {
     launch_sum_bias_parts(args, bias_parts, N::kTileH, N::kTileW, stream);

@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads) row_delta(const __grid_constant__ Ba
                                  place.lane, lanes, head_dim);
   const auto sum = sum_over_group(out.dot(grad_out), lanes);
   if (!ok || place.lane != 0) return;
-  p.delta[token] = p.grad_lse == nullptr ? sum : sum - p.grad_lse[token];
+  p.delta[token] = delta_of(sum, lse_log2(p.lse, token, true), p.grad_lse, token);
 }
 
 // kKernel 0: any window.
@@ -79,8 +79,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   const Row value = load(p.value, place.y, place.x, pixel_ok);
   const Row grad_out = load(p.grad_out, place.y, place.x, pixel_ok);
   const int64_t token = token_index(p.work, tile, place.y, place.x);
-  // An infinite lse makes every probability of a pixel off the map zero.
-  const A lse_log2 = pixel_ok ? p.lse[token] * log2e_v<A> : A(INFINITY);
+  const A lse = lse_log2(p.lse, token, pixel_ok);
   const A delta = pixel_ok ? p.delta[token] : A(0);
 
   // Walk the window by adding steps: an address from scratch for each tap costs more than its
@@ -129,14 +128,14 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
         near_score += log2e_v<A> * bias[back];
       }
 
-      A probability = power2(score - lse_log2);
-      if (!tap_counts(on_map, p.work.masked)) probability = 0;
+      A probability = power2(score - lse);
+      if (!tap_takes_part(p.work, tile, y, x, on_map)) probability = 0;
       const A grad_score = probability * (grad_probability - delta);
       grad_query.add(grad_score, near_key);
 
-      const A near_lse_log2 = on_map ? p.lse[near_token] * log2e_v<A> : A(INFINITY);
+      const A near_lse = lse_log2(p.lse, near_token, on_map);
       const A near_delta = on_map ? p.delta[near_token] : A(0);
-      const A near_probability = power2(near_score - near_lse_log2);
+      const A near_probability = power2(near_score - near_lse);
       grad_key.add(near_probability * (near_grad_probability - near_delta), near_query);
       grad_value.add(near_probability, near_grad_out);
 
@@ -153,6 +152,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     near_token += token_step_h;
   }
   if (!pixel_ok) return;
+  if (!key_takes_part(p.work, tile, place.y, place.x)) grad_key = {}, grad_value = {};
   grad_query.store(p.grad_query + token * head_dim, p.scale, place.lane, lanes, head_dim);
   grad_key.store(p.grad_key + token * head_dim, p.scale, place.lane, lanes, head_dim);
   grad_value.store(p.grad_value + token * head_dim, A(1), place.lane, lanes, head_dim);
@@ -194,7 +194,7 @@ void launch_one(const BackwardArgs& args, void* delta, void* bias_parts, Stream 
       static_cast<A>(problem.scale),
       static_cast<A>(problem.scale * log2e_v<double>)};
   const auto launch_all = [&](const char* name, auto kernel) {
-    for_each_launch(problem, shape.tile_h, shape.tile_w, kWarps,
+    for_each_launch(problem, args.key_mask, shape.tile_h, shape.tile_w, kWarps,
                     [&](const Work& work, int64_t blocks) {
                       params.work = work;
                       launch(name, kernel, blocks, kThreads, 0, stream, params);

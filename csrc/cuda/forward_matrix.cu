@@ -60,13 +60,12 @@ __global__ void __launch_bounds__(kThreads)
         }
       }
     }
-    float most = -INFINITY;
+    float most = kLowestScore<float>;
 #pragma unroll
     for (int t = 0; t < N::kRows; ++t) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const bool counts = N::reaches(half, t) && place.in_window(half, t, e) &&
-                            tap_counts(place.row_on_map(t) && place.pair_ok[e], p.work.masked);
+        const bool counts = N::reaches(half, t) && place.tap_takes_part(half, t, e, p.work.masked);
         log2_p[t][e] = counts ? log2_p[t][e] : -INFINITY;
         most = fmaxf(most, log2_p[t][e]);
       }
@@ -82,11 +81,11 @@ __global__ void __launch_bounds__(kThreads)
       }
     }
     sum = sum_over_columns(sum);
-    const float inverse_sum = 1.f / sum;
+    const float to_probability = inverse_sum(sum);
 #pragma unroll
     for (int t = 0; t < N::kRows; ++t) {
       probability[t / 2].pair[2 * (t % 2) + half] =
-          pack<T>(log2_p[t][0] * inverse_sum, log2_p[t][1] * inverse_sum);
+          pack<T>(log2_p[t][0] * to_probability, log2_p[t][1] * to_probability);
     }
     if (place.j == 0 && place.tile_ok[half]) {
       p.lse[place.tile_token(half)] = (most + log2f(sum)) * ln2_v<float>;
@@ -112,7 +111,7 @@ void launch_kernel(const ForwardArgs& args, Stream stream) {
                           static_cast<float*>(args.lse),
                           static_cast<float>(args.problem.scale) * log2e_v<float>};
   with_features<kKernel, true>(args.problem.head_dim, row_alignment(args), [&](auto features) {
-    for_each_launch(args.problem, N::kTileH, N::kTileW, kWarps,
+    for_each_launch(args.problem, args.key_mask, N::kTileH, N::kTileW, kWarps,
                     [&](const Work& work, int64_t blocks) {
                       params.work = work;
                       launch("forward_matrix", forward_matrix<T, kKernel, decltype(features)>,

@@ -1,6 +1,4 @@
 // Forward on groups of lanes: float32 always, other types where the matrix unit does not fit.
-#include <limits>
-
 #include "cuda/kernels.h"
 #include "cuda/vector_group.cuh"
 
@@ -9,8 +7,6 @@ namespace {
 
 constexpr int kWarps = 4;  // of a block
 constexpr int kThreads = kWarps * kWarpLanes;
-template <typename A>
-constexpr A kLowest = std::numeric_limits<A>::lowest();
 
 template <typename T>
 struct ForwardParams {
@@ -92,10 +88,8 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  A sum[kStrip];
 #pragma unroll
   for (int i = 0; i < kStrip; ++i) {
-    A most = -INFINITY;
 #pragma unroll
     for (int t = 0; t < kKernel * kKernel; ++t) {
       A& s = score[i][t];
@@ -106,8 +100,31 @@ __global__ void __launch_bounds__(kThreads)
       const bool on_map = column_ok[t % kKernel + i] &&
                           on_axis(window_h.source(place.y, t / kKernel), p.work.height);
       s = tap_counts(on_map, p.work.masked) ? s : A(-INFINITY);
-      most = s > most ? s : most;
     }
+  }
+  if (p.work.key_mask != nullptr) {
+#pragma unroll
+    for (int tap_h = 0; tap_h < kKernel; ++tap_h) {
+      const int32_t y = window_h.source(place.y, tap_h);
+#pragma unroll
+      for (int c = 0; c < kColumns; ++c) {
+        const bool on_map = column_ok[c] && on_axis(y, p.work.height);
+        if (!on_map || key_takes_part(p.work, tile, y, window_w.source(place.x, c))) continue;
+#pragma unroll
+        for (int i = 0; i < kStrip; ++i) {
+          const int tap_w = c - i;
+          if (tap_w >= 0 && tap_w < kKernel) score[i][tap_h * kKernel + tap_w] = -INFINITY;
+        }
+      }
+    }
+  }
+
+  A sum[kStrip];
+#pragma unroll
+  for (int i = 0; i < kStrip; ++i) {
+    A most = kLowestScore<A>;
+#pragma unroll
+    for (int t = 0; t < kKernel * kKernel; ++t) most = score[i][t] > most ? score[i][t] : most;
     sum[i] = 0;
 #pragma unroll
     for (int t = 0; t < kKernel * kKernel; ++t) {
@@ -132,7 +149,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int i = 0; i < kStrip; ++i) {
     if (!pixel_ok[i]) continue;
     const int64_t token = token_index(p.work, tile, place.y, place.x + i * tile.dilation_w);
-    out[i].store(p.out + token * head_dim, A(1) / sum[i], place.lane, lanes, head_dim);
+    out[i].store(p.out + token * head_dim, inverse_sum(sum[i]), place.lane, lanes, head_dim);
   }
 }
 
@@ -157,8 +174,7 @@ __global__ void __launch_bounds__(kThreads)
   Walk<T> keys(p.key, tile, place, window_h, window_w);
   Walk<T> values(p.value, tile, place, window_h, window_w);
   Row out = {};
-  // Finite: the difference from it is a number also where the bias of the first taps is -inf.
-  A most = kLowest<A>, sum = 0;
+  A most = kLowestScore<A>, sum = 0;
   for (int tap_h = 0; tap_h < p.work.kernel_h; ++tap_h) {
     const int32_t y = window_h.source(place.y, tap_h);
     for (int tap_w = 0; tap_w < p.work.kernel_w; ++tap_w) {
@@ -169,7 +185,7 @@ __global__ void __launch_bounds__(kThreads)
       keys.at += keys.step_w;
       values.at += values.step_w;
       A s = sum_over_group(query.dot(key), lanes) * p.scale_log2;
-      if (!tap_counts(on_map, p.work.masked)) continue;
+      if (!tap_takes_part(p.work, tile, y, x, on_map)) continue;
       if (bias != nullptr) s += log2e_v<A> * bias[tap_h * p.work.kernel_w + tap_w];
       const A now_most = s > most ? s : most;
       const A keep = power2(most - now_most), weight = power2(s - now_most);
@@ -185,7 +201,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   if (!pixel_ok) return;
   const int64_t token = token_index(p.work, tile, place.y, place.x);
-  out.store(p.out + token * head_dim, A(1) / sum, place.lane, lanes, head_dim);
+  out.store(p.out + token * head_dim, inverse_sum(sum), place.lane, lanes, head_dim);
   if (place.lane == 0) p.lse[token] = (most + log2(sum)) * ln2_v<A>;
 }
 
@@ -194,19 +210,20 @@ void launch_one(const char* name, void (*kernel)(ForwardParams<T>), int strip,
                 const ForwardArgs& args, Stream stream) {
   using A = Accumulation<T>;
   const GroupShape shape = group_shape(args.problem.head_dim, strip);
-  for_each_launch(
-      args.problem, shape.tile_h, shape.tile_w, kWarps, [&](const Work& work, int64_t blocks) {
-        const ForwardParams<T> params{work,
-                                      shape.groups,
-                                      View<T>::of(args.query),
-                                      View<T>::of(args.key),
-                                      View<T>::of(args.value),
-                                      static_cast<const A*>(args.bias),
-                                      static_cast<T*>(args.out),
-                                      static_cast<A*>(args.lse),
-                                      static_cast<A>(args.problem.scale * log2e_v<double>)};
-        launch(name, kernel, blocks, kThreads, 0, stream, params);
-      });
+  for_each_launch(args.problem, args.key_mask, shape.tile_h, shape.tile_w, kWarps,
+                  [&](const Work& work, int64_t blocks) {
+                    const ForwardParams<T> params{
+                        work,
+                        shape.groups,
+                        View<T>::of(args.query),
+                        View<T>::of(args.key),
+                        View<T>::of(args.value),
+                        static_cast<const A*>(args.bias),
+                        static_cast<T*>(args.out),
+                        static_cast<A*>(args.lse),
+                        static_cast<A>(args.problem.scale * log2e_v<double>)};
+                    launch(name, kernel, blocks, kThreads, 0, stream, params);
+                  });
 }
 
 template <typename T>

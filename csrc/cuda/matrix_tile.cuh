@@ -58,6 +58,10 @@ struct LanePlace {
   bool tile_ok[2], row_ok, pair_ok[2];
   int64_t token;  // of the first pixel of the tile (see token_index)
   int32_t token_step_h, token_step_w;
+  // Keys that the mask leaves out, where there is one: of row t and column 2j + e of the
+  // neighbourhood bit 2t + e, of pixel g + 8 half of the tile bit 30 + half.
+  uint32_t left_out = 0;
+  static_assert(2 * N::kRows <= 30);
 
   __device__ __forceinline__ LanePlace(const Work& work, const Tile& tile)
       : tile(tile), height(work.height), width(work.width) {
@@ -76,6 +80,7 @@ struct LanePlace {
     token = token_index(work, tile, tile.y, tile.x);
     token_step_h = tile.dilation_h * work.width * work.heads;
     token_step_w = tile.dilation_w * work.heads;
+    if (work.key_mask != nullptr) read_key_mask(work);
   }
 
   __device__ __forceinline__ int tile_dy(int half) const {
@@ -102,6 +107,37 @@ struct LanePlace {
   __device__ __forceinline__ bool in_window(int half, int t, int e) const {
     return (N::always_reaches(half, t) || static_cast<unsigned>(tap_y(half, t)) < kKernel) &&
            static_cast<unsigned>(tap_x(e)) < kKernel;
+  }
+  // Whether it is, and takes part.
+  __device__ __forceinline__ bool tap_takes_part(int half, int t, int e, bool masked) const {
+    return in_window(half, t, e) && tap_counts(row_on_map(t) && pair_ok[e], masked) &&
+           !(left_out >> (2 * t + e) & 1);
+  }
+  // Whether pixel g + 8 half of the tile takes part as a key.
+  __device__ __forceinline__ bool key_takes_part(int half) const {
+    return !(left_out >> (30 + half) & 1);
+  }
+
+ private:
+  __device__ __forceinline__ void read_key_mask(const Work& work) {
+    const WindowAxis steps = kSteps;
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int32_t y = tile.y + steps.offset(t) * tile.dilation_h;
+        const int32_t x = tile.x + steps.offset(2 * j + e) * tile.dilation_w;
+        const bool counts = !row_on_map(t) || !pair_ok[e] || cuda::key_takes_part(work, tile, y, x);
+        left_out |= static_cast<uint32_t>(!counts) << (2 * t + e);
+      }
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int32_t y = tile.y + tile_dy(half) * tile.dilation_h;
+      const int32_t x = tile.x + tile_dx * tile.dilation_w;
+      const bool counts = !tile_ok[half] || cuda::key_takes_part(work, tile, y, x);
+      left_out |= static_cast<uint32_t>(!counts) << (30 + half);
+    }
   }
 };
 

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <algorithm>
+#include <limits>
 #include <stdexcept>
 
 #include "cuda/device.cuh"
@@ -99,14 +100,16 @@ struct Work {
   Divisor launch_heads;    // heads of this launch
   int32_t tile_h, tile_w;  // pixels of a tile
   int32_t masked;
-  uint32_t zero;  // 0, unknown to the compiler (see matrix_tile.cuh)
+  const bool* key_mask;  // (batch, height, width), or null
+  uint32_t zero;         // 0, unknown to the compiler (see matrix_tile.cuh)
   HeadTiles head[kHeadsPerLaunch];
 };
 
 // Calls run(work, blocks) for each launch that the problem needs: one, unless it has more heads
 // than the parameters hold or more tiles than a launch.
 template <typename Run>
-void for_each_launch(const Problem& problem, int tile_h, int tile_w, int warps, Run&& run) {
+void for_each_launch(const Problem& problem, const bool* key_mask, int tile_h, int tile_w,
+                     int warps, Run&& run) {
   Work work{};
   work.height = static_cast<int32_t>(problem.height);
   work.width = static_cast<int32_t>(problem.width);
@@ -117,6 +120,7 @@ void for_each_launch(const Problem& problem, int tile_h, int tile_w, int warps, 
   work.tile_h = tile_h;
   work.tile_w = tile_w;
   work.masked = problem.masked;
+  work.key_mask = key_mask;
   for (int64_t first_head = 0; first_head < problem.heads; first_head += kHeadsPerLaunch) {
     const int64_t heads = std::min<int64_t>(kHeadsPerLaunch, problem.heads - first_head);
     work.first_head = static_cast<int32_t>(first_head);
@@ -177,6 +181,18 @@ __device__ __forceinline__ Tile find_tile(const Work& work) {
   return tile;
 }
 
+// Whether the key at a pixel of the map takes part.
+__device__ __forceinline__ bool key_takes_part(const Work& work, const Tile& tile, int32_t y,
+                                               int32_t x) {
+  return work.key_mask == nullptr || work.key_mask[(tile.image * work.height + y) * work.width + x];
+}
+
+// Whether a tap takes part: by the key mask on the map, by the padding rule off it.
+__device__ __forceinline__ bool tap_takes_part(const Work& work, const Tile& tile, int32_t y,
+                                               int32_t x, bool on_map) {
+  return on_map ? key_takes_part(work, tile, y, x) : tap_counts(false, work.masked);
+}
+
 // A (batch, height, width, heads, head_dim) tensor that is only read.
 template <typename T>
 struct View {
@@ -197,6 +213,34 @@ struct View {
 __device__ __forceinline__ int64_t token_index(const Work& work, const Tile& tile, int32_t y,
                                                int32_t x) {
   return ((tile.image * work.height + y) * work.width + x) * work.heads + tile.head;
+}
+
+// Of a window with nothing left every score is -inf: its out is 0 and its lse -inf, and nothing
+// goes back through it.
+
+// Where the maximum of scores starts: finite, so that the difference from it is a number.
+template <typename A>
+constexpr A kLowestScore = std::numeric_limits<A>::lowest();
+
+// The factor that makes probabilities of weights.
+template <typename A>
+__device__ __forceinline__ A inverse_sum(A sum) {
+  return sum == 0 ? A(0) : A(1) / sum;
+}
+
+// lse for the backward pass, in powers of two: infinite, so that every probability is 0, where the
+// window has nothing left, or the pixel is off the map.
+template <typename A>
+__device__ __forceinline__ A lse_log2(const A* lse, int64_t token, bool ok) {
+  const A x = ok ? lse[token] : -A(INFINITY);
+  return x == -A(INFINITY) ? A(INFINITY) : x * log2e_v<A>;
+}
+
+// delta of sum(grad_out * out) and of what lse_log2 gave. The gradient of an lse of -inf may be
+// anything, and is not read.
+template <typename A>
+__device__ __forceinline__ A delta_of(A sum, A lse_log2, const A* grad_lse, int64_t token) {
+  return grad_lse == nullptr || lse_log2 == A(INFINITY) ? sum : sum - grad_lse[token];
 }
 
 }  // namespace sdwa::cuda

@@ -52,12 +52,15 @@ def fuzz(count: int, seed: int) -> list[tuple[Case, torch.dtype]]:
             heads,
             rng.choice((1, 4, 7, 8, 12, 16, 20, 24, 30, 32, 40, 48, 60, 64, 72, 80, 96, 128)),
         )
+        bias = rng.random() < 0.5
         case = Case(
             f"fuzz_{number}",
             shape,
             kernel_size=rng.choice((3, 3, 3, 5, 7, 1, (3, 5), (9, 3))),
             dilation=tuple((rng.randint(1, 4), rng.randint(1, 4)) for _ in range(heads)),
-            bias=rng.random() < 0.4,
+            bias=bias,
+            strictly_causal=bias and rng.random() < 0.4,
+            key_mask=rng.random() < 0.4,
             scale=rng.choice((None, None, 0.0, 1.3, -0.4)),
             padding_mode=rng.choice(("zeros", "masked")),
             layout=rng.choice(("contiguous", "packed", "strided", "heads_first")),

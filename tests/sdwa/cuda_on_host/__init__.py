@@ -123,13 +123,14 @@ def _encode(case: Case, tensors: dict[str, Tensor], out_shift: int) -> Iterable[
     kernel = as_kernel_size(case.kernel_size)
     dtype = tensors["query"].dtype
     yield struct.pack(
-        "=12qd",
+        "=13qd",
         DTYPES.index(dtype),
         *case.shape,
         *kernel,
         case.padding_mode == "masked",
         "bias" in tensors,
         "grad_lse" in tensors,
+        "key_mask" in tensors,
         out_shift,
         head_dim**-0.5 if case.scale is None else case.scale,
     )
@@ -140,6 +141,8 @@ def _encode(case: Case, tensors: dict[str, Tensor], out_shift: int) -> Iterable[
     for name in ("bias", "grad_lse"):
         if name in tensors:
             yield _bytes(tensors[name].to(_sum_dtype(dtype)).contiguous())
+    if "key_mask" in tensors:
+        yield _bytes(tensors["key_mask"])
 
 
 def _encode_strided(tensor: Tensor) -> Iterable[bytes]:

@@ -17,7 +17,7 @@ using namespace sdwa;
 
 struct Header {
   int64_t dtype, batch, height, width, heads, head_dim, kernel_h, kernel_w, masked, has_bias,
-      has_grad_lse, out_shift;
+      has_grad_lse, has_key_mask, out_shift;
 };
 
 struct Files {
@@ -81,15 +81,20 @@ bool run_case(Files& files) {
                 value = Strided::read(files, size), grad_out = Strided::read(files, size);
   const size_t bias_bytes =
       header.has_bias ? header.heads * header.kernel_h * header.kernel_w * sum_size : 0;
-  Array bias(bias_bytes), grad_lse(header.has_grad_lse ? tokens * sum_size : 0);
-  files.read(bias.bytes.data(), bias.bytes.size());
-  files.read(grad_lse.bytes.data(), grad_lse.bytes.size());
+  const int64_t pixels = header.batch * header.height * header.width;
+  Array bias(bias_bytes), grad_lse(header.has_grad_lse ? tokens * sum_size : 0),
+      key_mask(header.has_key_mask ? pixels : 0);
+  for (Array* array : {&bias, &grad_lse, &key_mask}) {
+    files.read(array->bytes.data(), array->bytes.size());
+  }
+  const bool* const key_mask_data =
+      header.has_key_mask ? reinterpret_cast<const bool*>(key_mask.bytes.data()) : nullptr;
 
   const size_t map_bytes = tokens * header.head_dim * size;
   Array out(map_bytes), lse(tokens * sum_size);
   cuda::launch_forward(
       {problem, query.view, key.view, value.view, header.has_bias ? bias.bytes.data() : nullptr,
-       out.bytes.data(), lse.bytes.data()},
+       key_mask_data, out.bytes.data(), lse.bytes.data()},
       nullptr);
 
   // The caller of the backward operator may bring an `out` that starts anywhere in its storage.
@@ -103,6 +108,7 @@ bool run_case(Files& files) {
                               value.view,
                               grad_out.view,
                               header.has_bias ? bias.bytes.data() : nullptr,
+                              key_mask_data,
                               moved_out.bytes.data() + header.out_shift * size,
                               lse.bytes.data(),
                               header.has_grad_lse ? grad_lse.bytes.data() : nullptr,
