@@ -105,10 +105,11 @@ struct Gradients {
               if (!N::reaches(half, t)) continue;
               const bool in_window = place.in_window(half, t, e);
               const float s = score[2 * half + e] * p.scale_log2 + bias_log2[half][e];
+              const bool counts =
+                  in_window && tap_counts(place.row_on_map(t) && place.pair_ok[e], p.work.masked);
               grad_score[e] =
-                  place.tap_takes_part(half, t, e, p.work.masked)
-                      ? power2(s - lse[half]) * (grad_probability[2 * half + e] - delta[half])
-                      : 0.f;
+                  counts ? power2(s - lse[half]) * (grad_probability[2 * half + e] - delta[half])
+                         : 0.f;
               if (p.bias_parts.data != nullptr && in_window) {
                 const int tap = place.tap(half, t, e);
                 shared_grad_score()[(place.g + 8 * half) * kTaps + tap] = grad_score[e];
@@ -117,6 +118,7 @@ struct Gradients {
             grad_scores[t / 2].pair[2 * (t % 2) + half] = pack<T>(grad_score[0], grad_score[1]);
           }
         });
+    if (p.work.key_mask != nullptr) clear_left_out_neighbours(grad_scores);
     if (p.bias_parts.data != nullptr) sum_bias();
 
     Features::for_each_chunk(head_dim, [&](int chunk) {
@@ -177,15 +179,8 @@ struct Gradients {
         });
 
     if (p.work.key_mask != nullptr) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        if (place.key_takes_part(half)) continue;
-#pragma unroll
-        for (int t = 0; t < N::kRows; ++t) {
-          probabilities[t / 2].pair[2 * (t % 2) + half] = 0;
-          grad_scores[t / 2].pair[2 * (t % 2) + half] = 0;
-        }
-      }
+      clear_left_out_tile(probabilities);
+      clear_left_out_tile(grad_scores);
     }
     Features::for_each_chunk(head_dim, [&](int chunk) {
       float grad_value[F::kSlices][4] = {};
@@ -246,7 +241,39 @@ struct Gradients {
     }
   }
 
-  // (kTilePixels, kTaps) of this warp; each element is written once.
+  // What the tile takes from keys that the mask leaves out.
+  __device__ __forceinline__ void clear_left_out_neighbours(
+      Weights (&grad_scores)[N::kRows / 2]) const {
+    const LeftOut<kKernel> left_out(p.work, place);
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        if (!left_out.at(t, e)) continue;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          grad_scores[t / 2].pair[2 * (t % 2) + half] &= e == 0 ? 0xffff0000u : 0x0000ffffu;
+          if (p.bias_parts.data != nullptr && N::reaches(half, t) && place.in_window(half, t, e)) {
+            shared_grad_score()[(place.g + 8 * half) * kTaps + place.tap(half, t, e)] = 0;
+          }
+        }
+      }
+    }
+  }
+  // What the neighbourhood takes from keys of the tile that the mask leaves out.
+  __device__ __forceinline__ void clear_left_out_tile(Weights (&weights)[N::kRows / 2]) const {
+    const Tile& tile = place.tile;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int32_t y = tile.y + place.tile_dy(half) * tile.dilation_h;
+      const int32_t x = tile.x + place.tile_dx * tile.dilation_w;
+      if (!place.tile_ok[half] || keeps_key(p.work, tile, y, x)) continue;
+#pragma unroll
+      for (int t = 0; t < N::kRows; ++t) weights[t / 2].pair[2 * (t % 2) + half] = 0;
+    }
+  }
+
+  // (kTilePixels, kTaps) of this warp.
   __device__ __forceinline__ float* shared_grad_score() const {
     return dynamic_shared<float>() + threadIdx.x / kWarpLanes * (kTilePixels * kTaps);
   }
@@ -308,12 +335,11 @@ void launch_kernel(const BackwardArgs& args, float* bias_parts, Stream stream) {
   const size_t shared =
       bias_parts == nullptr ? 0 : kWarps * kTilePixels * kKernel * kKernel * sizeof(float);
   with_features<kKernel, kKernel == 3>(problem.head_dim, row_alignment(args), [&](auto features) {
-    for_each_launch(problem, args.key_mask, N::kTileH, N::kTileW, kWarps,
-                    [&](const Work& work, int64_t blocks) {
-                      params.work = work;
-                      launch("backward_matrix", backward_matrix<T, kKernel, decltype(features)>,
-                             blocks, kThreads, shared, stream, params);
-                    });
+    for_each_launch(args, N::kTileH, N::kTileW, kWarps, [&](const Work& work, int64_t blocks) {
+      params.work = work;
+      launch("backward_matrix", backward_matrix<T, kKernel, decltype(features)>, blocks, kThreads,
+             shared, stream, params);
+    });
   });
   if (bias_parts != nullptr) {
     launch_sum_bias_parts(args, bias_parts, N::kTileH, N::kTileW, stream);

@@ -48,8 +48,8 @@ __global__ void __launch_bounds__(kThreads) row_delta(const __grid_constant__ Ba
   p.delta[token] = delta_of(sum, lse_log2(p.lse, token, true), p.grad_lse, token);
 }
 
-// kKernel 0: any window.
-template <typename T, int kKernel, bool kWide>
+// kKernel 0: any window. kKeyMask: there is a key mask.
+template <typename T, int kKernel, bool kWide, bool kKeyMask>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     backward_vector(const __grid_constant__ BackwardParams<T> p) {
   using A = Accumulation<T>;
@@ -69,7 +69,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   const int lanes = p.groups.lanes, head_dim = p.work.head_dim;
   const WindowAxis window_h{kernel_h, tile.dilation_h}, window_w{kernel_w, tile.dilation_w};
   const bool pixel_ok = place.y < p.work.height && place.x < p.work.width;
-  const A* const bias = p.bias == nullptr ? nullptr : p.bias + tile.head * (kernel_h * kernel_w);
+  const int64_t taps = kernel_h * kernel_w;
+  const A* const bias = p.bias == nullptr ? nullptr : p.bias + tile.head * taps;
 
   const auto load = [&](const View<T>& view, int32_t y, int32_t x, bool ok) {
     return Row::load(view.data + view.offset(tile, y, x), ok, place.lane, lanes, head_dim);
@@ -129,7 +130,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
       }
 
       A probability = power2(score - lse);
-      if (!tap_takes_part(p.work, tile, y, x, on_map)) probability = 0;
+      if (!tap_counts(on_map, p.work.masked)) probability = 0;
+      if (kKeyMask && on_map && !keeps_key(p.work, tile, y, x)) probability = 0;
       const A grad_score = probability * (grad_probability - delta);
       grad_query.add(grad_score, near_key);
 
@@ -152,20 +154,22 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     near_token += token_step_h;
   }
   if (!pixel_ok) return;
-  if (!key_takes_part(p.work, tile, place.y, place.x)) grad_key = {}, grad_value = {};
+  if (kKeyMask && !keeps_key(p.work, tile, place.y, place.x)) grad_key = {}, grad_value = {};
   grad_query.store(p.grad_query + token * head_dim, p.scale, place.lane, lanes, head_dim);
   grad_key.store(p.grad_key + token * head_dim, p.scale, place.lane, lanes, head_dim);
   grad_value.store(p.grad_value + token * head_dim, A(1), place.lane, lanes, head_dim);
 }
 
 // Windows of 3, 5 and 7 have kernels of their own in float32 alone: the matrix unit takes them in
-// half precision.
+// half precision. A key mask is for the kernels of any window.
 template <typename T, bool kWide>
-auto backward_kernel(const Problem& problem) {
+auto backward_kernel(const BackwardArgs& args) {
+  if (args.key_mask != nullptr) return backward_vector<T, 0, kWide, true>;
   if constexpr (std::is_same_v<T, float> && kWide) {
-    return with_window(problem, [](auto kernel) { return backward_vector<T, kernel, kWide>; });
+    return with_window(args.problem,
+                       [](auto kernel) { return backward_vector<T, kernel, kWide, false>; });
   } else {
-    return backward_vector<T, 0, kWide>;
+    return backward_vector<T, 0, kWide, false>;
   }
 }
 
@@ -194,14 +198,14 @@ void launch_one(const BackwardArgs& args, void* delta, void* bias_parts, Stream 
       static_cast<A>(problem.scale),
       static_cast<A>(problem.scale * log2e_v<double>)};
   const auto launch_all = [&](const char* name, auto kernel) {
-    for_each_launch(problem, args.key_mask, shape.tile_h, shape.tile_w, kWarps,
+    for_each_launch(args, shape.tile_h, shape.tile_w, kWarps,
                     [&](const Work& work, int64_t blocks) {
                       params.work = work;
                       launch(name, kernel, blocks, kThreads, 0, stream, params);
                     });
   };
   launch_all("row_delta", row_delta<T, kWide>);
-  launch_all("backward_vector", backward_kernel<T, kWide>(problem));
+  launch_all("backward_vector", backward_kernel<T, kWide>(args));
   if (bias_parts != nullptr) {
     launch_sum_bias_parts(args, bias_parts, shape.tile_h, shape.tile_w, stream);
   }

@@ -42,7 +42,7 @@ void launch_sum(const BackwardArgs& args, const void* parts, int tile_h, int til
   const Problem& problem = args.problem;
   SumParams<A> params{static_cast<const A*>(parts),
                       static_cast<A*>(args.grad_bias),
-                      bias_part_rows(problem, tile_h, tile_w),
+                      parts == nullptr ? 0 : bias_part_rows(problem, tile_h, tile_w),
                       static_cast<int32_t>(problem.kernel_h * problem.kernel_w),
                       0,
                       {}};
@@ -50,6 +50,7 @@ void launch_sum(const BackwardArgs& args, const void* parts, int tile_h, int til
     const int64_t heads = std::min<int64_t>(kHeadsPerLaunch, problem.heads - first);
     params.first_head = static_cast<int32_t>(first);
     for (int64_t h = 0; h < heads; ++h) {
+      if (parts == nullptr) continue;
       params.used_rows[h] =
           problem.batch * head_tiles(problem, first + h, tile_h, tile_w).tiles.divisor;
     }

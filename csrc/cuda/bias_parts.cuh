@@ -29,7 +29,7 @@ inline int64_t bias_part_rows(const Problem& problem, int tile_h, int tile_w) {
   return problem.batch * most;
 }
 
-// grad_bias = the sums of `parts`, cut for tiles of tile_h x tile_w.
+// grad_bias = the sums of `parts`, cut for tiles of tile_h x tile_w; 0 where parts is null.
 void launch_sum_bias_parts(const BackwardArgs& args, const void* parts, int tile_h, int tile_w,
                            Stream stream);
 

@@ -39,6 +39,22 @@ __global__ void __launch_bounds__(kThreads)
     }
   });
 
+#pragma unroll
+  for (int t = 0; t < N::kRows; ++t) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) score[t][i] *= p.scale_log2;
+  }
+  if (p.work.key_mask != nullptr) {
+    const LeftOut<kKernel> left_out(p.work, place);
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        if (left_out.at(t, i % 2)) score[t][i] = -INFINITY;
+      }
+    }
+  }
+
   typename F::Weights probability[N::kRows / 2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -46,7 +62,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int t = 0; t < N::kRows; ++t) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e) log2_p[t][e] = score[t][2 * half + e] * p.scale_log2;
+      for (int e = 0; e < 2; ++e) log2_p[t][e] = score[t][2 * half + e];
     }
     if (p.bias != nullptr) {
       const float* const bias = p.bias + tile.head * (kKernel * kKernel);
@@ -65,7 +81,8 @@ __global__ void __launch_bounds__(kThreads)
     for (int t = 0; t < N::kRows; ++t) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const bool counts = N::reaches(half, t) && place.tap_takes_part(half, t, e, p.work.masked);
+        const bool counts = N::reaches(half, t) && place.in_window(half, t, e) &&
+                            tap_counts(place.row_on_map(t) && place.pair_ok[e], p.work.masked);
         log2_p[t][e] = counts ? log2_p[t][e] : -INFINITY;
         most = fmaxf(most, log2_p[t][e]);
       }
@@ -111,12 +128,11 @@ void launch_kernel(const ForwardArgs& args, Stream stream) {
                           static_cast<float*>(args.lse),
                           static_cast<float>(args.problem.scale) * log2e_v<float>};
   with_features<kKernel, true>(args.problem.head_dim, row_alignment(args), [&](auto features) {
-    for_each_launch(args.problem, args.key_mask, N::kTileH, N::kTileW, kWarps,
-                    [&](const Work& work, int64_t blocks) {
-                      params.work = work;
-                      launch("forward_matrix", forward_matrix<T, kKernel, decltype(features)>,
-                             blocks, kThreads, 0, stream, params);
-                    });
+    for_each_launch(args, N::kTileH, N::kTileW, kWarps, [&](const Work& work, int64_t blocks) {
+      params.work = work;
+      launch("forward_matrix", forward_matrix<T, kKernel, decltype(features)>, blocks, kThreads, 0,
+             stream, params);
+    });
   });
 }
 

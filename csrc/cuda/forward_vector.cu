@@ -22,7 +22,7 @@ struct ForwardParams {
 // Pixels of a strip: two that share keys and values, where registers hold the scores of both.
 SDWA_HD constexpr int strip_of(int kernel) { return kernel == 3 || kernel == 5 ? 2 : 1; }
 
-// Square windows of kKernel, all scores at once in registers.
+// Square windows of kKernel without a key mask, all scores at once in registers.
 template <typename T, int kKernel>
 __global__ void __launch_bounds__(kThreads)
     forward_strip(const __grid_constant__ ForwardParams<T> p) {
@@ -88,8 +88,10 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
+  A sum[kStrip];
 #pragma unroll
   for (int i = 0; i < kStrip; ++i) {
+    A most = kLowestScore<A>;
 #pragma unroll
     for (int t = 0; t < kKernel * kKernel; ++t) {
       A& s = score[i][t];
@@ -100,31 +102,8 @@ __global__ void __launch_bounds__(kThreads)
       const bool on_map = column_ok[t % kKernel + i] &&
                           on_axis(window_h.source(place.y, t / kKernel), p.work.height);
       s = tap_counts(on_map, p.work.masked) ? s : A(-INFINITY);
+      most = s > most ? s : most;
     }
-  }
-  if (p.work.key_mask != nullptr) {
-#pragma unroll
-    for (int tap_h = 0; tap_h < kKernel; ++tap_h) {
-      const int32_t y = window_h.source(place.y, tap_h);
-#pragma unroll
-      for (int c = 0; c < kColumns; ++c) {
-        const bool on_map = column_ok[c] && on_axis(y, p.work.height);
-        if (!on_map || key_takes_part(p.work, tile, y, window_w.source(place.x, c))) continue;
-#pragma unroll
-        for (int i = 0; i < kStrip; ++i) {
-          const int tap_w = c - i;
-          if (tap_w >= 0 && tap_w < kKernel) score[i][tap_h * kKernel + tap_w] = -INFINITY;
-        }
-      }
-    }
-  }
-
-  A sum[kStrip];
-#pragma unroll
-  for (int i = 0; i < kStrip; ++i) {
-    A most = kLowestScore<A>;
-#pragma unroll
-    for (int t = 0; t < kKernel * kKernel; ++t) most = score[i][t] > most ? score[i][t] : most;
     sum[i] = 0;
 #pragma unroll
     for (int t = 0; t < kKernel * kKernel; ++t) {
@@ -153,8 +132,8 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// Any window, one tap after the other with a running maximum.
-template <typename T, bool kWide>
+// Any window, one tap after the other with a running maximum. kKeyMask: there is a key mask.
+template <typename T, bool kWide, bool kKeyMask>
 __global__ void __launch_bounds__(kThreads)
     forward_any(const __grid_constant__ ForwardParams<T> p) {
   using A = Accumulation<T>;
@@ -168,8 +147,8 @@ __global__ void __launch_bounds__(kThreads)
   const bool pixel_ok = place.y < p.work.height && place.x < p.work.width;
   const Row query = Row::load(p.query.data + p.query.offset(tile, place.y, place.x), pixel_ok,
                               place.lane, lanes, head_dim);
-  const A* bias =
-      p.bias == nullptr ? nullptr : p.bias + tile.head * (p.work.kernel_h * p.work.kernel_w);
+  const int64_t taps = p.work.kernel_h * p.work.kernel_w;
+  const A* bias = p.bias == nullptr ? nullptr : p.bias + tile.head * taps;
 
   Walk<T> keys(p.key, tile, place, window_h, window_w);
   Walk<T> values(p.value, tile, place, window_h, window_w);
@@ -185,7 +164,8 @@ __global__ void __launch_bounds__(kThreads)
       keys.at += keys.step_w;
       values.at += values.step_w;
       A s = sum_over_group(query.dot(key), lanes) * p.scale_log2;
-      if (!tap_takes_part(p.work, tile, y, x, on_map)) continue;
+      if (!tap_counts(on_map, p.work.masked)) continue;
+      if (kKeyMask && on_map && !keeps_key(p.work, tile, y, x)) continue;
       if (bias != nullptr) s += log2e_v<A> * bias[tap_h * p.work.kernel_w + tap_w];
       const A now_most = s > most ? s : most;
       const A keep = power2(most - now_most), weight = power2(s - now_most);
@@ -210,33 +190,33 @@ void launch_one(const char* name, void (*kernel)(ForwardParams<T>), int strip,
                 const ForwardArgs& args, Stream stream) {
   using A = Accumulation<T>;
   const GroupShape shape = group_shape(args.problem.head_dim, strip);
-  for_each_launch(args.problem, args.key_mask, shape.tile_h, shape.tile_w, kWarps,
-                  [&](const Work& work, int64_t blocks) {
-                    const ForwardParams<T> params{
-                        work,
-                        shape.groups,
-                        View<T>::of(args.query),
-                        View<T>::of(args.key),
-                        View<T>::of(args.value),
-                        static_cast<const A*>(args.bias),
-                        static_cast<T*>(args.out),
-                        static_cast<A*>(args.lse),
-                        static_cast<A>(args.problem.scale * log2e_v<double>)};
-                    launch(name, kernel, blocks, kThreads, 0, stream, params);
-                  });
+  for_each_launch(args, shape.tile_h, shape.tile_w, kWarps, [&](const Work& work, int64_t blocks) {
+    const ForwardParams<T> params{work,
+                                  shape.groups,
+                                  View<T>::of(args.query),
+                                  View<T>::of(args.key),
+                                  View<T>::of(args.value),
+                                  static_cast<const A*>(args.bias),
+                                  static_cast<T*>(args.out),
+                                  static_cast<A*>(args.lse),
+                                  static_cast<A>(args.problem.scale * log2e_v<double>)};
+    launch(name, kernel, blocks, kThreads, 0, stream, params);
+  });
 }
 
 template <typename T>
 void launch_any(const ForwardArgs& args, Stream stream) {
-  if (row_alignment(args) == kWideAccess) {
-    launch_one<T>("forward_any", forward_any<T, true>, 1, args, stream);
-  } else {
-    launch_one<T>("forward_any", forward_any<T, false>, 1, args, stream);
-  }
+  const bool wide = row_alignment(args) == kWideAccess;
+  const auto kernel = args.key_mask != nullptr
+                          ? (wide ? forward_any<T, true, true> : forward_any<T, false, true>)
+                          : (wide ? forward_any<T, true, false> : forward_any<T, false, false>);
+  launch_one<T>("forward_any", kernel, 1, args, stream);
 }
 
 void launch_float(const ForwardArgs& args, Stream stream) {
-  if (row_alignment(args) < kWideAccess) return launch_any<float>(args, stream);
+  if (row_alignment(args) < kWideAccess || args.key_mask != nullptr) {
+    return launch_any<float>(args, stream);
+  }
   with_window(args.problem, [&](auto kernel) {
     if constexpr (kernel > 0) {
       constexpr int kStrip = strip_of(kernel);

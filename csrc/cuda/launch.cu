@@ -1,5 +1,6 @@
 // Which family of kernels takes a call, and the workspace of the backward pass.
 #include <cmath>
+#include <string>
 
 #include "cuda/bias_parts.cuh"
 #include "cuda/kernels.h"
@@ -11,7 +12,34 @@ namespace sdwa::cuda {
 namespace {
 
 bool is_empty(const Problem& problem) {
-  return problem.batch * problem.height * problem.width * problem.heads == 0;
+  return problem.batch == 0 || problem.height == 0 || problem.width == 0 || problem.heads == 0;
+}
+
+// Refuses what the 32-bit numbers of the kernels do not hold; head_tiles does so with the tiles.
+void check_extents(const Problem& problem) {
+  const auto refuse = [](const std::string& what) {
+    throw std::runtime_error("sdwa: the CUDA kernels do not take " + what);
+  };
+  const auto number = [](int64_t value) { return std::to_string(value); };
+  constexpr int64_t kMostHeads = 1 << 25, kMostTaps = 1 << 26;
+  if (problem.heads > kMostHeads) {
+    refuse("a query of " + number(problem.heads) + " heads: at most " + number(kMostHeads));
+  }
+  if (problem.kernel_h > kMostTaps / problem.kernel_w) {
+    refuse("a kernel_size of " + number(problem.kernel_h) + " x " + number(problem.kernel_w) +
+           ": at most " + number(kMostTaps) + " taps");
+  }
+  const auto check_axis = [&](const char* name, int64_t length, int64_t kernel, int64_t dilation) {
+    if (has_short_coordinates(length, kernel, dilation)) return;
+    const std::string axis = name;
+    refuse("a query of " + axis + " " + number(length) + " with kernel_size " + number(kernel) +
+           " and dilation " + number(dilation) + " along it: 4 * " + axis + " + (kernel_size + " +
+           number(kMostTileSide) + ") * min(dilation, " + axis + ") must be less than 2^31");
+  };
+  for (int64_t h = 0; h < problem.heads; ++h) {
+    check_axis("height", problem.height, problem.kernel_h, problem.dilation[2 * h]);
+    check_axis("width", problem.width, problem.kernel_w, problem.dilation[2 * h + 1]);
+  }
 }
 
 // Whether places within a tile's neighbourhood differ by less than 2^31 elements.
@@ -74,6 +102,7 @@ Workspace workspace_of(const BackwardArgs& args) {
 
 void launch_forward(const ForwardArgs& args, void* stream_pointer) {
   if (is_empty(args.problem)) return;
+  check_extents(args.problem);
   const Stream stream = static_cast<Stream>(stream_pointer);
   if (takes_matrix_path(args)) {
     launch_forward_matrix(args, stream);
@@ -84,6 +113,7 @@ void launch_forward(const ForwardArgs& args, void* stream_pointer) {
 
 size_t backward_workspace_bytes(const BackwardArgs& args) {
   if (is_empty(args.problem)) return 0;
+  check_extents(args.problem);
   const Workspace bytes = workspace_of(args);
   return bytes.delta + bytes.bias_parts;
 }
@@ -91,13 +121,10 @@ size_t backward_workspace_bytes(const BackwardArgs& args) {
 void launch_backward(const BackwardArgs& args, void* workspace, void* stream_pointer) {
   const Stream stream = static_cast<Stream>(stream_pointer);
   if (is_empty(args.problem)) {
-    // The sum of no rows.
-    if (args.grad_bias != nullptr && args.problem.heads > 0 && args.problem.height > 0 &&
-        args.problem.width > 0) {
-      launch_sum_bias_parts(args, nullptr, 1, 1, stream);
-    }
+    if (args.grad_bias != nullptr) launch_sum_bias_parts(args, nullptr, 1, 1, stream);
     return;
   }
+  check_extents(args.problem);
   auto* const bytes = static_cast<unsigned char*>(workspace);
   void* const bias_parts = args.grad_bias == nullptr ? nullptr : bytes + workspace_of(args).delta;
   if (!takes_matrix_path(args)) {

@@ -58,10 +58,6 @@ struct LanePlace {
   bool tile_ok[2], row_ok, pair_ok[2];
   int64_t token;  // of the first pixel of the tile (see token_index)
   int32_t token_step_h, token_step_w;
-  // Keys that the mask leaves out, where there is one: of row t and column 2j + e of the
-  // neighbourhood bit 2t + e, of pixel g + 8 half of the tile bit 30 + half.
-  uint32_t left_out = 0;
-  static_assert(2 * N::kRows <= 30);
 
   __device__ __forceinline__ LanePlace(const Work& work, const Tile& tile)
       : tile(tile), height(work.height), width(work.width) {
@@ -80,7 +76,6 @@ struct LanePlace {
     token = token_index(work, tile, tile.y, tile.x);
     token_step_h = tile.dilation_h * work.width * work.heads;
     token_step_w = tile.dilation_w * work.heads;
-    if (work.key_mask != nullptr) read_key_mask(work);
   }
 
   __device__ __forceinline__ int tile_dy(int half) const {
@@ -108,36 +103,30 @@ struct LanePlace {
     return (N::always_reaches(half, t) || static_cast<unsigned>(tap_y(half, t)) < kKernel) &&
            static_cast<unsigned>(tap_x(e)) < kKernel;
   }
-  // Whether it is, and takes part.
-  __device__ __forceinline__ bool tap_takes_part(int half, int t, int e, bool masked) const {
-    return in_window(half, t, e) && tap_counts(row_on_map(t) && pair_ok[e], masked) &&
-           !(left_out >> (2 * t + e) & 1);
-  }
-  // Whether pixel g + 8 half of the tile takes part as a key.
-  __device__ __forceinline__ bool key_takes_part(int half) const {
-    return !(left_out >> (30 + half) & 1);
-  }
+};
 
- private:
-  __device__ __forceinline__ void read_key_mask(const Work& work) {
-    const WindowAxis steps = kSteps;
+// Which keys of the neighbourhood the mask leaves out, as the calling lane sees them.
+template <int kKernel>
+struct LeftOut {
+  using N = Neighbourhood<kKernel>;
+  // Row t, column 2j + e: bit 8 (t % 4) + e of word t / 4.
+  uint32_t word[(N::kRows + 3) / 4];
+
+  // Each lane looks at one pixel of each four rows of the neighbourhood.
+  __device__ __forceinline__ LeftOut(const Work& work, const LanePlace<kKernel>& place) {
+    const Tile& tile = place.tile;
+    const int row = threadIdx.x % kWarpLanes / 8, column = threadIdx.x % 8;
+    const int32_t x = WindowAxis{kKernel, tile.dilation_w}.source(tile.x, column);
 #pragma unroll
-    for (int t = 0; t < N::kRows; ++t) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int32_t y = tile.y + steps.offset(t) * tile.dilation_h;
-        const int32_t x = tile.x + steps.offset(2 * j + e) * tile.dilation_w;
-        const bool counts = !row_on_map(t) || !pair_ok[e] || cuda::key_takes_part(work, tile, y, x);
-        left_out |= static_cast<uint32_t>(!counts) << (2 * t + e);
-      }
+    for (int first = 0; first < N::kRows; first += 4) {
+      const int32_t y = WindowAxis{kKernel, tile.dilation_h}.source(tile.y, first + row);
+      const bool on_map = place.row_on_map(first + row) && place.neighbour_column_ok(column);
+      const bool left_out = on_map && !keeps_key(work, tile, y, x);
+      word[first / 4] = __ballot_sync(kFullWarp, left_out) >> (2 * place.j);
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int32_t y = tile.y + tile_dy(half) * tile.dilation_h;
-      const int32_t x = tile.x + tile_dx * tile.dilation_w;
-      const bool counts = !tile_ok[half] || cuda::key_takes_part(work, tile, y, x);
-      left_out |= static_cast<uint32_t>(!counts) << (30 + half);
-    }
+  }
+  __device__ __forceinline__ bool at(int t, int e) const {
+    return word[t / 4] >> (8 * (t % 4) + e) & 1;
   }
 };
 

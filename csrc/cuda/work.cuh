@@ -51,12 +51,21 @@ struct HeadTiles {
 
 // Tiles of a region: as many as a block of 8 warps works on.
 constexpr int64_t kRegionH = 2, kRegionW = 4;
-// Coordinates are 32-bit, and the taps of a window reach several maps beyond the map.
-constexpr int64_t kMostExtent = 1 << 26;
 // Of one image: all heads of a launch then make fewer than 2^31 blocks.
 constexpr int64_t kMostTiles = 1 << 27;
+// Rows or columns of the largest tile of any kernel.
+constexpr int64_t kMostTileSide = 16;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Whether coordinates along an axis stay within 32 bits. Tiles that only fill a region begin within
+// four times the map, the others on it; from there a tile and its windows reach on.
+inline bool has_short_coordinates(int64_t length, int64_t kernel, int64_t dilation) {
+  constexpr int64_t kMost = INT32_MAX;
+  const int64_t reach = kernel + kMostTileSide;
+  return length <= kMost / 4 && reach <= kMost &&
+         4 * length + reach * std::min(dilation, length) <= kMost;
+}
 
 // Tiles of one image of a head.
 inline HeadTiles head_tiles(const Problem& problem, int64_t head, int tile_h, int tile_w) {
@@ -70,10 +79,11 @@ inline HeadTiles head_tiles(const Problem& problem, int64_t head, int tile_h, in
   const int64_t regions_w = ceil_div(tiles_w, region_w);
   const int64_t phases = dilation_h * dilation_w;
   const int64_t tiles = ceil_div(tiles_h, region_h) * regions_w * phases * region_h * region_w;
-  if (tiles > kMostTiles || problem.height > kMostExtent || problem.width > kMostExtent) {
-    throw std::runtime_error("sdwa: a map of " + std::to_string(problem.height) + " x " +
-                             std::to_string(problem.width) +
-                             " is too large for the CUDA kernels (2^26 per side)");
+  if (tiles > kMostTiles) {
+    throw std::runtime_error("sdwa: query has a map of " + std::to_string(problem.height) + " x " +
+                             std::to_string(problem.width) + ", which is " + std::to_string(tiles) +
+                             " tiles at the dilation of head " + std::to_string(head) +
+                             "; the CUDA kernels take at most " + std::to_string(kMostTiles));
   }
   return {static_cast<int32_t>(dilation_h),
           static_cast<int32_t>(dilation_w),
@@ -105,11 +115,11 @@ struct Work {
   HeadTiles head[kHeadsPerLaunch];
 };
 
-// Calls run(work, blocks) for each launch that the problem needs: one, unless it has more heads
-// than the parameters hold or more tiles than a launch.
-template <typename Run>
-void for_each_launch(const Problem& problem, const bool* key_mask, int tile_h, int tile_w,
-                     int warps, Run&& run) {
+// Calls run(work, blocks) for each launch that the call needs: one, unless it has more heads than
+// the parameters hold or more tiles than a launch.
+template <typename Args, typename Run>
+void for_each_launch(const Args& args, int tile_h, int tile_w, int warps, Run&& run) {
+  const Problem& problem = args.problem;
   Work work{};
   work.height = static_cast<int32_t>(problem.height);
   work.width = static_cast<int32_t>(problem.width);
@@ -120,7 +130,9 @@ void for_each_launch(const Problem& problem, const bool* key_mask, int tile_h, i
   work.tile_h = tile_h;
   work.tile_w = tile_w;
   work.masked = problem.masked;
-  work.key_mask = key_mask;
+  work.key_mask = args.key_mask;
+  // What is refused is so before the first launch.
+  for (int64_t h = kHeadsPerLaunch; h < problem.heads; ++h) head_tiles(problem, h, tile_h, tile_w);
   for (int64_t first_head = 0; first_head < problem.heads; first_head += kHeadsPerLaunch) {
     const int64_t heads = std::min<int64_t>(kHeadsPerLaunch, problem.heads - first_head);
     work.first_head = static_cast<int32_t>(first_head);
@@ -181,16 +193,10 @@ __device__ __forceinline__ Tile find_tile(const Work& work) {
   return tile;
 }
 
-// Whether the key at a pixel of the map takes part.
-__device__ __forceinline__ bool key_takes_part(const Work& work, const Tile& tile, int32_t y,
-                                               int32_t x) {
-  return work.key_mask == nullptr || work.key_mask[(tile.image * work.height + y) * work.width + x];
-}
-
-// Whether a tap takes part: by the key mask on the map, by the padding rule off it.
-__device__ __forceinline__ bool tap_takes_part(const Work& work, const Tile& tile, int32_t y,
-                                               int32_t x, bool on_map) {
-  return on_map ? key_takes_part(work, tile, y, x) : tap_counts(false, work.masked);
+// Whether the key at a pixel of the map takes part, where there is a mask.
+__device__ __forceinline__ bool keeps_key(const Work& work, const Tile& tile, int32_t y,
+                                          int32_t x) {
+  return work.key_mask[(tile.image * work.height + y) * work.width + x];
 }
 
 // A (batch, height, width, heads, head_dim) tensor that is only read.

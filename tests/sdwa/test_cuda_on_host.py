@@ -37,6 +37,14 @@ EXTRA = (
         "more_heads_than_a_launch", (2, 3, 3, 70, 8), dilation=tuple(1 + n % 3 for n in range(70))
     ),
     Case("one_phase_a_pixel", (2, 5, 4, 2, 32), dilation=(9, 4), bias=True),
+    Case(
+        "window_255x1_masked",
+        (1, 11, 3, 1, 4),
+        kernel_size=(255, 1),
+        dilation=3,
+        padding_mode="masked",
+    ),
+    Case("window_1x255_masked", (1, 2, 9, 1, 8), kernel_size=(1, 255), padding_mode="masked"),
 )
 
 
@@ -132,11 +140,14 @@ def test_matches_float64(name, results, tensors):
     assert_results_match(case, dtype, tensors[name], results[name][0])
 
 
+def assert_same_bits(result, expected):
+    for output, tensor in expected.items():
+        assert torch.equal(result[output].view(torch.uint8), tensor.view(torch.uint8)), output
+
+
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_order_of_threads_does_not_matter(name, results):
-    ascending, descending = results[name]
-    for output, tensor in ascending.items():
-        assert torch.equal(tensor.view(torch.uint8), descending[output].view(torch.uint8)), output
+    assert_same_bits(*results[name])
 
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.npz")), ids=lambda path: path.stem)
@@ -198,3 +209,77 @@ def test_a_bias_of_minus_infinity_leaves_taps_out(name, program, tensors, tmp_pa
     (result,) = cuda_on_host.run(program, tmp_path, [(case, given)], 0)
     assert (result["grad_bias"][:, 0] == 0).all()
     assert_results_match(case, dtype, given, result)
+
+
+@pytest.mark.parametrize("name", ("nothing_left-bfloat16", "nothing_left_3x7-float32"))
+def test_the_gradient_of_an_lse_of_minus_infinity_goes_nowhere(
+    name, program, tensors, results, tmp_path
+):
+    nothing = results[name][0]["lse"] == float("-inf")
+    assert nothing.any()
+    given = dict(tensors[name])
+    given["grad_lse"] = given["grad_lse"].masked_fill(nothing, float("nan"))
+    (result,) = cuda_on_host.run(program, tmp_path, [(PROBLEMS[name][0], given)], 0)
+    assert_same_bits(result, results[name][0])
+
+
+@pytest.mark.parametrize(
+    "name",
+    ("key_mask-float16", "key_mask_masked-bfloat16", "key_mask-float32", "key_mask_9x3-float32"),
+)
+def test_what_a_masked_key_holds_does_not_matter(name, program, tensors, results, tmp_path):
+    """Its score may be far above those that count."""
+    given = dict(tensors[name])
+    left_out = ~given["key_mask"][..., None, None]
+    given["key"] = given["key"].where(~left_out, 300 * given["key"])
+    given["value"] = given["value"].where(~left_out, 7)
+    (result,) = cuda_on_host.run(program, tmp_path, [(PROBLEMS[name][0], given)], 0)
+    assert_same_bits(result, results[name][0])
+    left_out = left_out.expand_as(result["out"])
+    assert (result["grad_key"][left_out] == 0).all()
+    assert (result["grad_value"][left_out] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("kernel_size", (3, 7, (255, 3)), ids=str)
+def test_a_dilation_beyond_the_map_may_be_of_any_size(kernel_size, dtype, program, tmp_path):
+    case = Case("beyond", (1, 4, 5, 2, 16), kernel_size=kernel_size, bias=True)
+    given = draw(case, dtype)
+    largest, just_beyond = cuda_on_host.run(
+        program,
+        tmp_path,
+        [(replace(case, dilation=step), given) for step in (2**31 - 1, ((4, 5), (4, 5)))],
+        0,
+    )
+    assert_same_bits(largest, just_beyond)
+
+
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+def test_strides_may_be_beyond_32_bits(dtype, program, tmp_path):
+    case = Case("long_strides", (1, 1, 9, 2, 16), dilation=(1, 2))
+    packed = draw(case, dtype)
+    given = {
+        name: tensor.as_strided(tensor.shape, (2**40, 2**40, *tensor.stride()[2:]))
+        for name, tensor in packed.items()
+        if name != "grad_lse"
+    }
+    given["grad_lse"] = packed["grad_lse"]
+    (result,) = cuda_on_host.run(program, tmp_path, [(case, given)], 0)
+    assert_results_match(case, dtype, packed, result)
+
+
+def test_coordinates_beyond_32_bits_are_refused(program, tmp_path):
+    height = 8_000_000
+    zeros = torch.zeros(1, 1, 1, 1, 1).expand(1, height, 1, 1, 1)
+    case = Case("tall", tuple(zeros.shape), kernel_size=(255, 1), dilation=2**31 - 1)
+    given = dict.fromkeys(("query", "key", "value", "grad_out"), zeros)
+    message = "height 8000000 with kernel_size 255 and dilation 2147483647 along it"
+    with pytest.raises(AssertionError, match=message):
+        cuda_on_host.run(program, tmp_path, [(case, given)], 0)
+
+
+def test_the_bias_of_an_empty_map_has_no_gradient(program, tmp_path):
+    case = Case("empty", (2, 0, 5, 2, 8), bias=True)
+    given = draw(case, torch.float32)
+    (result,) = cuda_on_host.run(program, tmp_path, [(case, given)], 0)
+    assert (result["grad_bias"] == 0).all()

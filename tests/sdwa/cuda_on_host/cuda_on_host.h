@@ -1,6 +1,7 @@
 // CUDA as the kernels of csrc/cuda see it, on the host: blocks of fibers, one per thread.
 //
-// Lanes meet at every warp collective (shuffle, matrix product, __syncwarp) and threads at every
+// Lanes meet at every warp collective (shuffle, ballot, matrix product, __syncwarp) and threads at
+// every
 // __syncthreads. What a device leaves undefined is an error here: lanes of one warp that meet
 // different collectives, or threads that end while others wait for them. The order in which threads
 // run between two meetings is chosen by `schedule()`, so a missing barrier shows as a difference
@@ -48,7 +49,7 @@ using Stream = void*;
 
 namespace emulation {
 
-enum class Meeting { kShuffle, kMatrix, kWarp, kBlock };
+enum class Meeting { kShuffle, kBallot, kMatrix, kWarp, kBlock };
 
 // What each lane brought to the collective that its warp has just met at.
 struct Offer {
@@ -171,6 +172,13 @@ T __shfl_sync(unsigned mask, T value, int from) {
 template <typename T>
 T __shfl_xor_sync(unsigned mask, T value, int with) {
   return __shfl_sync(mask, value, static_cast<int>(threadIdx.x % 32) ^ with);
+}
+inline unsigned __ballot_sync(unsigned mask, bool value) {
+  using namespace sdwa::cuda::emulation;
+  const Offer* const lanes = meet(Meeting::kBallot, mask, &value, sizeof(value));
+  unsigned bits = 0;
+  for (int lane = 0; lane < 32; ++lane) bits |= unsigned{offered<bool>(lanes[lane])} << lane;
+  return bits;
 }
 inline void __syncwarp(unsigned mask = 0xffffffffu) {
   sdwa::cuda::emulation::meet(sdwa::cuda::emulation::Meeting::kWarp, mask, nullptr, 0);
