@@ -235,11 +235,12 @@ __device__ __forceinline__ A inverse_sum(A sum) {
 }
 
 // lse for the backward pass, in powers of two: infinite, so that every probability is 0, where the
-// window has nothing left, or the pixel is off the map.
+// pixel is off the map (not ok), or its window has nothing left.
 template <typename A>
 __device__ __forceinline__ A lse_log2(const A* lse, int64_t token, bool ok) {
-  const A x = ok ? lse[token] : -A(INFINITY);
-  return x == -A(INFINITY) ? A(INFINITY) : x * log2e_v<A>;
+  if (!ok) return A(INFINITY);
+  const A x = lse[token] * log2e_v<A>;
+  return x < kLowestScore<A> ? A(INFINITY) : x;
 }
 
 // delta of sum(grad_out * out) and of what lse_log2 gave. The gradient of an lse of -inf may be
