@@ -49,8 +49,7 @@ void launch_sum(const BackwardArgs& args, const void* parts, int tile_h, int til
   for (int64_t first = 0; first < problem.heads; first += kHeadsPerLaunch) {
     const int64_t heads = std::min<int64_t>(kHeadsPerLaunch, problem.heads - first);
     params.first_head = static_cast<int32_t>(first);
-    for (int64_t h = 0; h < heads; ++h) {
-      if (parts == nullptr) continue;
+    for (int64_t h = 0; h < heads && parts != nullptr; ++h) {
       params.used_rows[h] =
           problem.batch * head_tiles(problem, first + h, tile_h, tile_w).tiles.divisor;
     }

@@ -44,6 +44,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < 4; ++i) score[t][i] *= p.scale_log2;
   }
+  // Behind one branch that all warps take alike: calls without a mask pay no more than it.
   if (p.work.key_mask != nullptr) {
     const LeftOut<kKernel> left_out(p.work, place);
 #pragma unroll

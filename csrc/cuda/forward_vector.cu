@@ -22,7 +22,8 @@ struct ForwardParams {
 // Pixels of a strip: two that share keys and values, where registers hold the scores of both.
 SDWA_HD constexpr int strip_of(int kernel) { return kernel == 3 || kernel == 5 ? 2 : 1; }
 
-// Square windows of kKernel without a key mask, all scores at once in registers.
+// Square windows of kKernel, all scores at once in registers. Without a key mask: to read it takes
+// registers from the calls that have none.
 template <typename T, int kKernel>
 __global__ void __launch_bounds__(kThreads)
     forward_strip(const __grid_constant__ ForwardParams<T> p) {

@@ -193,7 +193,7 @@ __device__ __forceinline__ Tile find_tile(const Work& work) {
   return tile;
 }
 
-// Whether the key at a pixel of the map takes part, where there is a mask.
+// Whether the key mask, which there must be, keeps the key at a pixel of the map.
 __device__ __forceinline__ bool keeps_key(const Work& work, const Tile& tile, int32_t y,
                                           int32_t x) {
   return work.key_mask[(tile.image * work.height + y) * work.width + x];
@@ -221,8 +221,8 @@ __device__ __forceinline__ int64_t token_index(const Work& work, const Tile& til
   return ((tile.image * work.height + y) * work.width + x) * work.heads + tile.head;
 }
 
-// Of a window with nothing left every score is -inf: its out is 0 and its lse -inf, and nothing
-// goes back through it.
+// A window may have nothing left: every score is -inf. Its out is 0, its lse -inf, and nothing goes
+// back through it. The functions below see to that.
 
 // Where the maximum of scores starts: finite, so that the difference from it is a number.
 template <typename A>
