@@ -83,7 +83,7 @@ struct Gradients {
         const bool ok = place.tile_ok[half];
         const int64_t token = place.tile_token(half);
         lse[half] = lse_log2(p.lse, token, ok);
-        delta[half] = delta_of(dots.of_row(place, half), lse[half], p.grad_lse, token);
+        delta[half] = delta_of(dots.of_row(place, half), lse[half], p.grad_lse, token, ok);
       }
     }
 
@@ -159,7 +159,8 @@ struct Gradients {
                 place.token + (steps.offset(t) * place.token_step_h +
                                steps.offset(2 * place.j + e) * place.token_step_w);
             const float lse = lse_log2(p.lse, token, ok);
-            const float delta = delta_of(dots.of_column(place, t % 2, e), lse, p.grad_lse, token);
+            const float delta =
+                delta_of(dots.of_column(place, t % 2, e), lse, p.grad_lse, token, ok);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
               if (!N::reaches(half, t)) continue;
@@ -241,10 +242,12 @@ struct Gradients {
     }
   }
 
+  // The next two find the tile anew: to keep all of it takes registers from calls without a mask.
+  //
   // What the tile takes from keys that the mask leaves out.
   __device__ __forceinline__ void clear_left_out_neighbours(
       Weights (&grad_scores)[N::kRows / 2]) const {
-    const LeftOut<kKernel> left_out(p.work, place);
+    const LeftOut<kKernel> left_out(p.work, find_tile(p.work), place);
 #pragma unroll
     for (int t = 0; t < N::kRows; ++t) {
 #pragma unroll
@@ -262,7 +265,7 @@ struct Gradients {
   }
   // What the neighbourhood takes from keys of the tile that the mask leaves out.
   __device__ __forceinline__ void clear_left_out_tile(Weights (&weights)[N::kRows / 2]) const {
-    const Tile& tile = place.tile;
+    const Tile tile = find_tile(p.work);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int32_t y = tile.y + place.tile_dy(half) * tile.dilation_h;

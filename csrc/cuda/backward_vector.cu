@@ -45,7 +45,7 @@ __global__ void __launch_bounds__(kThreads) row_delta(const __grid_constant__ Ba
                                  place.lane, lanes, head_dim);
   const auto sum = sum_over_group(out.dot(grad_out), lanes);
   if (!ok || place.lane != 0) return;
-  p.delta[token] = delta_of(sum, lse_log2(p.lse, token, true), p.grad_lse, token);
+  p.delta[token] = delta_of(sum, lse_log2(p.lse, token, ok), p.grad_lse, token, ok);
 }
 
 // kKernel 0: any window. kKeyMask: there is a key mask.

@@ -39,23 +39,6 @@ __global__ void __launch_bounds__(kThreads)
     }
   });
 
-#pragma unroll
-  for (int t = 0; t < N::kRows; ++t) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) score[t][i] *= p.scale_log2;
-  }
-  // Behind one branch that all warps take alike: calls without a mask pay no more than it.
-  if (p.work.key_mask != nullptr) {
-    const LeftOut<kKernel> left_out(p.work, place);
-#pragma unroll
-    for (int t = 0; t < N::kRows; ++t) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        if (left_out.at(t, i % 2)) score[t][i] = -INFINITY;
-      }
-    }
-  }
-
   typename F::Weights probability[N::kRows / 2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -63,7 +46,17 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int t = 0; t < N::kRows; ++t) {
 #pragma unroll
-      for (int e = 0; e < 2; ++e) log2_p[t][e] = score[t][2 * half + e];
+      for (int e = 0; e < 2; ++e) log2_p[t][e] = score[t][2 * half + e] * p.scale_log2;
+    }
+    if (p.work.key_mask != nullptr) {
+      const LeftOut<kKernel> left_out(p.work, tile, place);
+#pragma unroll
+      for (int t = 0; t < N::kRows; ++t) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (left_out.at(t, e)) log2_p[t][e] = -INFINITY;
+        }
+      }
     }
     if (p.bias != nullptr) {
       const float* const bias = p.bias + tile.head * (kKernel * kKernel);

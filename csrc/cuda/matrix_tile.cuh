@@ -113,8 +113,8 @@ struct LeftOut {
   uint32_t word[(N::kRows + 3) / 4];
 
   // Each lane looks at one pixel of each four rows of the neighbourhood.
-  __device__ __forceinline__ LeftOut(const Work& work, const LanePlace<kKernel>& place) {
-    const Tile& tile = place.tile;
+  __device__ __forceinline__ LeftOut(const Work& work, const Tile& tile,
+                                     const LanePlace<kKernel>& place) {
     const int row = threadIdx.x % kWarpLanes / 8, column = threadIdx.x % 8;
     const int32_t x = WindowAxis{kKernel, tile.dilation_w}.source(tile.x, column);
 #pragma unroll

@@ -244,10 +244,11 @@ __device__ __forceinline__ A lse_log2(const A* lse, int64_t token, bool ok) {
 }
 
 // delta of sum(grad_out * out) and of what lse_log2 gave. The gradient of an lse of -inf may be
-// anything, and is not read.
+// anything, and is not read. lse_log2 tells of `ok` too, but the compiler then spills (sm_120).
 template <typename A>
-__device__ __forceinline__ A delta_of(A sum, A lse_log2, const A* grad_lse, int64_t token) {
-  return grad_lse == nullptr || lse_log2 == A(INFINITY) ? sum : sum - grad_lse[token];
+__device__ __forceinline__ A delta_of(A sum, A lse_log2, const A* grad_lse, int64_t token,
+                                      bool ok) {
+  return ok && grad_lse != nullptr && lse_log2 != A(INFINITY) ? sum - grad_lse[token] : sum;
 }
 
 }  // namespace sdwa::cuda
