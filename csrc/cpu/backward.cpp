@@ -201,23 +201,27 @@ class BackwardKernel {
         own[u * kStripSize + i] = of_item;
       }
     }
+    A* weights[kStrips] =
+        {};  // of the strips: probability, and grad_score as far after it as its ring
+    for (int32_t u = 0; u < block.count; ++u) {
+      weights[u] = probability_.row(block.strips[u].row) + block.strips[u].strip.slot;
+    }
     for (int32_t t = 0; t < taps; ++t) {
       const Vec<A> probability = present ? exp<A>(scores_[t] - lse) : Vec<A>{};
       const Vec<A> grad_score = present ? probability * (grad_probability_[t] - delta) : Vec<A>{};
       grad_bias_[t] += own ? grad_score : Vec<A>{};
-      save(block, probability_, t, probability);
-      save(block, grad_score_, t, grad_score * scale);
+      const int64_t tap = int64_t(t) * layout_.slots;
+      save(block.count, weights, tap, probability);
+      save(block.count, weights, tap + probability_.shift_to(grad_score_), grad_score * scale);
     }
   }
 
   // Lanes without a query are zero: they fall on margins, or on slots that a later strip fills.
-  void save(const Block& block, const RowRing<A>& ring, int32_t tap, Vec<A> weights) {
+  static void save(int32_t strips, A* const (&weights)[kStrips], int64_t shift, Vec<A> values) {
     A lanes[kWidth];
-    store(lanes, weights);
-    for (int32_t u = 0; u < block.count; ++u) {
-      const PlacedStrip& at = block.strips[u];
-      A* target = ring.row(at.row) + int64_t(tap) * layout_.slots + at.strip.slot;
-      std::memcpy(target, lanes + u * kStripSize, sizeof(A) * kStripSize);
+    store(lanes, values);
+    for (int32_t u = 0; u < strips; ++u) {
+      std::memcpy(weights[u] + shift, lanes + u * kStripSize, sizeof(A) * kStripSize);
     }
   }
 
