@@ -201,8 +201,8 @@ class BackwardKernel {
         own[u * kStripSize + i] = of_item;
       }
     }
-    A* weights[kStrips] =
-        {};  // of the strips: probability, and grad_score as far after it as its ring
+    // Where the strips' probabilities go; grad_score lies as far behind as its ring does.
+    A* weights[kStrips] = {};
     for (int32_t u = 0; u < block.count; ++u) {
       weights[u] = probability_.row(block.strips[u].row) + block.strips[u].strip.slot;
     }
