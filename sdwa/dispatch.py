@@ -51,24 +51,23 @@ def prepare(
     """
     facts = None
     if not is_compiling():
-        if kernel_size.__class__ is list:
-            kernel_size = tuple(kernel_size)  # it has a hash
-        if dilation.__class__ is list:
-            dilation = tuple(dilation)
         try:
-            facts = (
-                *(query.shape, query.dtype, query.device, query.stride(4)),
-                *(key.shape, key.dtype, key.device, key.stride(4)),
-                *(value.shape, value.dtype, value.device, value.stride(4)),
+            facts = (  # flat: tuples in it would take longer to make
+                query.shape, query.dtype, query.device, query.stride(4),
+                key.shape, key.dtype, key.device, key.stride(4),
+                value.shape, value.dtype, value.device, value.stride(4),
                 None if bias is None else (bias.shape, bias.dtype, bias.device),
                 None if key_mask is None else (key_mask.shape, key_mask.dtype, key_mask.device),
-                *(kernel_size, dilation, scale, scale.__class__, padding_mode, backend),
-            )
+                kernel_size, dilation, scale, scale.__class__, padding_mode, backend,
+            )  # fmt: skip
             known = _prepared.get(facts)
         except (AttributeError, IndexError, TypeError, RuntimeError):
-            known = facts = (
-                None  # not tensors, or not dense ones of 5 dimensions, or without a hash
-            )
+            known = facts = None  # not dense tensors of 5 dimensions, or lists, which have no hash
+            if isinstance(kernel_size, list) or isinstance(dilation, list):
+                sizes = _as_tuples(kernel_size), _as_tuples(dilation)
+                return prepare(
+                    query, key, value, *sizes, bias, scale, padding_mode, key_mask, backend
+                )
         if (
             known is not None
             and (known[2] is dilation or repr(known[2]) == repr(dilation))
@@ -89,6 +88,10 @@ def prepare(
             _prepared.clear()
         _prepared[facts] = call, kernel_size, dilation
     return call
+
+
+def _as_tuples(value: Any) -> Any:
+    return tuple(map(_as_tuples, value)) if isinstance(value, list) else value
 
 
 def _padded(call: Call, value_dim: int, head_dim: int) -> Call:

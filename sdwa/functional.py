@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal, overload
+from typing import Any, Literal, overload
 
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -116,47 +116,13 @@ def sliding_dilated_window_attention(
         >>> sliding_dilated_window_attention(q, k, v, 3, (1, 1, 2, 2, 2, 3, 3, 3)).shape
         torch.Size([2, 7, 7, 8, 64])
     """
-    if has_torch_function_variadic(query, key, value):  # such as the proxies of torch.fx
-        return handle_torch_function(
-            sliding_dilated_window_attention,  # type: ignore[arg-type]
-            (query, key, value),
-            query,
-            key,
-            value,
-            kernel_size,
-            dilation,
-            bias=bias,
-            scale=scale,
-            padding_mode=padding_mode,
-            key_mask=key_mask,
-            return_lse=return_lse,
-            backend=backend,
+    if not (query.__class__ is key.__class__ is value.__class__ is Tensor):
+        results = _of_other_classes(
+            *(query, key, value, kernel_size, dilation, bias, scale),
+            *(padding_mode, key_mask, return_lse, backend),
         )
-    dtensors = sys.modules.get("torch.distributed.tensor")  # there are none where it is not loaded
-    if dtensors is not None and dtensors.DTensor in (
-        query.__class__,
-        key.__class__,
-        value.__class__,
-        bias.__class__,
-        scale.__class__,
-        key_mask.__class__,
-    ):
-        from sdwa import sharding
-
-        results = sharding.attention(
-            sliding_dilated_window_attention,
-            query,
-            key,
-            value,
-            kernel_size,
-            dilation,
-            bias=bias,
-            scale=scale,
-            padding_mode=padding_mode,
-            key_mask=key_mask,
-            backend=backend,
-        )
-        return results if return_lse else results[0]
+        if results is not None:
+            return results  # type: ignore[no-any-return]
     if any_autocast():
         query, key, value = autocast_tensors(query, key, value)
     if scale is not None and (isinstance(scale, Tensor) or varies(scale)):
@@ -215,6 +181,64 @@ def attention_weights(
             query, key, key, kernel_size, dilation, bias, scale, padding_mode, key_mask
         )
     return reference.attention_weights(problem, query, key, bias, key_mask)
+
+
+def _of_other_classes(
+    query: Any,
+    key: Any,
+    value: Any,
+    kernel_size: Size,
+    dilation: Dilation,
+    bias: Tensor | None,
+    scale: float | Tensor | None,
+    padding_mode: str,
+    key_mask: Tensor | None,
+    return_lse: bool,
+    backend: str | None,
+) -> Any:
+    """What `sliding_dilated_window_attention` returns for classes with a way of their own.
+
+    Those are classes with `__torch_function__`, such as the proxies of torch.fx, and DTensor. None
+    for all others, such as parameters.
+    """
+    if has_torch_function_variadic(query, key, value):
+        return handle_torch_function(
+            sliding_dilated_window_attention,  # type: ignore[arg-type]
+            (query, key, value),
+            query,
+            key,
+            value,
+            kernel_size,
+            dilation,
+            bias=bias,
+            scale=scale,
+            padding_mode=padding_mode,
+            key_mask=key_mask,
+            return_lse=return_lse,
+            backend=backend,
+        )
+    dtensors = sys.modules.get("torch.distributed.tensor")  # there are none where it is not loaded
+    if dtensors is None or dtensors.DTensor not in (
+        *(query.__class__, key.__class__, value.__class__),
+        *(bias.__class__, scale.__class__, key_mask.__class__),
+    ):
+        return None
+    from sdwa import sharding
+
+    results = sharding.attention(
+        sliding_dilated_window_attention,
+        query,
+        key,
+        value,
+        kernel_size,
+        dilation,
+        bias=bias,
+        scale=scale,
+        padding_mode=padding_mode,
+        key_mask=key_mask,
+        backend=backend,
+    )
+    return results if return_lse else results[0]
 
 
 def _scaled(query: Tensor, scale: float | Tensor) -> Tensor:

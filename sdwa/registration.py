@@ -44,6 +44,7 @@ class OperatorPair:
 
     def __init__(self, forward_name: str, backward_name: str) -> None:
         self.forward = getattr(torch.ops.sdwa, forward_name).default
+        self.operate = plain_call(self.forward)
         self.backward = getattr(torch.ops.sdwa, backward_name).default
         # The backward operator gets what the forward one was given: autocast needs no rule for it.
         register_autocast(_LIBRARY, forward_name, self._autocast)
@@ -82,7 +83,7 @@ class OperatorPair:
             return lambda query, key, value, bias, key_mask: recorded(
                 query, key, value, bias, key_mask, *window
             )
-        operate = plain_call(self.forward)
+        operate = self.operate
 
         # On a small map each step between the user's call and the kernel counts.
         def call(
@@ -189,7 +190,7 @@ class _Forward(Function):
     @staticmethod
     def forward(pair: OperatorPair, *inputs: Any) -> tuple[Tensor, Tensor]:
         with above_kernel_skipped():
-            return pair.forward(*inputs)  # type: ignore[no-any-return]
+            return pair.operate(*inputs)  # type: ignore[no-any-return]
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -31,6 +31,7 @@ template <typename Kernel, typename Args>
 int64_t largest_scratch(const Args& args, const Plan& plan) {
   int64_t largest = 0;
   for (int64_t head = 0; head < args.problem.heads; ++head) {
+    if (repeats_dilation(args.problem, head)) continue;
     const Pieces pieces(args.problem, plan, head);
     for (int64_t piece = 0; piece < pieces.count(); ++piece) {
       if (pieces.empty(pieces[piece])) continue;

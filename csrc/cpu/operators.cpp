@@ -147,6 +147,7 @@ Plan make_plan(const Problem& problem, int64_t halos, int64_t slot_bytes) {
   plan.slots = kScratchBytes / slot_bytes;
   plan.pieces = 1;
   for (int64_t head = 0; head < problem.heads; ++head) {
+    if (repeats_dilation(problem, head)) continue;
     const int64_t pieces = Pieces(problem, plan, head).count();
     plan.pieces = pieces > plan.pieces ? pieces : plan.pieces;
   }

@@ -9,6 +9,12 @@
 
 namespace sdwa::cpu {
 
+// Whether a head has the dilation of the one before it, and so its pieces and its scratch.
+SDWA_INLINE bool repeats_dilation(const Problem& problem, int64_t head) {
+  const int64_t* const dilation = problem.dilation + 2 * head;
+  return head > 0 && dilation[0] == dilation[-2] && dilation[1] == dilation[-1];
+}
+
 // The part of a row that an item has: of the phases [phase_begin, phase_end) the pixels [begin,
 // end), or as many of them as a phase has.
 struct Piece {
@@ -31,10 +37,10 @@ struct Pieces {
     const int64_t margin = problem.kernel_w / 2;
     group = dilation;
     groups = runs = 1;
-    // The phase with the most pixels.
-    const int64_t whole = (width + dilation - 1) / dilation;
-    run = whole;
+    run = width;
     if (width + group * margin <= plan.slots) return;
+    // Pixels of the phase with the most.
+    const int64_t whole = (width + dilation - 1) / dilation;
     run = plan.slots / group - 2 * plan.halo - margin;
     const int64_t shortest = kRunPerHalo * 2 * plan.halo + 1;
     run = run < shortest ? shortest : run;
