@@ -34,6 +34,7 @@ for isa in "$@"; do
     echo "== ${isa:-best instruction set}"
     LD_PRELOAD="$($compiler -print-file-name=libasan.so) $($compiler -print-file-name=libstdc++.so)" \
         ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 SDWA_CPU_CAPABILITY="$isa" \
-        "$python" -m pytest -q -x -p no:cacheprovider tests/sdwa/test_operator.py -k cpu
+        "$python" -m pytest -q -x -p no:cacheprovider -k "cpu or wide" \
+        tests/sdwa/test_operator.py tests/sdwa/test_cpu_kernels.py::test_wide_maps
 done
 echo "clean"
