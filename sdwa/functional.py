@@ -77,23 +77,27 @@ def sliding_dilated_window_attention(
     Args:
         query, key, value: (batch, height, width, heads, head_dim), float32, bfloat16, float16 or
             float64, of one shape, dtype and device. Any strides, so slices of a packed projection
-            are read in place; the last stride must be 1. head_dim from 1 to 256; that of value may
-            be another, which costs copies, padded to the larger one. Tensors whose heads come
-            first, (batch, heads, height, width, head_dim), would be read as maps of heads x height:
-            pass `query.permute(0, 2, 3, 1, 4)`. They may be DTensors, sharded over batch and heads
-            without communication; `sdwa.sharding` says what holds there.
+            are read in place; the last stride must be 1. head_dim from 1 to 256. value may have
+            another head_dim; all three are then copied, padded to the larger one. Tensors whose
+            heads come first, (batch, heads, height, width, head_dim), would be read as maps of
+            heads x height: pass `query.permute(0, 2, 3, 1, 4)`. They may be DTensors, sharded over
+            batch and heads without communication; `sdwa.sharding` says what holds there.
         kernel_size: taps along each side of the window, odd, up to 255; or (kernel_h, kernel_w).
         dilation: distance of neighbouring taps in pixels: one for all heads, or a sequence with one
             entry per head, an int or (dilation_h, dilation_w). It may exceed the map. (2, 1) is two
             heads; 2 rows and 1 column apart in all heads is `((2, 1),) * heads`.
         bias: (heads, kernel_h, kernel_w), added to the scores; any of the dtypes above.
         scale: factor of the scores; None: `head_dim ** -0.5` of query. 0.0 is a value like any
-            other. A tensor, of one element or of one per head, may be learned: it multiplies the
-            query, which rounds in half precision.
+            other. A tensor of shape (), (1,) or (heads,) may be learned: the query is multiplied by
+            it, and the product is rounded to the dtype of query.
         padding_mode: what a tap off the map is. "zeros": a zero key and a zero value, which keep
             their place in the softmax, as `torch.nn.Unfold` pads; "masked": left out.
         key_mask: (batch, height, width) bool; a key where it is False, such as the padding of a
-            smaller image, is left out of every softmax. Beyond the border padding_mode holds.
+            smaller image, is left out of every softmax. (`key_padding_mask` of
+            `torch.nn.MultiheadAttention` is the other way round.) What is left out must be finite
+            all the same. Off the map padding_mode holds: with "masked", a padded image comes out as
+            it does alone. With "zeros" it does so without key_mask, if key and value are 0 in the
+            padding.
         return_lse: also return lse.
         backend: "cuda", "triton", "cpu" or "reference"; None: the best that fits.
 
@@ -125,6 +129,7 @@ def sliding_dilated_window_attention(
             return results  # type: ignore[no-any-return]
     if any_autocast():
         query, key, value = autocast_tensors(query, key, value)
+    # The operators take scale as a constant, which neither of these is.
     if scale is not None and (isinstance(scale, Tensor) or varies(scale)):
         query, scale = _scaled(query, scale), 1.0
     call = prepare(
@@ -151,18 +156,19 @@ def attention_weights(
 ) -> Tensor:
     """The weights by which `sliding_dilated_window_attention` adds up the values, for looking at.
 
-    They are computed in plain PyTorch and take kernel_h * kernel_w numbers for each query and head;
-    the fused kernels never hold them. On any device, differentiable.
+    They are computed in plain PyTorch and take kernel_h * kernel_w numbers per query and head; the
+    fused kernels never hold them. On any device, differentiable.
 
     Args:
-        query, key, kernel_size, dilation, bias, scale, padding_mode, key_mask: as there.
+        query, key, kernel_size, dilation, bias, scale, padding_mode, key_mask: as for
+            `sliding_dilated_window_attention`, but no DTensors.
 
     Returns:
         (batch, height, width, heads, kernel_h, kernel_w), float32 (float64 for float64 tensors).
-        Entry [b, y, x, n, i, j] is what the query at (y, x) gives to the key at
-        (y + (i - kernel_h // 2) * dilation_h, x + (j - kernel_w // 2) * dilation_w). They add up to
-        1 over the window: with "zeros" that includes taps off the map. Where every tap is left out
-        all are 0.
+        Entry [b, y, x, n, i, j] is the weight, for the query of head n at (y, x), of the value at
+        (y + (i - kernel_h // 2) * dilation_h, x + (j - kernel_w // 2) * dilation_w), with the
+        dilation of head n. The weights of a window add up to 1; with "zeros" those of taps off the
+        map are among them. Where every tap is left out all are 0.
 
     Raises:
         TypeError, ValueError: an argument that is not legal; the message names it.
@@ -172,6 +178,7 @@ def attention_weights(
         >>> attention_weights(q, k, 3, (1, 1, 2, 2, 2, 3, 3, 3)).shape
         torch.Size([1, 7, 7, 8, 3, 3])
     """
+    # Below, key stands for the value, on which the weights do not depend.
     if any_autocast():
         query, key, _ = autocast_tensors(query, key, key)
     if isinstance(scale, Tensor):
@@ -242,7 +249,11 @@ def _of_other_classes(
 
 
 def _scaled(query: Tensor, scale: float | Tensor) -> Tensor:
-    """query times scale, in the dtype of query."""
+    """query times scale, of one element or of one per head, in the dtype of query.
+
+    Raises:
+        TypeError, ValueError: as `check_scale_tensor`.
+    """
     if isinstance(scale, Tensor):
         with trace_paused():
             check_scale_tensor(scale, query)

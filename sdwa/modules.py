@@ -109,12 +109,14 @@ class SlidingDilatedWindowAttention(nn.Module):
         q_proj: project the query; False: the input's channels are the query (the paper's parameter
             count leaves no room for a projection).
         context_dim: channels of the context that key and value come from; None: dim.
-        scale: factor of the scores; None: `head_dim ** -0.5`.
+        scale: factor of the scores, a number; None: `head_dim ** -0.5`. One that is learned is for
+            `sdwa.sliding_dilated_window_attention`.
         relative_bias: learn a bias for each tap of each head, zero at first.
         attn_drop: dropout of the attention weights, in training. The fused kernels keep no weights,
             so a training step with attn_drop > 0 runs the reference implementation, slower and with
             far more memory: on one core of a CPU 2.5 times the time and 3.4 times the memory for
-            50 maps of 7 x 7 x 512, 36 and 7.5 times for 4 of 56 x 56 x 128 with a window of 7 x 7.
+            50 maps of 7 x 7 x 512; 36 times the time and 7.5 times the memory for 4 maps of
+            56 x 56 x 128 with a window of 7 x 7.
             A warning says so once, unless backend is "reference".
         proj_drop: dropout of the output.
         padding_mode: "zeros" or "masked", see `sdwa.sliding_dilated_window_attention`.
@@ -213,14 +215,18 @@ class SlidingDilatedWindowAttention(nn.Module):
             x: (batch, height, width, dim), the map that asks.
             context: (batch, height, width, context_dim), the map that is looked at; None: x.
             key_mask: (batch, height, width) bool of the map that is looked at; a pixel where it is
-                False, such as the padding of a smaller image, is not attended to. None: all are.
+                False, such as the padding of a smaller image, is not attended to; with
+                padding_mode="masked" an image in a padded batch then comes out as alone. None: all
+                are attended to.
 
         Returns:
             (batch, height, width, dim).
 
         Raises:
             TypeError: a map that is not a tensor, or a key_mask that is not bool.
-            ValueError: a map of another shape, or no context where context_dim is not dim.
+            ValueError: a map or key_mask of another shape, or no context where context_dim is not
+                dim.
+            BackendError: as `sdwa.sliding_dilated_window_attention`.
         """
         context = _checked_context(x, context, self.dim, self.context_dim)
         batch, height, width, _ = x.shape
@@ -256,6 +262,7 @@ class SlidingDilatedWindowAttention(nn.Module):
                 backend=self.backend,
             )
         out: Tensor = self.proj(attended.view(batch, height, width, self.dim))
+        # To call a module that does nothing takes time that counts on a small map.
         if self.training and self.proj_drop.p:
             out = self.proj_drop(out)
         return out
@@ -326,7 +333,8 @@ class SlidingDilatedWindowAttention(nn.Module):
         return attention
 
 
-# `torch.fx` records each of these as one step: what they ask of a tensor, its proxies do not know.
+# `torch.fx` records a wrapped function as one step: what these ask of a tensor, its proxies do not
+# know.
 
 
 @torch.fx.wrap
@@ -348,6 +356,7 @@ def _checked_context(x: Tensor, context: Tensor | None, dim: int, context_dim: i
             )
         return x
     _check_map("context", context, context_dim)
+    # The first comparison is quicker, and mostly enough.
     if context.shape != x.shape and context.shape[:3] != x.shape[:3]:
         raise ValueError(
             f"context must have the batch, height and width of x, {tuple(x.shape[:3])}: "
@@ -375,7 +384,7 @@ def _attend_with_dropout(
     key_mask: Tensor | None,
     dropout: float,
 ) -> Tensor:
-    """What the reference makes of it, some of its weights dropped."""
+    """out of the reference, with that share of the attention weights dropped."""
     query, key, value = autocast_tensors(query, key, value)
     with trace_paused():
         problem = make_problem(
