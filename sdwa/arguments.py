@@ -82,7 +82,7 @@ def as_dilation(
 ) -> tuple[tuple[int, int], ...]:
     """(dilation_h, dilation_w) of each head, from one int or one entry per head.
 
-    shape: of query, where there is one: the message tells what it may have been meant as.
+    shape: of query, or (); the message says so where its heads seem to come first.
     """
     if is_int(dilation):
         entries: Sequence[Any] = (dilation,) * heads
@@ -133,7 +133,11 @@ def as_scale(scale: float | None, head_dim: int) -> float:
 
 
 def check_scale_tensor(scale: Tensor, query: Tensor) -> None:
-    """Raises TypeError or ValueError where it is not one factor for query, or one for each head."""
+    """Raises TypeError or ValueError where scale is not a factor of query, or one for each head.
+
+    That is a tensor of shape (), (1,) or (heads,), of a dtype of `DTYPES` and, unless its shape is
+    (), on the device of query.
+    """
     check_tensor("query", query)
     heads = query.shape[3]
     if scale.dtype not in DTYPES:
@@ -285,7 +289,7 @@ def _check_key_mask(key_mask: Tensor, query: Tensor) -> None:
 
 
 def _heads_first_hint(shape: Sequence[int], heads: int) -> str:
-    """What to say where an argument for that many heads does not fit query, but its second axis."""
+    """What to say of an argument for so many heads that fits the second axis of query instead."""
     if len(shape) != 5 or heads == shape[3] or heads != shape[1]:
         return ""
     return (

@@ -14,9 +14,9 @@ from sdwa.backends import BACKENDS, Backend
 from sdwa.problem import AttentionProblem, Call, Dilation, Size
 from sdwa.torch_private import trace_paused
 
-# Calls that are kept: more than any model makes, and they bound what shapes without end would take.
+# At most so many calls are kept: more than any model makes, and a bound where shapes never repeat.
 MOST_PREPARED = 4096
-# With the kernel size and the dilation that they were made of: (1, 2) and (1, 2.0) are equal, but
+# Each with the kernel size and the dilation that it was made of: (1, 2) and (1, 2.0) are equal, but
 # only one is legal.
 _prepared: dict[Any, tuple[Call, Size, Dilation]] = {}
 

@@ -104,7 +104,8 @@ def scores(
     result = (q.unsqueeze(-2) @ k.transpose(-2, -1)).squeeze(-2) * problem.scale
     if bias is not None:
         result = result + bias[heads].flatten(1).to(accumulate)
-    # Unfolded, both are zero beyond the border: nothing is kept there, and nothing is left out.
+    # Beyond the border `unfold` gives 0. So with "masked" it takes what is kept, of which there is
+    # none there, and with "zeros" what is left out.
     kept = torch.ones_like(key[:1, :, :, 0, 0]) if key_mask is None else key_mask
     if problem.masked:
         windows = unfold(kept[..., None, None].to(accumulate), problem.kernel_size, dilation)
@@ -119,7 +120,7 @@ def scores(
 def softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     """The softmax of the last dimension, and the log of its sum of exponentials.
 
-    Where every score is -inf it is 0 and -inf, and nothing goes back.
+    Where every score is -inf they are 0 and -inf, and no gradient goes back.
     """
     nothing = scores.amax(-1, keepdim=True) == float("-inf")
     scores = scores.masked_fill(nothing, 0.0)

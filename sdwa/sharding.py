@@ -38,7 +38,7 @@ def attention(
     dilation: Dilation,
     *,
     bias: Tensor | None,
-    scale: Any,
+    scale: float | Tensor | None,
     padding_mode: str,
     key_mask: Tensor | None,
     backend: str | None,
@@ -65,6 +65,7 @@ def attention(
     query, key, value = autocast_tensors(query, key, value)
     if isinstance(scale, Tensor):
         check_scale_tensor(scale, query)
+    # A tensor, or a number that torch.compile keeps as a variable, is no constant of the problem.
     constant = None if isinstance(scale, Tensor) or varies(scale) else scale
     problem = make_problem(
         query, key, value, kernel_size, dilation, bias, constant, padding_mode, key_mask
@@ -103,6 +104,7 @@ def attention(
             backend=backend,
         )
     else:
+        # Raises here as well where no backend runs it: else the other ranks alone would fail.
         one_head = (*problem.shape[:HEADS], 1, *problem.shape[HEADS + 1 :])
         select(replace(problem, shape=one_head, flat_dilation=(1, 1)), backend)
         out, lse = _nothing(v, q, k, bias, scale)
@@ -113,7 +115,11 @@ def attention(
 
 
 def _as_spread(query: Tensor, key: Tensor, value: Tensor, others: Mapping[str, Any]) -> DTensor:
-    """query, once it is sure that it, key and value are DTensors, and all DTensors on one mesh."""
+    """query, once key and value are known to be DTensors like it, and all to be on one mesh.
+
+    Raises:
+        TypeError, ValueError: as `attention`.
+    """
     maps = {"query": query, "key": key, "value": value}
     spread = {name: t for name, t in {**maps, **others}.items() if isinstance(t, DTensor)}
     for name, tensor in maps.items():
@@ -176,13 +182,16 @@ def _own_heads(heads: int, mesh: DeviceMesh, sharded: Sequence[int | None]) -> s
     return slice(start, stop)
 
 
-def _nothing(value: Tensor, *others: Tensor | None) -> tuple[Tensor, Tensor]:
-    """(out, lse) of a rank without heads. They hang on all inputs, as on the other ranks, which
-    may wait for this one where gradients are summed."""
+def _nothing(value: Tensor, *others: float | Tensor | None) -> tuple[Tensor, Tensor]:
+    """(out, lse) of a rank without heads.
+
+    They depend on all inputs, as on the other ranks: these wait for this one where gradients are
+    summed.
+    """
     out = value
-    for tensor in others:
-        if isinstance(tensor, Tensor):
-            out = out + tensor.sum()
+    for other in others:
+        if isinstance(other, Tensor):
+            out = out + other.sum()
     return out, out.sum(-1, dtype=accumulation_dtype(out.dtype))
 
 

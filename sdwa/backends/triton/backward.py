@@ -62,7 +62,8 @@ def delta_kernel(
     """Writes delta (batch, height, width, heads) float32: sum(grad_out * out) - grad_lse.
 
     It is 0 where lse is -inf, whatever grad_lse is there: nothing goes back through a window with
-    nothing left. lse may be None where no window can be so.
+    nothing left. lse may be None where there can be no such window.
+
     A program takes `BLOCK` of the width * heads tokens of one row of a map, one of `blocks`.
     grad_out has the given strides of (batch, height, width, heads), the others are contiguous;
     grad_lse may be None.
@@ -261,7 +262,7 @@ def backward_kernel(
     """
     CHUNKS: tl.constexpr = (HEAD_DIM + BLOCK_D - 1) // BLOCK_D
     OUT_ALIGN: tl.constexpr = HEAD_DIM & -HEAD_DIM
-    # Whether a window can have nothing left: without both its centre tap always counts.
+    # Whether a window can have nothing left: with neither, its centre tap always counts.
     CAN_BE_EMPTY: tl.constexpr = bias_ptr is not None or key_mask_ptr is not None
     UNROLL: tl.constexpr = KERNEL_H if KERNEL_H * KERNEL_W <= 9 else 1
     block: tl.constexpr = BLOCK_H * BLOCK_W

@@ -190,7 +190,7 @@ def forward_kernel(
         column = columns[query]
         mask = valid[query]
         inverse = 1.0 / sums[query]
-        # Without both the centre tap always counts.
+        # With neither, the centre tap always counts.
         if bias_ptr is not None or key_mask_ptr is not None:
             # A window with nothing left has the sum 0, and gets out 0 and lse -inf.
             inverse = tl.where(sums[query] == 0.0, 0.0, inverse)
