@@ -143,11 +143,10 @@ def test_vmap_over_another_dimension(backend, dim):
 
 
 @pytest.mark.parametrize("bias", (False, True), ids=("plain", "bias"))
-@pytest.mark.parametrize("masks", ("one mask", "a mask for each sample"))
-def test_vmap_with_a_key_mask(backend, bias, masks):
+@pytest.mark.parametrize("own", (False, True), ids=("one mask", "a mask for each sample"))
+def test_vmap_with_a_key_mask(backend, bias, own):
     """`torch.func.vmap` with a key mask, one or one for each sample"""
     generator = torch.Generator().manual_seed(1)
-    own = masks != "one mask"
     mask = torch.rand((SAMPLES, *SHAPE[:3]) if own else SHAPE[:3], generator=generator) < 0.6
     mask = mask.to(backend.device_type)
     arguments = inputs(backend, samples=SAMPLES, bias=bias)

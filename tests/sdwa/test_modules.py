@@ -373,7 +373,7 @@ def test_dilateformer_checkpoint_within_a_larger_one():
     torch.testing.assert_close(layer(x), y, rtol=1e-5, atol=1e-5)
 
 
-def test_dilateformer_checkpoint_keeps_its_dtype():
+def test_dilateformer_checkpoint_keeps_its_dtype_and_device():
     state, options, x, y = dilateformer()
     load = sdwa.SlidingDilatedWindowAttention.from_dilateformer
     doubles = {name: tensor.double() for name, tensor in state.items()}

@@ -137,7 +137,7 @@ def assert_session_parity(session, module, inputs):
         np.testing.assert_allclose(result, tensor.detach().cpu().numpy(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("opset_version", (11, 18))
+@pytest.mark.parametrize("opset_version", (11, 20))
 @pytest.mark.parametrize("padding_mode", ("zeros", "masked"))
 def test_operator_by_the_older_exporter(backend, padding_mode, opset_version):
     """ONNX export with `dynamo=False`, of the operator, opset 11 to 20, any batch and map size"""

@@ -130,10 +130,10 @@ def test_scale_may_be_a_tensor(backend, heads, dtype):
         )
 
     def by_definition(query, key, value):
-        exact = tensors["bias"].double()
+        bias = tensors["bias"].double()
         query = query * scale.double().broadcast_to(2)[:, None]
         return sdwa.sliding_dilated_window_attention(
-            query, key, value, 3, (1, 2), bias=exact, scale=1.0, backend="reference"
+            query, key, value, 3, (1, 2), bias=bias, scale=1.0, backend="reference"
         )
 
     doubles = {name: tensor.double() for name, tensor in tensors.items()}
@@ -211,7 +211,7 @@ def test_attention_weights_of_half_precision_are_float32():
 
 
 def test_a_window_with_nothing_left_spreads_no_nan(backend):
-    # The loss leaves out the pixel whose window has nothing left.
+    # Of the pixel whose window has nothing left, out has no gradient, and lse none or one.
     case = Case("nothing", (1, 5, 6, 2, 8), bias=True, strictly_causal=True, padding_mode="masked")
     tensors = draw(case, torch.float32, backend.device_type)
     tensors["grad_out"][:, 0, 0] = 0

@@ -64,7 +64,7 @@ def saved_and_loaded(traced, device):
 
 @pytest.mark.parametrize("grad", (True, False))
 def test_jit_trace(backend, grad):
-    """`torch.jit.trace` of the operator, gradients, any batch size, saved and loaded"""
+    """`torch.jit.trace` of the operator, gradients, any batch and map size, saved and loaded"""
     torch.manual_seed(0)
     device = backend.device_type
     module = Operator(backend=backend.name, padding_mode="masked").to(device)
