@@ -9,9 +9,11 @@ import warnings
 from functools import cache
 
 import torch
+from torch.compiler import is_compiling
 
 from sdwa.backends.base import OperatorBackend
 from sdwa.extension import load_library, stale
+from sdwa.problem import AttentionProblem
 from sdwa.registration import OperatorPair
 
 # Why a library is not loaded, or None. The CPU's also defines the operators.
@@ -20,14 +22,26 @@ if message := stale():
     warnings.warn(message, RuntimeWarning, stacklevel=2)
 MISSING_CUDA = MISSING_CPU or load_library("sdwa_cuda")
 PAIR = None if MISSING_CPU else OperatorPair("attention_forward", "attention_backward")
+# Coordinates are 32-bit; csrc/checks.h has it too, for direct calls of the operators.
+MAX_EXTENT = 2**30
 
 
-class CpuBackend(OperatorBackend):
-    name = "cpu"
-    device_type = "cpu"
+class NativeBackend(OperatorBackend):
+    """What both compiled backends refuse."""
 
     def __init__(self) -> None:
         super().__init__(PAIR)
+
+    def reasons(self, problem: AttentionProblem) -> tuple[str, ...]:
+        missing = super().reasons(problem)
+        if not missing and not is_compiling() and max(problem.shape[1:3]) > MAX_EXTENT:
+            return (f"query must have height and width up to {MAX_EXTENT}, got {problem.shape}",)
+        return missing
+
+
+class CpuBackend(NativeBackend):
+    name = "cpu"
+    device_type = "cpu"
 
     def unavailable(self, device: torch.device) -> tuple[str, ...]:
         reasons = []
@@ -38,12 +52,9 @@ class CpuBackend(OperatorBackend):
         return tuple(reasons)
 
 
-class CudaBackend(OperatorBackend):
+class CudaBackend(NativeBackend):
     name = "cuda"
     device_type = "cuda"
-
-    def __init__(self) -> None:
-        super().__init__(PAIR)
 
     def unavailable(self, device: torch.device) -> tuple[str, ...]:
         reasons = []

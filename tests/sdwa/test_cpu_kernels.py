@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import sdwa
 from sdwa.backends import BACKENDS
 from sdwa.extension import build_info
 from tests.sdwa.assertions import assert_matches_float64, run
@@ -202,6 +203,8 @@ def test_maps_beyond_32_bits_are_refused(axis):
     query = torch.zeros(1, 1, 1, 1, 1).expand(shape)
     with pytest.raises(RuntimeError, match="height and width up to 1073741824, got .*1073741825"):
         attend(query, [3, 3], [1, 1])
+    with pytest.raises(sdwa.BackendError, match="height and width up to 1073741824, got "):
+        sdwa.sliding_dilated_window_attention(query, query, query, backend="cpu")
 
 
 def test_windows_beyond_the_limit_are_refused():
