@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.functional import pad
 
-from sdwa.arguments import make_problem
+from sdwa.arguments import is_int, make_problem
 from sdwa.backends import BACKENDS, Backend
 from sdwa.problem import AttentionProblem, Call, Dilation, Size
 from sdwa.torch_private import trace_paused
@@ -83,11 +83,21 @@ def prepare(
     if widths[0] != widths[1]:
         call = _padded(call, widths[1], problem.shape[4])
     # Within `torch.jit.trace` the facts hold tensors, new each time: they are not found again.
-    if facts is not None and not torch.jit.is_tracing():  # type: ignore[no-untyped-call]
+    if (
+        facts is not None
+        and _is_fixed(kernel_size)
+        and _is_fixed(dilation)
+        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+    ):
         if len(_prepared) >= MOST_PREPARED:
             _prepared.clear()
         _prepared[facts] = call, kernel_size, dilation
     return call
+
+
+def _is_fixed(value: Any) -> bool:
+    """Whether nothing can change it, as it can a sequence of the user's own class."""
+    return is_int(value) or (isinstance(value, tuple) and all(map(_is_fixed, value)))
 
 
 def _as_tuples(value: Any) -> Any:

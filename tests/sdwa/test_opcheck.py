@@ -1,5 +1,7 @@
 """What PyTorch must know of every operator: schema, fakes, autograd, FLOPs, determinism."""
 
+from collections.abc import Sequence
+
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -182,6 +184,34 @@ def test_kept_calls_are_bounded_and_exact(monkeypatch):
         sdwa.sliding_dilated_window_attention(query, query, query, 3.0)
     with pytest.raises(TypeError, match="scale must be a number"):
         sdwa.sliding_dilated_window_attention(query, query, query, scale=True)
+
+
+class Steps(Sequence):
+    """A sequence that can be changed, and has a hash all the same."""
+
+    def __init__(self, *steps):
+        self.steps = list(steps)
+
+    def __len__(self):
+        return len(self.steps)
+
+    def __getitem__(self, index):
+        return self.steps[index]
+
+
+@pytest.mark.parametrize("nested", (False, True))
+def test_a_dilation_changed_in_place_is_obeyed(nested):
+    query = torch.randn(1, 5, 6, 2, 4)
+    steps = Steps(1, 1)
+    dilation = (1, steps) if nested else steps
+    for step in (1, 2, 3):
+        steps.steps[0] = step
+        expected = (1, (step, 1)) if nested else (step, 1)
+        out, exact = (
+            sdwa.sliding_dilated_window_attention(query, query, query, 3, d)
+            for d in (dilation, expected)
+        )
+        assert torch.equal(out, exact)
 
 
 def test_calls_with_equal_arguments_are_prepared_once(monkeypatch):
