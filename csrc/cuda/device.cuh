@@ -107,7 +107,8 @@ __device__ __forceinline__ void multiply_accumulate(float (&c)[4], const uint32_
 template <>
 __device__ __forceinline__ void multiply_accumulate<BFloat16>(float (&c)[4], const uint32_t (&a)[4],
                                                               uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -115,7 +116,8 @@ __device__ __forceinline__ void multiply_accumulate<BFloat16>(float (&c)[4], con
 template <>
 __device__ __forceinline__ void multiply_accumulate<Float16>(float (&c)[4], const uint32_t (&a)[4],
                                                              uint32_t b0, uint32_t b1) {
-  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
       "{%8, %9}, {%0, %1, %2, %3};"
       : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
@@ -127,14 +129,73 @@ __device__ __forceinline__ T* dynamic_shared() {
   return reinterpret_cast<T*>(bytes);
 }
 
+// Shared memory is read and written through the functions below alone, so that the emulation can
+// tell what another thread wrote since the last barrier.
+template <typename V>
+__device__ __forceinline__ V read_shared(const V* source) {
+  return *source;
+}
+template <typename V>
+__device__ __forceinline__ void write_shared(V* target, V value) {
+  *target = value;
+}
+
+// Starts to copy kBytes (4, 8 or 16, to which both addresses are aligned) from global to shared
+// memory, or zeros if not ok; `source` is then not read. They are there for this thread after
+// wait_copies, and for others after a barrier behind it.
+template <int kBytes>
+__device__ __forceinline__ void copy_async(void* target, const void* source, bool ok) {
+  static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
+  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(
+                   static_cast<uint32_t>(__cvta_generic_to_shared(target))),
+               "l"(__cvta_generic_to_global(source)), "n"(kBytes), "r"(ok ? kBytes : 0)
+               : "memory");
+}
+// Ends a group of copies.
+__device__ __forceinline__ void commit_copies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
+// Waits for all groups of this thread but the last kPending.
+template <int kPending>
+__device__ __forceinline__ void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// Bytes of shared memory of the current device.
+struct SharedMemory {
+  int block;           // that a block may have
+  int multiprocessor;  // that the blocks on a multiprocessor share
+  int reserved;        // that the system takes for each block
+};
+inline SharedMemory shared_memory() {
+  int device = 0;
+  SharedMemory bytes{};
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes.block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  cudaDeviceGetAttribute(&bytes.multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+                         device);
+  cudaDeviceGetAttribute(&bytes.reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
+  return bytes;
+}
+
 // Starts `kernel`; a refused launch is an exception that names it. Nothing waits.
+//
+// A kernel has to ask for more shared memory than every device gives.
 template <typename Params>
 void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads,
             size_t shared_bytes, Stream stream, const Params& params) {
+  constexpr size_t kEveryDevice = 48 * 1024;
+  const void* const function = reinterpret_cast<const void*>(kernel);
   void* arguments[] = {const_cast<Params*>(&params)};
-  const cudaError_t error =
-      cudaLaunchKernel(reinterpret_cast<const void*>(kernel), dim3(static_cast<unsigned>(blocks)),
-                       dim3(static_cast<unsigned>(threads)), arguments, shared_bytes, stream);
+  cudaError_t error = cudaSuccess;
+  if (shared_bytes > kEveryDevice) {
+    error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                 static_cast<int>(shared_bytes));
+  }
+  if (error == cudaSuccess) {
+    error = cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)),
+                             dim3(static_cast<unsigned>(threads)), arguments, shared_bytes, stream);
+  }
   if (error == cudaSuccess) return;
   (void)cudaGetLastError();  // reported here, so not again by the next caller
   throw std::runtime_error(std::string("sdwa: kernel ") + name + " (" + std::to_string(blocks) +

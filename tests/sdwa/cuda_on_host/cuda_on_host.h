@@ -71,6 +71,20 @@ void run_grid(const char* name, int64_t blocks, int threads, size_t shared_bytes
               const std::function<void()>& thread);
 unsigned char* shared_memory();
 
+// What a kernel is about to do with shared memory.
+void read_shared(const void* source, size_t bytes);
+void write_shared(const void* target, size_t bytes);
+
+// Copies are made when they are waited for, as late as a device may; zeros where source is null.
+void start_copy(void* target, const void* source, size_t bytes);
+void commit_copies();
+void wait_copies(int pending);
+
+struct SharedMemory {
+  int block, multiprocessor, reserved;
+};
+SharedMemory& shared_limits();
+
 template <typename T>
 T offered(const Offer& offer) {
   T value;
@@ -154,6 +168,29 @@ template <typename T>
 T* dynamic_shared() {
   return reinterpret_cast<T*>(emulation::shared_memory());
 }
+
+template <typename V>
+V read_shared(const V* source) {
+  emulation::read_shared(source, sizeof(V));
+  return *source;
+}
+template <typename V>
+void write_shared(V* target, V value) {
+  emulation::write_shared(target, sizeof(V));
+  *target = value;
+}
+template <int kBytes>
+void copy_async(void* target, const void* source, bool ok) {
+  emulation::start_copy(target, ok ? source : nullptr, kBytes);
+}
+inline void commit_copies() { emulation::commit_copies(); }
+template <int kPending>
+void wait_copies() {
+  emulation::wait_copies(kPending);
+}
+
+using SharedMemory = emulation::SharedMemory;
+inline SharedMemory shared_memory() { return emulation::shared_limits(); }
 
 template <typename Params>
 void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads,

@@ -67,7 +67,14 @@ void prepare_context(Context& context, unsigned char* stack, size_t bytes, void 
 
 constexpr size_t kStackBytes = 256 * 1024;
 
+struct Copy {
+  void* target;
+  const void* source;
+  size_t bytes;
+};
+
 struct Fiber {
+  std::vector<std::vector<Copy>> copies{1};  // by group, the last one open
   Context context;
   std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
   bool done = true;
@@ -144,6 +151,7 @@ void run_block() {
     Fiber& fiber = block.fibers[t];
     fiber.done = false;
     fiber.waits_for = nullptr;
+    fiber.copies.assign(1, {});
     prepare_context(fiber.context, fiber.stack.get(), kStackBytes, fiber_main);
   }
   int running = block.threads;
@@ -222,13 +230,45 @@ int& schedule() {
 
 unsigned char* shared_memory() { return block.shared; }
 
+void read_shared(const void*, size_t) {}
+void write_shared(const void*, size_t) {}
+
+void start_copy(void* target, const void* source, size_t bytes) {
+  const auto aligned = [&](const void* p) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
+  if (!aligned(target) || !aligned(source)) fail("a copy that is not aligned");
+  block.fibers[threadIdx.x].copies.back().push_back({target, source, bytes});
+}
+
+void commit_copies() { block.fibers[threadIdx.x].copies.emplace_back(); }
+
+void wait_copies(int pending) {
+  auto& groups = block.fibers[threadIdx.x].copies;
+  const size_t open_and_pending = static_cast<size_t>(pending) + 1;
+  while (groups.size() > open_and_pending) {
+    for (const Copy& copy : groups.front()) {
+      if (copy.source != nullptr) {
+        std::memcpy(copy.target, copy.source, copy.bytes);
+      } else {
+        std::memset(copy.target, 0, copy.bytes);
+      }
+    }
+    groups.erase(groups.begin());
+  }
+}
+
+SharedMemory& shared_limits() {
+  static SharedMemory limits{99 * 1024, 100 * 1024, 1024};  // as on an RTX 3090
+  return limits;
+}
+
 void run_grid(const char* name, int64_t blocks, int threads, size_t shared_bytes,
               const std::function<void()>& thread) {
   if (threads % 32 != 0 || threads < 32 || threads > 1024) {
     std::fprintf(stderr, "%s: %d threads are no whole warps, or too many\n", name, threads);
     std::abort();
   }
-  if (blocks < 1 || blocks > INT32_MAX || shared_bytes > 48 * 1024) {
+  if (blocks < 1 || blocks > INT32_MAX ||
+      shared_bytes > static_cast<size_t>(shared_limits().block)) {
     std::fprintf(stderr, "%s: a launch that a device would refuse\n", name);
     std::abort();
   }
