@@ -50,8 +50,7 @@ void launch_sum(const BackwardArgs& args, const void* parts, int tile_h, int til
     const int64_t heads = std::min<int64_t>(kHeadsPerLaunch, problem.heads - first);
     params.first_head = static_cast<int32_t>(first);
     for (int64_t h = 0; h < heads && parts != nullptr; ++h) {
-      params.used_rows[h] =
-          problem.batch * head_tiles(problem, first + h, tile_h, tile_w).tiles.divisor;
+      params.used_rows[h] = problem.batch * head_tiles(problem, first + h, tile_h, tile_w).tiles;
     }
     launch("sum_bias_parts", sum_bias_parts<A>, heads * params.taps, kThreads, kThreads * sizeof(A),
            stream, params);

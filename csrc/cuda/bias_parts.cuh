@@ -15,7 +15,7 @@ struct BiasParts {
 
   __device__ __forceinline__ A* row(const Work& work, const Tile& tile) const {
     const int64_t slot = tile.head - work.first_head;
-    const int64_t index = work.first_image * work.head[slot].tiles.divisor + tile.index;
+    const int64_t index = work.first_image * work.head[slot].tiles + tile.index;
     return data + (tile.head * rows + index) * taps;
   }
 };
@@ -24,7 +24,7 @@ struct BiasParts {
 inline int64_t bias_part_rows(const Problem& problem, int tile_h, int tile_w) {
   int64_t most = 0;
   for (int64_t h = 0; h < problem.heads; ++h) {
-    most = std::max<int64_t>(most, head_tiles(problem, h, tile_h, tile_w).tiles.divisor);
+    most = std::max<int64_t>(most, head_tiles(problem, h, tile_h, tile_w).tiles);
   }
   return problem.batch * most;
 }

@@ -33,7 +33,7 @@ void check_extents(const Problem& problem) {
     if (has_short_coordinates(length, kernel, dilation)) return;
     const std::string axis = name;
     refuse("a query of " + axis + " " + number(length) + " with kernel_size " + number(kernel) +
-           " and dilation " + number(dilation) + " along it: 4 * " + axis + " + (kernel_size + " +
+           " and dilation " + number(dilation) + " along it: " + axis + " + (kernel_size + " +
            number(kMostTileSide) + ") * min(dilation, " + axis + ") must be less than 2^31");
   };
   for (int64_t h = 0; h < problem.heads; ++h) {

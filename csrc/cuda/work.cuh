@@ -1,14 +1,15 @@
 // How a problem is cut into tiles, one per warp.
 //
 // For a head with dilation r the map falls into r x r phases that share no key, and on each of them
-// the window is an ordinary dense one. A tile lies in one phase. The tiles of one image are
-// numbered so that warps near in number share their halo: region by region, in a region phase by
-// phase, and in a phase row by row.
+// the window is an ordinary dense one. A tile lies in one phase. The tiles of a launch are numbered
+// so that warps near in number work on the same part of an image, all heads and phases of it: what
+// they share is then read from memory once.
 #pragma once
 
 #include <algorithm>
 #include <limits>
 #include <stdexcept>
+#include <string>
 
 #include "cuda/device.cuh"
 #include "problem.h"
@@ -40,79 +41,94 @@ struct Divisor {
 
 struct HeadTiles {
   int32_t dilation_h, dilation_w;
-  int32_t region_h;   // tiles of a region, vertically
-  Divisor region_w;   // and horizontally
-  Divisor region;     // region_h * region_w
+  int32_t tiles;      // of one image
+  int32_t per_chunk;  // tiles of a chunk
+  int32_t first;      // number of the first among all heads' tiles of a chunk
+  Divisor tiles_w;    // in a row of tiles of one phase
   Divisor phases;     // of the map
   Divisor phases_w;   // in one row of phases
-  Divisor regions_w;  // in one row of a phase
-  Divisor tiles;      // of one image
 };
 
-// Tiles of a region: as many as a block of 8 warps works on.
-constexpr int64_t kRegionH = 2, kRegionW = 4;
-// Of one image: all heads of a launch then make fewer than 2^31 blocks.
+// Of one image and head: all heads of a launch then make fewer than 2^31 tiles.
 constexpr int64_t kMostTiles = 1 << 27;
 // Rows or columns of the largest tile of any kernel.
 constexpr int64_t kMostTileSide = 16;
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-// Whether coordinates along an axis stay within 32 bits. Tiles that only fill a region begin within
-// four times the map, the others on it; from there a tile and its windows reach on.
+// Whether coordinates along an axis stay within 32 bits. A tile begins within one dilation of the
+// map's end; from there it and its windows reach on.
 inline bool has_short_coordinates(int64_t length, int64_t kernel, int64_t dilation) {
   constexpr int64_t kMost = INT32_MAX;
   const int64_t reach = kernel + kMostTileSide;
-  return length <= kMost / 4 && reach <= kMost &&
-         4 * length + reach * std::min(dilation, length) <= kMost;
+  return length <= kMost && reach <= kMost && length + reach * std::min(dilation, length) <= kMost;
 }
 
-// Tiles of one image of a head.
+// Tiles of one image of a head. They are numbered by rows of tiles: in one row phase by phase, so
+// that all phases of a part of the map are near in number.
 inline HeadTiles head_tiles(const Problem& problem, int64_t head, int tile_h, int tile_w) {
   // Beyond the map every dilation reaches only the centre tap.
   const int64_t dilation_h = std::min(problem.dilation[2 * head], problem.height);
   const int64_t dilation_w = std::min(problem.dilation[2 * head + 1], problem.width);
   const int64_t tiles_h = ceil_div(ceil_div(problem.height, dilation_h), tile_h);
   const int64_t tiles_w = ceil_div(ceil_div(problem.width, dilation_w), tile_w);
-  const int64_t region_h = std::min(kRegionH, tiles_h);
-  const int64_t region_w = std::min(kRegionW, tiles_w);
-  const int64_t regions_w = ceil_div(tiles_w, region_w);
   const int64_t phases = dilation_h * dilation_w;
-  const int64_t tiles = ceil_div(tiles_h, region_h) * regions_w * phases * region_h * region_w;
+  const int64_t tiles = tiles_h * tiles_w * phases;
   if (tiles > kMostTiles) {
     throw std::runtime_error("sdwa: query has a map of " + std::to_string(problem.height) + " x " +
                              std::to_string(problem.width) + ", which is " + std::to_string(tiles) +
                              " tiles at the dilation of head " + std::to_string(head) +
                              "; the CUDA kernels take at most " + std::to_string(kMostTiles));
   }
-  return {static_cast<int32_t>(dilation_h),
-          static_cast<int32_t>(dilation_w),
-          static_cast<int32_t>(region_h),
-          Divisor::of(region_w),
-          Divisor::of(region_h * region_w),
-          Divisor::of(phases),
-          Divisor::of(dilation_w),
-          Divisor::of(regions_w),
-          Divisor::of(tiles)};
+  HeadTiles result{};
+  result.dilation_h = static_cast<int32_t>(dilation_h);
+  result.dilation_w = static_cast<int32_t>(dilation_w);
+  result.tiles = static_cast<int32_t>(tiles);
+  result.tiles_w = Divisor::of(tiles_w);
+  result.phases = Divisor::of(phases);
+  result.phases_w = Divisor::of(dilation_w);
+  return result;
 }
 
 // So many that the parameters of every kernel stay within the 4 KiB that all toolkits allow.
 constexpr int kHeadsPerLaunch = 32;
-// Blocks, and tiles of a head, in one launch: half of what a grid holds and a Divisor takes, which
-// leaves room to round up.
+// Heads that find_tile looks through at once.
+constexpr int kHeadsAtOnce = 8;
+// Tiles in one launch: half of what a Divisor takes, which leaves room to round up.
 constexpr int64_t kMostPerLaunch = INT32_MAX / 2;
+// The fewest tiles of a head in a chunk: those that a chunk has and the head has not cost at most
+// one in as many.
+constexpr int64_t kChunkTiles = 32;
 
 struct Work {
   int64_t first_image;
   int32_t images;  // of this launch
   int32_t height, width, heads, head_dim, kernel_h, kernel_w;
-  int32_t first_head;      // of this launch
-  Divisor launch_heads;    // heads of this launch
-  int32_t tile_h, tile_w;  // pixels of a tile
+  int32_t first_head, launch_heads;  // of this launch
+  Divisor image_tiles;               // numbers that an image takes, all heads together
+  Divisor chunk_tiles;               // and a chunk
+  int32_t tile_h, tile_w;            // pixels of a tile
   int32_t masked;
   const bool* key_mask;  // (batch, height, width), or null
   uint32_t zero;         // 0, unknown to the compiler (see matrix_tile.cuh)
   HeadTiles head[kHeadsPerLaunch];
+
+  // Numbers the tiles of the launch's heads: the images one after the other, each in chunks which
+  // hold the same part of every head's tiles.
+  void number_tiles() {
+    int64_t fewest = kMostTiles;
+    for (int h = 0; h < launch_heads; ++h) fewest = std::min<int64_t>(fewest, head[h].tiles);
+    const int64_t chunks = std::max<int64_t>(1, fewest / kChunkTiles);
+    int64_t first = 0;
+    for (int h = 0; h < kHeadsPerLaunch; ++h) {
+      head[h].per_chunk =
+          h < launch_heads ? static_cast<int32_t>(ceil_div(head[h].tiles, chunks)) : 0;
+      head[h].first = static_cast<int32_t>(h < launch_heads ? first : INT32_MAX);
+      first += head[h].per_chunk;
+    }
+    chunk_tiles = Divisor::of(first);
+    image_tiles = Divisor::of(first * chunks);
+  }
 };
 
 // Calls run(work, blocks) for each launch that the call needs: one, unless it has more heads than
@@ -133,22 +149,24 @@ void for_each_launch(const Args& args, int tile_h, int tile_w, int warps, Run&& 
   work.key_mask = args.key_mask;
   // What is refused is so before the first launch.
   for (int64_t h = kHeadsPerLaunch; h < problem.heads; ++h) head_tiles(problem, h, tile_h, tile_w);
-  for (int64_t first_head = 0; first_head < problem.heads; first_head += kHeadsPerLaunch) {
-    const int64_t heads = std::min<int64_t>(kHeadsPerLaunch, problem.heads - first_head);
-    work.first_head = static_cast<int32_t>(first_head);
-    work.launch_heads = Divisor::of(heads);
-    int64_t most_tiles = 1;
-    for (int64_t h = 0; h < heads; ++h) {
-      work.head[h] = head_tiles(problem, first_head + h, tile_h, tile_w);
-      most_tiles = std::max<int64_t>(most_tiles, work.head[h].tiles.divisor);
+  for (int64_t head = 0; head < problem.heads; head += work.launch_heads) {
+    work.first_head = static_cast<int32_t>(head);
+    work.launch_heads = 0;
+    for (int64_t tiles = 0; work.launch_heads < kHeadsPerLaunch; ++work.launch_heads) {
+      if (head + work.launch_heads == problem.heads) break;
+      const HeadTiles next = head_tiles(problem, head + work.launch_heads, tile_h, tile_w);
+      tiles += next.tiles;
+      if (work.launch_heads > 0 && tiles > kMostPerLaunch / 2) break;
+      work.head[work.launch_heads] = next;
     }
-    const int64_t launch_tiles = std::min(kMostPerLaunch, kMostPerLaunch / heads * warps);
-    const int64_t images_at_once = std::max<int64_t>(1, launch_tiles / most_tiles);
+    work.number_tiles();
+    const int64_t image_tiles = work.image_tiles.divisor;
+    const int64_t images_at_once = std::max<int64_t>(1, kMostPerLaunch / image_tiles);
     for (int64_t image = 0; image < problem.batch; image += images_at_once) {
       const int64_t images = std::min(images_at_once, problem.batch - image);
       work.first_image = image;
       work.images = static_cast<int32_t>(images);
-      run(work, ceil_div(images * most_tiles, warps) * heads);
+      run(work, ceil_div(images * image_tiles, warps));
     }
   }
 }
@@ -166,29 +184,32 @@ struct Tile {
 
 // The tile of the calling warp.
 __device__ __forceinline__ Tile find_tile(const Work& work) {
-  uint32_t slot = blockIdx.x;  // heads of one place run side by side
-  const uint32_t block = work.launch_heads.split(slot);
+  uint32_t rest = blockIdx.x * (blockDim.x / kWarpLanes) + threadIdx.x / kWarpLanes;
+  const uint32_t image = work.image_tiles.split(rest);
+  const uint32_t chunk = work.chunk_tiles.split(rest);
+  uint32_t slot = 0;
+#pragma unroll
+  for (int h = 1; h < kHeadsAtOnce; ++h) slot += rest >= static_cast<uint32_t>(work.head[h].first);
+  for (int h = kHeadsAtOnce; h < work.launch_heads; ++h) {
+    slot += rest >= static_cast<uint32_t>(work.head[h].first);
+  }
   const HeadTiles& tiles = work.head[slot];
-  uint32_t rest = block * (blockDim.x / kWarpLanes) + threadIdx.x / kWarpLanes;
+  rest += chunk * tiles.per_chunk - tiles.first;
 
   Tile tile;
-  tile.index = static_cast<int32_t>(rest);
+  tile.numbered =
+      image < static_cast<uint32_t>(work.images) && rest < static_cast<uint32_t>(tiles.tiles);
+  tile.index = static_cast<int32_t>(image * tiles.tiles + rest);
+  tile.image = work.first_image + image;
   tile.head = work.first_head + static_cast<int32_t>(slot);
   tile.dilation_h = tiles.dilation_h;
   tile.dilation_w = tiles.dilation_w;
-  const uint32_t image = tiles.tiles.split(rest);
-  tile.numbered = image < static_cast<uint32_t>(work.images);
-  tile.image = work.first_image + image;
-  uint32_t place = tiles.region.split(rest);
-  const uint32_t tile_y = tiles.region_w.split(rest);
-  uint32_t region = tiles.phases.split(place);
-  const uint32_t phase_y = tiles.phases_w.split(place);
-  const uint32_t region_y = tiles.regions_w.split(region);
-  const int32_t phase_row = static_cast<int32_t>(region_y * tiles.region_h + tile_y) * work.tile_h;
-  const int32_t phase_column =
-      static_cast<int32_t>(region * tiles.region_w.divisor + rest) * work.tile_w;
-  tile.y = static_cast<int32_t>(phase_y) + phase_row * tiles.dilation_h;
-  tile.x = static_cast<int32_t>(place) + phase_column * tiles.dilation_w;
+  uint32_t phase = tiles.tiles_w.divide(rest);
+  const uint32_t column = rest - phase * tiles.tiles_w.divisor;
+  const uint32_t row = tiles.phases.split(phase);
+  const uint32_t phase_y = tiles.phases_w.split(phase);
+  tile.y = static_cast<int32_t>(phase_y + row * work.tile_h * tiles.dilation_h);
+  tile.x = static_cast<int32_t>(phase + column * work.tile_w * tiles.dilation_w);
   tile.inside = tile.numbered && tile.y < work.height && tile.x < work.width;
   return tile;
 }
