@@ -1,9 +1,10 @@
 // Backward on the matrix unit: bfloat16 and float16, square windows of 3, 5 and 7, in one pass.
 // Each type has a file of its own, so that both compile at the same time.
 //
-// A warp gathers all three gradients of its tile. The neighbourhood is used twice: as the keys that
-// the tile reads, for the gradient of query, and as the queries that read the tile, for those of
-// key and value. Scores are computed for each of the two, which is cheaper than to exchange them.
+// A warp gathers all three gradients of its tile. The neighbourhood is used twice: its pixels are
+// the queries that read the tile, for the gradients of key and value, and then the keys that the
+// tile reads, for that of query. Scores are computed for each of the two, which is cheaper than to
+// exchange them.
 #pragma once
 
 #include "cuda/bias_parts.cuh"
@@ -12,9 +13,6 @@
 
 namespace sdwa::cuda {
 namespace {
-
-constexpr int kWarps = 4;  // of a block
-constexpr int kThreads = kWarps * kWarpLanes;
 
 template <typename T>
 struct BackwardParams {
@@ -28,6 +26,24 @@ struct BackwardParams {
   T* grad_value;
   BiasParts<float> bias_parts;
   float scale, scale_log2;
+  int slots, warp_bytes;  // see Stages
+};
+
+// What the neighbourhood's pixels have in common as queries.
+struct alignas(8) QueryFacts {
+  float lse_log2, delta;
+};
+
+// Shared memory of a warp: the slots, each for a chunk of two tensors, and then the rest.
+template <int kKernel, typename Stage>
+struct BackwardLayout {
+  using N = Neighbourhood<kKernel>;
+  static constexpr int kTaps = kKernel * kKernel;
+  static constexpr int kSlotBytes = 2 * Stage::kBytes;
+  static constexpr int kFactsBytes = N::kRows * N::kColumns * sizeof(QueryFacts);
+  static constexpr int kBiasBytes = kTilePixels * kTaps * sizeof(float);
+
+  static constexpr int other_bytes(bool bias) { return kFactsBytes + (bias ? kBiasBytes : 0); }
 };
 
 template <typename T, int kKernel, typename Features>
@@ -37,199 +53,243 @@ struct Gradients {
   using Rows = typename F::Rows;
   using TileRows = typename F::TileRows;
   using Weights = typename F::Weights;
+  using Stage = typename F::Stage;
+  using Layout = BackwardLayout<kKernel, Stage>;
   using Place = LanePlace<kKernel>;
   static constexpr int kTaps = kKernel * kKernel;
 
   const BackwardParams<T>& p;
   const Place& place;
+  unsigned char* const staged;  // the warp's part of shared memory
   const int head_dim = p.work.head_dim;
+  const int chunks = Features::chunks(head_dim);
   const Anchor<T> query_at{p.query, place.tile, p.work}, key_at{p.key, place.tile, p.work};
   const Anchor<T> value_at{p.value, place.tile, p.work},
       grad_out_at{p.grad_out, place.tile, p.work};
   const Anchor<T> out_at{p.out, place.tile, p.work};
+  const typename F::Lane lane{place};
 
-  // Adds <out, grad_out> of two times 8 pixels: the diagonals of their products. `both` joins the
-  // out of the first 8 (upper rows) and of the second 8 (lower rows).
-  struct Diagonals {
-    float product[2][4] = {};
-
-    __device__ __forceinline__ void add(const TileRows& both, const Rows& first,
-                                        const Rows& second) {
-      F::multiply(product[0], both, first);
-      F::multiply(product[1], both, second);
-    }
-    // Of pixel g of `half`, on all four of its lanes.
-    __device__ __forceinline__ float of_row(const Place& place, int half) const {
-      const float mine = place.g % 2 ? product[half][2 * half + 1] : product[half][2 * half];
-      return __shfl_sync(kFullWarp, mine, 4 * place.g + place.g / 2);
-    }
-    // Of pixel 2j + e of `half`, on all lanes with that j.
-    __device__ __forceinline__ float of_column(const Place& place, int half, int e) const {
-      return __shfl_sync(kFullWarp, product[half][2 * half + e], 9 * place.j + 4 * e);
-    }
-  };
-
-  __device__ __forceinline__ void query() const {
-    float lse[2], delta[2];
-    {
-      Diagonals dots;
-      Features::for_each_chunk(head_dim, [&](int chunk) {
-        dots.add(F::tile_rows(out_at, place, chunk, p.work),
-                 F::half_tile(grad_out_at, place, 0, chunk, head_dim),
-                 F::half_tile(grad_out_at, place, 1, chunk, head_dim));
-      });
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const bool ok = place.tile_ok[half];
-        const int64_t token = place.tile_token(half);
-        lse[half] = lse_log2(p.lse, token, ok);
-        delta[half] = delta_of(dots.of_row(place, half), lse[half], p.grad_lse, token, ok);
-      }
-    }
-
-    Weights grad_scores[N::kRows / 2];
-    products(
-        query_at, grad_out_at,
-        [&](int t, int chunk, Rows& key, Rows& value) {
-          key = F::neighbour_row(key_at, place, t, chunk, head_dim);
-          value = F::neighbour_row(value_at, place, t, chunk, head_dim);
-        },
-        [&](int t, const float (&score)[4], const float (&grad_probability)[4]) {
-          float bias_log2[2][2] = {};
-          if (p.bias != nullptr) load_bias(bias_log2, t, false);
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            float grad_score[2] = {};
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              if (!N::reaches(half, t)) continue;
-              const bool in_window = place.in_window(half, t, e);
-              const float s = score[2 * half + e] * p.scale_log2 + bias_log2[half][e];
-              const bool counts =
-                  in_window && tap_counts(place.row_on_map(t) && place.pair_ok[e], p.work.masked);
-              grad_score[e] =
-                  counts ? power2(s - lse[half]) * (grad_probability[2 * half + e] - delta[half])
-                         : 0.f;
-              if (p.bias_parts.data != nullptr && in_window) {
-                const int tap = place.tap(half, t, e);
-                shared_grad_score()[(place.g + 8 * half) * kTaps + tap] = grad_score[e];
-              }
-            }
-            grad_scores[t / 2].pair[2 * (t % 2) + half] = pack<T>(grad_score[0], grad_score[1]);
-          }
-        });
-    if (p.work.key_mask != nullptr) clear_left_out_neighbours(grad_scores);
-    if (p.bias_parts.data != nullptr) sum_bias();
-
-    Features::for_each_chunk(head_dim, [&](int chunk) {
-      float grad_query[F::kSlices][4] = {};
-      F::gather(grad_query, grad_scores, key_at, place, chunk, head_dim);
-      F::store(p.grad_query, grad_query, p.scale, p.work, place, chunk);
-    });
+  // The pieces of a pass are its chunks in order, for the products, and back to the first one, for
+  // the sums: the last chunk then serves both.
+  __device__ __forceinline__ int pass_pieces() const { return 2 * chunks - 1; }
+  __device__ __forceinline__ int chunk_of(int piece) const {
+    return Features::kSingle ? 0 : piece < chunks ? piece : pass_pieces() - 1 - piece;
   }
 
-  __device__ __forceinline__ void key_and_value() const {
-    // Pixels of the tile are keys here, in the rows of the products; the neighbourhood's are
-    // queries.
-    Weights probabilities[N::kRows / 2], grad_scores[N::kRows / 2];
-    const WindowAxis steps = Place::kSteps;
-    Diagonals dots;
-    Rows first_grad, first_out;
-    products(
-        key_at, value_at,
-        [&](int t, int chunk, Rows& query, Rows& grad_out) {
-          query = F::neighbour_row(query_at, place, t, chunk, head_dim);
-          grad_out = F::neighbour_row(grad_out_at, place, t, chunk, head_dim);
-          const Rows out = F::neighbour_row(out_at, place, t, chunk, head_dim);
-          if (t % 2 == 0) {
-            if (chunk == 0) dots = {};
-            first_grad = grad_out, first_out = out;
-          } else {
-            dots.add(F::join(first_out, out, p.work.zero), first_grad, grad_out);
-          }
-        },
-        [&](int t, const float (&score)[4], const float (&grad_probability)[4]) {
-          float probability[2][2] = {}, grad_score[2][2] = {};  // [half][e]
-          float bias_log2[2][2] = {};
-          if (p.bias != nullptr) load_bias(bias_log2, t, true);
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const bool ok = place.pair_ok[e] && place.row_on_map(t);
-            const int64_t token =
-                place.token + (steps.offset(t) * place.token_step_h +
-                               steps.offset(2 * place.j + e) * place.token_step_w);
-            const float lse = lse_log2(p.lse, token, ok);
-            const float delta =
-                delta_of(dots.of_column(place, t % 2, e), lse, p.grad_lse, token, ok);
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              if (!N::reaches(half, t)) continue;
-              const bool in_window = place.in_window(half, t, e);
-              const float s = score[2 * half + e] * p.scale_log2 + bias_log2[half][e];
-              probability[half][e] = in_window ? power2(s - lse) : 0.f;
-              grad_score[half][e] = probability[half][e] * (grad_probability[2 * half + e] - delta);
-            }
-          }
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            probabilities[t / 2].pair[2 * (t % 2) + half] =
-                pack<T>(probability[half][0], probability[half][1]);
-            grad_scores[t / 2].pair[2 * (t % 2) + half] =
-                pack<T>(grad_score[half][0], grad_score[half][1]);
-          }
-        });
+  __device__ __forceinline__ void compute() const {
+    const typename F::Copies copies(place);
+    Pipeline pipeline(2 * pass_pieces(), p.slots, [&](int piece, int slot) {
+      const bool queries = piece < pass_pieces();
+      const Anchor<T> first = queries ? query_at : key_at;
+      const Anchor<T> second = queries ? grad_out_at : value_at;
+      const int chunk = chunk_of(queries ? piece : piece - pass_pieces()) * Features::kChunk;
+      unsigned char* const to = staged + slot * Layout::kSlotBytes;
+      copies.start(to, first, chunk, head_dim);
+      copies.start(to + Stage::kBytes, second, chunk, head_dim);
+    });
+    key_and_value(pipeline);
+    query(pipeline);
+  }
 
+ private:
+  // Pixels of the tile are keys here, in the rows of the products; the neighbourhood's are queries.
+  template <typename Pipeline>
+  __device__ __forceinline__ void key_and_value(Pipeline& pipeline) const {
+    const WindowAxis steps = Place::kSteps;
+    // A lane looks after column g of the neighbourhood's rows: loads that are under way with the
+    // copies.
+    float lse[N::kRows], grad_lse[N::kRows];
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+      const bool ok = keeps_facts() && place.column_on_map(place.g) && place.row_on_map(t);
+      const int64_t token = place.token + (steps.offset(t) * place.token_step_h +
+                                           steps.offset(place.g) * place.token_step_w);
+      lse[t] = ok ? p.lse[token] : -INFINITY;
+      grad_lse[t] = ok && p.grad_lse != nullptr ? p.grad_lse[token] : 0.f;
+    }
+    float score[N::kRows][4] = {}, grad_probability[N::kRows][4] = {};
+    float dot[N::kRows] = {};
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const int feature = chunk * Features::kChunk;
+      Rows out[N::kRows];
+#pragma unroll
+      for (int t = 0; t < N::kRows; ++t) {
+        out[t] = F::neighbour_row(out_at, place, t, feature, head_dim);
+      }
+      pipeline.wait(chunk);
+      const unsigned char* const queries = slot_of(pipeline, chunk);
+      const unsigned char* const grad_outs = queries + Stage::kBytes;
+#pragma unroll
+      for (int t = 0; t < N::kRows; t += 2) {
+        // <out, grad_out> of two times 8 pixels: the diagonals of their products.
+        const TileRows both = F::join(out[t], out[t + 1], p.work.zero);
+        float upper[4] = {}, lower[4] = {};
+        F::multiply(upper, both, F::staged_row(grad_outs, lane, t));
+        F::multiply(lower, both, F::staged_row(grad_outs, lane, t + 1));
+        dot[t] += place.g % 2 ? upper[1] : upper[0];
+        dot[t + 1] += place.g % 2 ? lower[3] : lower[2];
+      }
+      // Keeps the compiler from holding what it has read in registers, of which there are too few.
+      __syncwarp();
+      const TileRows key = F::tile_rows(key_at, place, feature, p.work);
+      const TileRows value = F::tile_rows(value_at, place, feature, p.work);
+#pragma unroll
+      for (int t = 0; t < N::kRows; ++t) {
+        F::multiply(score[t], key, F::staged_row(queries, lane, t));
+        F::multiply(grad_probability[t], value, F::staged_row(grad_outs, lane, t));
+      }
+      if (chunk + 1 < chunks) pipeline.release();
+    }
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+      if (keeps_facts()) write_shared(facts(t, place.g), facts_of(lse[t], grad_lse[t], dot[t]));
+    }
+    __syncwarp();
+
+    Weights probabilities[N::kRows / 2], grad_scores[N::kRows / 2];
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+      float probability[2][2] = {}, grad_score[2][2] = {};  // [half][e]
+      QueryFacts queries[2];
+      float shift[2][2];  // of scores, in base 2
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int column = min(2 * place.j, N::kColumns - 2) + e;
+        queries[e] = read_shared(facts(t, column));
+#pragma unroll
+        for (int half = 0; half < 2; ++half) shift[half][e] = -queries[e].lse_log2;
+      }
+      if (p.bias != nullptr) add_bias(shift, t, true);
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          if (!N::reaches(half, t)) continue;
+          const float log2_p = score[t][2 * half + e] * p.scale_log2 + shift[half][e];
+          probability[half][e] = place.in_window(half, t, e) ? power2(log2_p) : 0.f;
+          grad_score[half][e] =
+              probability[half][e] * (grad_probability[t][2 * half + e] - queries[e].delta);
+        }
+      }
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        probabilities[t / 2].pair[2 * (t % 2) + half] =
+            pack<T>(probability[half][0], probability[half][1]);
+        grad_scores[t / 2].pair[2 * (t % 2) + half] =
+            pack<T>(grad_score[half][0], grad_score[half][1]);
+      }
+    }
     if (p.work.key_mask != nullptr) {
       clear_left_out_tile(probabilities);
       clear_left_out_tile(grad_scores);
     }
-    Features::for_each_chunk(head_dim, [&](int chunk) {
-      float grad_value[F::kSlices][4] = {};
-      F::gather(grad_value, probabilities, grad_out_at, place, chunk, head_dim);
-      F::store(p.grad_value, grad_value, 1.f, p.work, place, chunk);
-      float grad_key[F::kSlices][4] = {};
-      F::gather(grad_key, grad_scores, query_at, place, chunk, head_dim);
-      F::store(p.grad_key, grad_key, p.scale, p.work, place, chunk);
-    });
-  }
 
- private:
-  // Products of the tile of two tensors with the neighbourhood of two others, two rows at a time so
-  // that few are in registers: load(t, chunk, near_a, near_b), then use(t, tile_a near_a,
-  // tile_b near_b).
-  template <typename Load, typename Use>
-  __device__ __forceinline__ void products(const Anchor<T>& a, const Anchor<T>& b, Load&& load,
-                                           Use&& use) const {
-    TileRows tile_a, tile_b;
-    const auto load_tile = [&](int chunk) {
-      tile_a = F::tile_rows(a, place, chunk, p.work);
-      tile_b = F::tile_rows(b, place, chunk, p.work);
-    };
-    if (Features::kSingle) load_tile(0);
-#pragma unroll
-    for (int u = 0; u < N::kRows / 2; ++u) {
-      // Keeps the compiler from starting the loads of all rows at once, which takes more registers
-      // than there are.
-      __syncwarp();
-      float product_a[2][4] = {}, product_b[2][4] = {};
-      Features::for_each_chunk(head_dim, [&](int chunk) {
-        if (!Features::kSingle) load_tile(chunk);
-#pragma unroll
-        for (int row = 0; row < 2; ++row) {
-          Rows near_a, near_b;
-          load(2 * u + row, chunk, near_a, near_b);
-          F::multiply(product_a[row], tile_a, near_a);
-          F::multiply(product_b[row], tile_b, near_b);
-        }
-      });
-#pragma unroll
-      for (int row = 0; row < 2; ++row) use(2 * u + row, product_a[row], product_b[row]);
+    for (int piece = chunks - 1; piece < pass_pieces(); ++piece) {
+      if (piece >= chunks) pipeline.wait(piece);
+      const unsigned char* const queries = slot_of(pipeline, piece);
+      const int feature = chunk_of(piece) * Features::kChunk;
+      float grad_value[F::kSlices][4] = {};
+      F::gather(grad_value, probabilities, queries + Stage::kBytes, lane);
+      F::store(p.grad_value, grad_value, 1.f, p.work, place, feature);
+      float grad_key[F::kSlices][4] = {};
+      F::gather(grad_key, grad_scores, queries, lane);
+      pipeline.release();
+      F::store(p.grad_key, grad_key, p.scale, p.work, place, feature);
     }
   }
 
-  // Bias of the taps by which the tile sees row t of the neighbourhood, or, mirrored, the row sees
-  // the tile.
-  __device__ __forceinline__ void load_bias(float (&to)[2][2], int t, bool mirrored) const {
+  // Pixels of the tile are queries here; the neighbourhood's are keys.
+  template <typename Pipeline>
+  __device__ __forceinline__ void query(Pipeline& pipeline) const {
+    const int first_piece = pass_pieces();
+    float score[N::kRows][4] = {}, grad_probability[N::kRows][4] = {};
+    for (int chunk = 0; chunk < chunks; ++chunk) {
+      const int feature = chunk * Features::kChunk;
+      const TileRows query = F::tile_rows(query_at, place, feature, p.work);
+      const TileRows grad_out = F::tile_rows(grad_out_at, place, feature, p.work);
+      pipeline.wait(first_piece + chunk);
+      const unsigned char* const keys = slot_of(pipeline, first_piece + chunk);
+#pragma unroll
+      for (int t = 0; t < N::kRows; ++t) {
+        F::multiply(score[t], query, F::staged_row(keys, lane, t));
+        F::multiply(grad_probability[t], grad_out, F::staged_row(keys + Stage::kBytes, lane, t));
+      }
+      if (chunk + 1 < chunks) pipeline.release();
+    }
+
+    const Counting<kKernel> counting(p.work, place);
+    Weights grad_scores[N::kRows / 2];
+    QueryFacts queries[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      queries[half] =
+          read_shared(facts(place.tile_dy(half) + kKernel / 2, place.tile_dx + kKernel / 2));
+    }
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+      float shift[2][2];
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        shift[half][0] = shift[half][1] = -queries[half].lse_log2;
+      }
+      if (p.bias != nullptr) add_bias(shift, t, false);
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float grad_score[2] = {};
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (!N::reaches(half, t)) continue;
+          const float log2_p = score[t][2 * half + e] * p.scale_log2 + shift[half][e];
+          grad_score[e] =
+              counting.at(half, t, e)
+                  ? power2(log2_p) * (grad_probability[t][2 * half + e] - queries[half].delta)
+                  : 0.f;
+          if (p.bias_parts.data != nullptr && place.in_window(half, t, e)) {
+            write_shared(shared_grad_score(half, place.tap(half, t, e)), grad_score[e]);
+          }
+        }
+        grad_scores[t / 2].pair[2 * (t % 2) + half] = pack<T>(grad_score[0], grad_score[1]);
+      }
+    }
+    if (p.work.key_mask != nullptr) clear_left_out_neighbours(grad_scores);
+    if (p.bias_parts.data != nullptr) sum_bias();
+
+    for (int piece = chunks - 1; piece < pass_pieces(); ++piece) {
+      if (piece >= chunks) pipeline.wait(first_piece + piece);
+      float grad_query[F::kSlices][4] = {};
+      F::gather(grad_query, grad_scores, slot_of(pipeline, first_piece + piece), lane);
+      pipeline.release();
+      F::store(p.grad_query, grad_query, p.scale, p.work, place,
+               chunk_of(piece) * Features::kChunk);
+    }
+  }
+
+  template <typename Pipeline>
+  __device__ __forceinline__ unsigned char* slot_of(const Pipeline& pipeline, int piece) const {
+    return staged + pipeline.slot(piece) * Layout::kSlotBytes;
+  }
+  __device__ __forceinline__ unsigned char* other() const {
+    return staged + p.slots * Layout::kSlotBytes;
+  }
+
+  // Of a pixel of the neighbourhood.
+  __device__ __forceinline__ QueryFacts* facts(int row, int column) const {
+    return reinterpret_cast<QueryFacts*>(other()) + (row * N::kColumns + column);
+  }
+  // Whether the calling lane holds the diagonals of column g.
+  __device__ __forceinline__ bool keeps_facts() const {
+    return place.j == place.g / 2 && place.g < N::kColumns;
+  }
+  __device__ __forceinline__ QueryFacts facts_of(float lse, float grad_lse, float dot) const {
+    const float in_log2 = lse * log2e_v<float>;
+    // Nothing goes back through a window with nothing left, nor off the map.
+    return in_log2 < kLowestScore<float> ? QueryFacts{INFINITY, 0.f}
+                                         : QueryFacts{in_log2, dot - grad_lse};
+  }
+
+  // Adds the bias of the taps by which the tile sees row t of the neighbourhood, or, mirrored, the
+  // row sees the tile.
+  __device__ __forceinline__ void add_bias(float (&to)[2][2], int t, bool mirrored) const {
     const float* const bias = p.bias + place.tile.head * kTaps;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -237,7 +297,7 @@ struct Gradients {
       for (int e = 0; e < 2; ++e) {
         if (!N::reaches(half, t) || !place.in_window(half, t, e)) continue;
         const int tap = place.tap(half, t, e);
-        to[half][e] = log2e_v<float> * bias[mirrored ? kTaps - 1 - tap : tap];
+        to[half][e] += log2e_v<float> * bias[mirrored ? kTaps - 1 - tap : tap];
       }
     }
   }
@@ -257,7 +317,7 @@ struct Gradients {
         for (int half = 0; half < 2; ++half) {
           grad_scores[t / 2].pair[2 * (t % 2) + half] &= e == 0 ? 0xffff0000u : 0x0000ffffu;
           if (p.bias_parts.data != nullptr && N::reaches(half, t) && place.in_window(half, t, e)) {
-            shared_grad_score()[(place.g + 8 * half) * kTaps + place.tap(half, t, e)] = 0;
+            write_shared(shared_grad_score(half, place.tap(half, t, e)), 0.f);
           }
         }
       }
@@ -276,18 +336,20 @@ struct Gradients {
     }
   }
 
-  // (kTilePixels, kTaps) of this warp.
-  __device__ __forceinline__ float* shared_grad_score() const {
-    return dynamic_shared<float>() + threadIdx.x / kWarpLanes * (kTilePixels * kTaps);
+  // Of pixel g + 8 half of the tile.
+  __device__ __forceinline__ float* shared_grad_score(int half, int tap) const {
+    return reinterpret_cast<float*>(other() + Layout::kFactsBytes) +
+           ((place.g + 8 * half) * kTaps + tap);
   }
 
   __device__ __forceinline__ void sum_bias() const {
     __syncwarp();
     float* const sums = p.bias_parts.row(p.work, place.tile);
+    const float* const grad_scores = reinterpret_cast<const float*>(other() + Layout::kFactsBytes);
     for (int tap = threadIdx.x % kWarpLanes; tap < kTaps; tap += kWarpLanes) {
       float sum = 0;
       for (int pixel = 0; pixel < kTilePixels; ++pixel) {
-        sum += shared_grad_score()[pixel * kTaps + tap];
+        sum += read_shared(grad_scores + (pixel * kTaps + tap));
       }
       sums[tap] = sum;
     }
@@ -296,10 +358,11 @@ struct Gradients {
 
 // Blocks that a multiprocessor holds at once: as many as registers allow without spills.
 template <int kKernel, typename Features>
-constexpr int kResidentBlocks = kKernel == 3 && Features::kChunk == 32 ? 3 : 2;
+constexpr int kResidentBlocks =
+    (kKernel == 7 ? 2 : 3) + (kKernel == 3 && Features::kSingle && Features::kChunk == 32 ? 1 : 0);
 
 template <typename T, int kKernel, typename Features>
-__global__ void __launch_bounds__(kThreads, kResidentBlocks<kKernel, Features>)
+__global__ void __launch_bounds__(kMostWarps* kWarpLanes, kResidentBlocks<kKernel, Features>)
     backward_matrix(const __grid_constant__ BackwardParams<T> p) {
   const Tile tile = find_tile(p.work);
   if (!tile.inside) {
@@ -310,9 +373,16 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<kKernel, Features>)
     return;
   }
   const LanePlace<kKernel> place(p.work, tile);
-  const Gradients<T, kKernel, Features> gradients{p, place};
-  gradients.query();
-  gradients.key_and_value();
+  const Gradients<T, kKernel, Features> gradients{
+      p, place, dynamic_shared<unsigned char>() + threadIdx.x / kWarpLanes * p.warp_bytes};
+  gradients.compute();
+}
+
+template <typename T, int kKernel, typename Features>
+Stages backward_stages(bool bias) {
+  using Layout = BackwardLayout<kKernel, typename Fragments<T, kKernel, Features>::Stage>;
+  return choose_stages(Layout::kSlotBytes, Layout::other_bytes(bias),
+                       kMostWarps * kResidentBlocks<kKernel, Features>);
 }
 
 template <typename T, int kKernel>
@@ -334,15 +404,19 @@ void launch_kernel(const BackwardArgs& args, float* bias_parts, Stream stream) {
       static_cast<T*>(args.grad_value),
       {bias_parts, bias_part_rows(problem, N::kTileH, N::kTileW), kKernel * kKernel},
       static_cast<float>(problem.scale),
-      static_cast<float>(problem.scale) * log2e_v<float>};
-  const size_t shared =
-      bias_parts == nullptr ? 0 : kWarps * kTilePixels * kKernel * kKernel * sizeof(float);
-  with_features<kKernel, kKernel == 3>(problem.head_dim, row_alignment(args), [&](auto features) {
-    for_each_launch(args, N::kTileH, N::kTileW, kWarps, [&](const Work& work, int64_t blocks) {
-      params.work = work;
-      launch("backward_matrix", backward_matrix<T, kKernel, decltype(features)>, blocks, kThreads,
-             shared, stream, params);
-    });
+      static_cast<float>(problem.scale) * log2e_v<float>,
+      0,
+      0};
+  with_features<kKernel>(problem.head_dim, row_alignment(args), [&](auto features) {
+    using Features = decltype(features);
+    const Stages stages = backward_stages<T, kKernel, Features>(bias_parts != nullptr);
+    params.slots = stages.slots, params.warp_bytes = stages.warp_bytes;
+    for_each_launch(
+        args, N::kTileH, N::kTileW, stages.warps, [&](const Work& work, int64_t blocks) {
+          params.work = work;
+          launch("backward_matrix", backward_matrix<T, kKernel, Features>, blocks,
+                 stages.warps * kWarpLanes, stages.warps * stages.warp_bytes, stream, params);
+        });
   });
   if (bias_parts != nullptr) {
     launch_sum_bias_parts(args, bias_parts, N::kTileH, N::kTileW, stream);

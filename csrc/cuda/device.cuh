@@ -74,20 +74,12 @@ __device__ __forceinline__ const T* rooted(const T* address, uint32_t zero) {
   return reinterpret_cast<const T*>(reinterpret_cast<uintptr_t>(address) ^ zero);
 }
 
-// What lies at an address in global memory, or zeros if not ok.
-__device__ __forceinline__ uint4 load16(const void* address, bool ok) {
-  uint4 v = make_uint4(0, 0, 0, 0);
-  asm("{\n.reg .pred ok;\nsetp.ne.u32 ok, %5, 0;\n@ok ld.global.v4.u32 {%0, %1, %2, %3}, [%4];\n}"
-      : "+r"(v.x), "+r"(v.y), "+r"(v.z), "+r"(v.w)
-      : "l"(__cvta_generic_to_global(address)), "r"(static_cast<uint32_t>(ok)));
-  return v;
+// What lies at an address in global memory that the kernel does not write.
+__device__ __forceinline__ uint4 load16(const void* address) {
+  return __ldg(reinterpret_cast<const uint4*>(address));
 }
-__device__ __forceinline__ uint2 load8(const void* address, bool ok) {
-  uint2 v = make_uint2(0, 0);
-  asm("{\n.reg .pred ok;\nsetp.ne.u32 ok, %3, 0;\n@ok ld.global.v2.u32 {%0, %1}, [%2];\n}"
-      : "+r"(v.x), "+r"(v.y)
-      : "l"(__cvta_generic_to_global(address)), "r"(static_cast<uint32_t>(ok)));
-  return v;
+__device__ __forceinline__ uint2 load8(const void* address) {
+  return __ldg(reinterpret_cast<const uint2*>(address));
 }
 
 // 2^x. The instruction is within 2 units in the last place, like exp2f; the results that it flushes

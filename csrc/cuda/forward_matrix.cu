@@ -5,9 +5,6 @@
 namespace sdwa::cuda {
 namespace {
 
-constexpr int kWarps = 8;  // of a block
-constexpr int kThreads = kWarps * kWarpLanes;
-
 template <typename T>
 struct ForwardParams {
   Work work;
@@ -15,30 +12,56 @@ struct ForwardParams {
   const float* bias;
   T* out;
   float* lse;
-  float scale_log2;  // scale * log2(e)
+  float scale_log2;       // scale * log2(e)
+  int slots, warp_bytes;  // see Stages
 };
 
+// Blocks that a multiprocessor holds at once: as many as registers allow without spills.
+template <int kKernel, typename Features>
+constexpr int kResidentBlocks = (kKernel == 7   ? 2
+                                 : kKernel == 5 ? 3
+                                                : 4) +
+                                (Features::kSingle && Features::kChunk == 32 ? 1 : 0);
+
 template <typename T, int kKernel, typename Features>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kMostWarps* kWarpLanes, kResidentBlocks<kKernel, Features>)
     forward_matrix(const __grid_constant__ ForwardParams<T> p) {
   using N = Neighbourhood<kKernel>;
   using F = Fragments<T, kKernel, Features>;
+  using Stage = typename F::Stage;
   const Tile tile = find_tile(p.work);
   if (!tile.inside) return;
   const LanePlace<kKernel> place(p.work, tile);
   const int head_dim = p.work.head_dim;
+  unsigned char* const staged =
+      dynamic_shared<unsigned char>() + threadIdx.x / kWarpLanes * p.warp_bytes;
+  const typename F::Copies copies(place);
+  const typename F::Lane lane(place);
 
-  float score[N::kRows][4] = {};
-  const Anchor<T> query_at(p.query, tile, p.work), key_at(p.key, tile, p.work);
-  const Anchor<T> value_at(p.value, tile, p.work);
-  Features::for_each_chunk(head_dim, [&](int chunk) {
-    const auto query = F::tile_rows(query_at, place, chunk, p.work);
-#pragma unroll
-    for (int t = 0; t < N::kRows; ++t) {
-      F::multiply(score[t], query, F::neighbour_row(key_at, place, t, chunk, head_dim));
-    }
+  // The chunks of keys, then those of values.
+  const Anchor<T> key_at(p.key, tile, p.work), value_at(p.value, tile, p.work);
+  const int chunks = Features::chunks(head_dim);
+  Pipeline pipeline(2 * chunks, p.slots, [&](int piece, int slot) {
+    const bool is_key = piece < chunks;
+    const Anchor<T> tensor = is_key ? key_at : value_at;
+    copies.start(staged + slot * Stage::kBytes, tensor,
+                 (is_key ? piece : piece - chunks) * Features::kChunk, head_dim);
   });
 
+  float score[N::kRows][4] = {};
+  const Anchor<T> query_at(p.query, tile, p.work);
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    const auto query = F::tile_rows(query_at, place, chunk * Features::kChunk, p.work);
+    pipeline.wait(chunk);
+    const unsigned char* const keys = staged + pipeline.slot(chunk) * Stage::kBytes;
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+      F::multiply(score[t], query, F::staged_row(keys, lane, t));
+    }
+    pipeline.release();
+  }
+
+  const Counting<kKernel> counting(p.work, place);
   typename F::Weights probability[N::kRows / 2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
@@ -75,9 +98,7 @@ __global__ void __launch_bounds__(kThreads)
     for (int t = 0; t < N::kRows; ++t) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
-        const bool counts = N::reaches(half, t) && place.in_window(half, t, e) &&
-                            tap_counts(place.row_on_map(t) && place.pair_ok[e], p.work.masked);
-        log2_p[t][e] = counts ? log2_p[t][e] : -INFINITY;
+        log2_p[t][e] = counting.at(half, t, e) ? log2_p[t][e] : -INFINITY;
         most = fmaxf(most, log2_p[t][e]);
       }
     }
@@ -103,11 +124,13 @@ __global__ void __launch_bounds__(kThreads)
     }
   }
 
-  Features::for_each_chunk(head_dim, [&](int chunk) {
+  for (int chunk = 0; chunk < chunks; ++chunk) {
+    pipeline.wait(chunks + chunk);
     float out[F::kSlices][4] = {};
-    F::gather(out, probability, value_at, place, chunk, head_dim);
-    F::store(p.out, out, 1.f, p.work, place, chunk);
-  });
+    F::gather(out, probability, staged + pipeline.slot(chunks + chunk) * Stage::kBytes, lane);
+    pipeline.release();
+    F::store(p.out, out, 1.f, p.work, place, chunk * Features::kChunk);
+  }
 }
 
 template <typename T, int kKernel>
@@ -120,13 +143,20 @@ void launch_kernel(const ForwardArgs& args, Stream stream) {
                           static_cast<const float*>(args.bias),
                           static_cast<T*>(args.out),
                           static_cast<float*>(args.lse),
-                          static_cast<float>(args.problem.scale) * log2e_v<float>};
-  with_features<kKernel, true>(args.problem.head_dim, row_alignment(args), [&](auto features) {
-    for_each_launch(args, N::kTileH, N::kTileW, kWarps, [&](const Work& work, int64_t blocks) {
-      params.work = work;
-      launch("forward_matrix", forward_matrix<T, kKernel, decltype(features)>, blocks, kThreads, 0,
-             stream, params);
-    });
+                          static_cast<float>(args.problem.scale) * log2e_v<float>,
+                          0,
+                          0};
+  with_features<kKernel>(args.problem.head_dim, row_alignment(args), [&](auto features) {
+    using Features = decltype(features);
+    const Stages stages = choose_stages(Fragments<T, kKernel, Features>::Stage::kBytes, 0,
+                                        kMostWarps * kResidentBlocks<kKernel, Features>);
+    params.slots = stages.slots, params.warp_bytes = stages.warp_bytes;
+    for_each_launch(
+        args, N::kTileH, N::kTileW, stages.warps, [&](const Work& work, int64_t blocks) {
+          params.work = work;
+          launch("forward_matrix", forward_matrix<T, kKernel, Features>, blocks,
+                 stages.warps * kWarpLanes, stages.warps * stages.warp_bytes, stream, params);
+        });
   });
 }
 

@@ -15,7 +15,9 @@
 // and a 16 x 8 result holds pixels g and g + 8 of the tile at columns 2j and 2j + 1.
 #pragma once
 
-#include "cuda/work.cuh"
+#include <numeric>
+
+#include "cuda/staging.cuh"
 
 namespace sdwa::cuda {
 
@@ -53,10 +55,10 @@ struct LanePlace {
   Tile tile;
   int32_t height, width;
   int g, j;
-  int tile_dx;  // of pixels g and g + 8 of the tile
-  // On the map: pixels g and g + 8 of the tile, and columns g, 2j and 2j + 1 of the neighbourhood.
-  bool tile_ok[2], row_ok, pair_ok[2];
-  int64_t token;  // of the first pixel of the tile (see token_index)
+  int tile_dx;                           // of pixels g and g + 8 of the tile
+  uint32_t rows_on_map, columns_on_map;  // of the neighbourhood, one bit each
+  bool tile_ok[2];                       // pixels g and g + 8 of the tile are on the map
+  int64_t token;                         // of the first pixel of the tile (see token_index)
   int32_t token_step_h, token_step_w;
 
   __device__ __forceinline__ LanePlace(const Work& work, const Tile& tile)
@@ -70,10 +72,12 @@ struct LanePlace {
     for (int half = 0; half < 2; ++half) {
       tile_ok[half] = column_ok && tile.y + tile_dy(half) * tile.dilation_h < height;
     }
-    row_ok = neighbour_column_ok(g);
-#pragma unroll
-    for (int e = 0; e < 2; ++e) pair_ok[e] = neighbour_column_ok(2 * j + e);
-    token = token_index(work, tile, tile.y, tile.x);
+    // Each lane looks at one row and one column.
+    const WindowAxis window_h{kKernel, tile.dilation_h}, window_w{kKernel, tile.dilation_w};
+    const int32_t y = window_h.source(tile.y, lane), x = window_w.source(tile.x, lane);
+    rows_on_map = __ballot_sync(kFullWarp, lane < N::kRows && on_axis(y, height));
+    columns_on_map = __ballot_sync(kFullWarp, lane < N::kColumns && on_axis(x, width));
+    token = first_token(work, tile);
     token_step_h = tile.dilation_h * work.width * work.heads;
     token_step_w = tile.dilation_w * work.heads;
   }
@@ -81,15 +85,14 @@ struct LanePlace {
   __device__ __forceinline__ int tile_dy(int half) const {
     return g / N::kTileW + half * N::kTileH / 2;
   }
-  __device__ __forceinline__ int64_t tile_token(int half) const {
-    return token + (tile_dy(half) * token_step_h + tile_dx * token_step_w);
+  // Tokens from the first pixel of the tile to pixel g + 8 half.
+  __device__ __forceinline__ int32_t tile_step(int half) const {
+    return tile_dy(half) * token_step_h + tile_dx * token_step_w;
   }
-  __device__ __forceinline__ bool row_on_map(int t) const {
-    return on_axis(WindowAxis{kKernel, tile.dilation_h}.source(tile.y, t), height);
-  }
-  __device__ __forceinline__ bool neighbour_column_ok(int column) const {
-    return column < N::kColumns &&
-           on_axis(WindowAxis{kKernel, tile.dilation_w}.source(tile.x, column), width);
+  __device__ __forceinline__ int64_t tile_token(int half) const { return token + tile_step(half); }
+  __device__ __forceinline__ bool row_on_map(int t) const { return rows_on_map >> t & 1; }
+  __device__ __forceinline__ bool column_on_map(int column) const {
+    return columns_on_map >> column & 1;
   }
 
   // Tap by which pixel g + 8 half of the tile sees the neighbourhood pixel (row t, column 2j + e).
@@ -102,6 +105,41 @@ struct LanePlace {
   __device__ __forceinline__ bool in_window(int half, int t, int e) const {
     return (N::always_reaches(half, t) || static_cast<unsigned>(tap_y(half, t)) < kKernel) &&
            static_cast<unsigned>(tap_x(e)) < kKernel;
+  }
+};
+
+// What of the neighbourhood counts for pixels g and g + 8 of the tile. Rows: those of the window,
+// where a tap off the map does not count those on the map; a range in either case.
+template <int kKernel>
+struct Counting {
+  using N = Neighbourhood<kKernel>;
+  int32_t first[2];  // row that counts
+  uint32_t rows[2];  // that count from there on
+  bool column[2];    // 2j and 2j + 1
+
+  __device__ __forceinline__ Counting(const Work& work, const LanePlace<kKernel>& place) {
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      column[e] = static_cast<uint32_t>(place.tap_x(e)) < kKernel &&
+                  tap_counts(place.column_on_map(2 * place.j + e), work.masked);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) first[half] = place.tile_dy(half), rows[half] = kKernel;
+    if (work.masked) leave_out_rows(place);
+  }
+  __device__ __forceinline__ bool at(int half, int t, int e) const {
+    return N::reaches(half, t) && column[e] && static_cast<uint32_t>(t - first[half]) < rows[half];
+  }
+
+ private:
+  __device__ __forceinline__ void leave_out_rows(const LanePlace<kKernel>& place) {
+    const int above = __ffs(place.rows_on_map) - 1, on_map = __popc(place.rows_on_map);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int begin = max(first[half], above), end = min(first[half] + kKernel, above + on_map);
+      first[half] = begin;
+      rows[half] = max(0, end - begin);
+    }
   }
 };
 
@@ -120,7 +158,7 @@ struct LeftOut {
 #pragma unroll
     for (int first = 0; first < N::kRows; first += 4) {
       const int32_t y = WindowAxis{kKernel, tile.dilation_h}.source(tile.y, first + row);
-      const bool on_map = place.row_on_map(first + row) && place.neighbour_column_ok(column);
+      const bool on_map = place.row_on_map(first + row) && place.column_on_map(column);
       const bool left_out = on_map && !keeps_key(work, tile, y, x);
       word[first / 4] = __ballot_sync(kFullWarp, left_out) >> (2 * place.j);
     }
@@ -137,7 +175,7 @@ struct Anchor {
   int32_t step_h, step_w;
 
   __device__ __forceinline__ Anchor(const View<T>& view, const Tile& tile, const Work& work)
-      : origin(rooted(view.data + view.offset(tile, tile.y, tile.x), work.zero)),
+      : origin(rooted(view.data + view.origin(tile), work.zero)),
         step_h(static_cast<int32_t>(view.height_stride) * tile.dilation_h),
         step_w(static_cast<int32_t>(view.width_stride) * tile.dilation_w) {}
 
@@ -145,24 +183,6 @@ struct Anchor {
     return dy * step_h + dx * step_w;
   }
 };
-
-// `kCount` (4 or 8) elements at `source`, of which the row holds the first `left`; the rest are
-// zero. Alignment of `source` is kAccess bytes, and rows are a multiple of that long.
-template <int kCount, int kAccess, typename T>
-__device__ __forceinline__ void load_elements(uint32_t (&to)[kCount / 2], const T* source,
-                                              int left) {
-  static_assert(kAccess == 16 || kAccess == 8);
-  if constexpr (kAccess == 16 && kCount == 8) {
-    const uint4 v = load16(source, left > 0);
-    to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount / 4; ++i) {
-      const uint2 v = load8(source + 4 * i, left > 4 * i);
-      to[2 * i] = v.x, to[2 * i + 1] = v.y;
-    }
-  }
-}
 
 template <int kCount, int kAccess, typename T>
 __device__ __forceinline__ void store_elements(T* target, const uint32_t (&from)[kCount / 2],
@@ -187,6 +207,9 @@ struct Features {
   static constexpr int kChunk = kChunk_, kAccess = kAccess_;
   static constexpr bool kSingle = kSingle_;
 
+  static __device__ __forceinline__ int chunks(int head_dim) {
+    return kSingle ? 1 : (head_dim + kChunk - 1) / kChunk;
+  }
   // Calls work(chunk) with the first feature of each chunk.
   template <typename Work>
   static __device__ __forceinline__ void for_each_chunk(int head_dim, Work&& work) {
@@ -199,8 +222,8 @@ struct Features {
 };
 
 // Calls run(Features) with those that suit. Windows of 3 have one more, for rows aligned to 8
-// bytes; kSingle64: whether there is a kernel of its own for 33 to 64 features in one chunk.
-template <int kKernel, bool kSingle64, typename Run>
+// bytes.
+template <int kKernel, typename Run>
 void with_features(int64_t head_dim, int access, Run&& run) {
   if constexpr (kKernel == 3) {
     if (access == 8) return run(Features<64, false, 8>{});
@@ -208,10 +231,18 @@ void with_features(int64_t head_dim, int access, Run&& run) {
   if (head_dim <= 32) {
     run(Features<32, true, 16>{});
   } else if (head_dim <= 64) {
-    run(Features<64, kSingle64, 16>{});
+    run(Features<64, true, 16>{});
   } else {
     run(Features<64, false, 16>{});
   }
+}
+
+// n / kDivisor for n up to 31.
+template <int kDivisor>
+SDWA_HD constexpr int small_quotient(int n) {
+  constexpr int kFactor = 256 / kDivisor + 1;
+  static_assert(kDivisor == 6 || kDivisor == 8);
+  return n * kFactor >> 8;
 }
 
 // Of permute_bytes: a word of the lower, or upper, 16 bits of two.
@@ -222,6 +253,7 @@ struct Fragments {
   using N = Neighbourhood<kKernel>;
   static constexpr int kChunk = Features::kChunk, kAccess = Features::kAccess;
   using Place = LanePlace<kKernel>;
+  using Stage = Staged<N::kRows, N::kColumns, kChunk * sizeof(T)>;
   static constexpr int kBlocks = kChunk / 32;  // 16-byte loads of a row
   static constexpr int kSlices = kChunk / 8;  // results of 8 features; also features of a pair load
 
@@ -235,11 +267,12 @@ struct Fragments {
     uint32_t pair[4];
   };
 
-  // Pixels g + 8 half of the tile.
+  // Pixels g + 8 half of the tile. What is off the map is another pixel of the tile: its products
+  // go nowhere.
   static __device__ __forceinline__ Rows half_tile(const Anchor<T>& tensor, const Place& place,
                                                    int half, int chunk, int head_dim) {
-    return load_row(tensor.origin, tensor.offset(place.tile_dy(half), place.tile_dx),
-                    place.tile_ok[half], place.j, chunk, head_dim);
+    const int32_t offset = tensor.offset(place.tile_dy(half), place.tile_dx);
+    return load_row(tensor.origin, place.tile_ok[half] ? offset : 0, place.j, chunk, head_dim);
   }
   // The instruction takes its first factor from four neighbouring registers, which mix two pixels.
   // XOR with a zero that the compiler does not know makes copies that stay there; plain copies the
@@ -263,22 +296,34 @@ struct Fragments {
                 half_tile(tensor, place, 1, chunk, work.head_dim), work.zero);
   }
 
-  // Column g of row t of the neighbourhood.
+  // Column g of row t of the neighbourhood; what is off the map is a pixel of the tile.
   static __device__ __forceinline__ Rows neighbour_row(const Anchor<T>& tensor, const Place& place,
                                                        int t, int chunk, int head_dim) {
     const WindowAxis steps = Place::kSteps;
-    return load_row(tensor.origin, tensor.offset(steps.offset(t), steps.offset(place.g)),
-                    place.row_ok && place.row_on_map(t), place.j, chunk, head_dim);
+    const int32_t offset = tensor.offset(steps.offset(t), steps.offset(place.g));
+    return load_row(tensor.origin, place.row_on_map(t) && place.column_on_map(place.g) ? offset : 0,
+                    place.j, chunk, head_dim);
   }
 
-  static __device__ __forceinline__ Rows load_row(const T* origin, int32_t offset, bool ok, int j,
-                                                  int chunk, int head_dim) {
+  // Past head_dim other features are read: they meet zeros of the staged factor.
+  static __device__ __forceinline__ Rows load_row(const T* origin, int32_t offset, int j, int chunk,
+                                                  int head_dim) {
     Rows rows;
 #pragma unroll
     for (int b = 0; b < kBlocks; ++b) {
-      const int feature = chunk + 32 * b + 8 * j;
-      load_elements<8, kAccess>(rows.block[b], origin + (offset + feature),
-                                ok ? head_dim - feature : 0);
+#pragma unroll
+      for (int i = 0; i < 8; i += kAccess / sizeof(T)) {
+        const int feature = chunk + 32 * b + 8 * j + i;
+        const T* const at = origin + (offset + (feature < head_dim ? feature : 0));
+        if constexpr (kAccess == 16) {
+          const uint4 v = load16(at);
+          rows.block[b][0] = v.x, rows.block[b][1] = v.y;
+          rows.block[b][2] = v.z, rows.block[b][3] = v.w;
+        } else {
+          const uint2 v = load8(at);
+          rows.block[b][i / 2] = v.x, rows.block[b][i / 2 + 1] = v.y;
+        }
+      }
     }
     return rows;
   }
@@ -293,13 +338,91 @@ struct Fragments {
     }
   }
 
+  // What the calling lane copies of a neighbourhood. The lanes of a warp copy a few pixels at a
+  // time, which come to the start of a row again every kPeriod rows.
+  struct Copies {
+    static constexpr int kLanes = Stage::kRowBytes / kAccess;  // that copy one pixel together
+    static constexpr int kPixels = kWarpLanes / kLanes;        // at a time
+    static constexpr int kPeriod = std::lcm(kPixels, N::kColumns) / N::kColumns;
+    static constexpr int kSteps = kPeriod * N::kColumns / kPixels;
+
+    int feature;
+    // In each step of the first period.
+    int row[kSteps], column[kSteps], target[kSteps];
+    uint32_t on_map[kSteps];  // bit t: the pixel that lies t rows further
+
+    __device__ __forceinline__ explicit Copies(const Place& place) {
+      const int lane = threadIdx.x % kWarpLanes;
+      const int byte = lane % kLanes * kAccess;
+      feature = byte / static_cast<int>(sizeof(T));
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        const int pixel = i * kPixels + lane / kLanes;
+        row[i] = small_quotient<N::kColumns>(pixel);
+        column[i] = pixel - row[i] * N::kColumns;
+        target[i] = Stage::row_offset(row[i]) +
+                    Stage::unit_offset(column[i], byte / Stage::kUnitBytes) +
+                    byte % Stage::kUnitBytes;
+        on_map[i] = place.column_on_map(column[i]) ? place.rows_on_map >> row[i] : 0;
+      }
+    }
+    // Starts to copy kChunk features.
+    __device__ __forceinline__ void start(unsigned char* slot, const Anchor<T>& tensor, int chunk,
+                                          int head_dim) const {
+      const WindowAxis steps = Place::kSteps;
+      const uint32_t feature_mask = chunk + feature < head_dim ? ~0u : 0;
+#pragma unroll
+      for (int i = 0; i < kSteps; ++i) {
+        const int32_t offset =
+            tensor.offset(steps.offset(row[i]), steps.offset(column[i])) + chunk + feature;
+#pragma unroll
+        for (int t = 0; t < N::kRows; t += kPeriod) {
+          if (t + kPeriod > N::kRows && t + row[i] >= N::kRows) continue;
+          copy_async<kAccess>(slot + Stage::row_offset(t) + target[i],
+                              tensor.origin + (offset + t * tensor.step_h),
+                              on_map[i] & feature_mask & 1u << t);
+        }
+      }
+    }
+  };
+
+  // Where the calling lane reads in a slot. Lanes of the columns that the neighbourhood does not
+  // have read its last ones: their products go nowhere.
+  struct Lane {
+    int row[kBlocks], pair[2];
+
+    __device__ __forceinline__ explicit Lane(const Place& place) {
+      const int column = place.g < N::kColumns ? place.g : N::kColumns - 1;
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) row[b] = Stage::unit_offset(column, 4 * b + place.j);
+      const int first = 2 * place.j < N::kColumns ? 2 * place.j : N::kColumns - 2;
+      const int byte = place.g * kSlices * static_cast<int>(sizeof(T));
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        pair[e] =
+            Stage::unit_offset(first + e, byte / Stage::kUnitBytes) + byte % Stage::kUnitBytes;
+      }
+    }
+  };
+
+  // Column g of row t of the neighbourhood.
+  static __device__ __forceinline__ Rows staged_row(const unsigned char* slot, const Lane& lane,
+                                                    int t) {
+    Rows rows;
+#pragma unroll
+    for (int b = 0; b < kBlocks; ++b) {
+      const uint4 v =
+          read_shared(reinterpret_cast<const uint4*>(slot + Stage::row_offset(t) + lane.row[b]));
+      rows.block[b][0] = v.x, rows.block[b][1] = v.y;
+      rows.block[b][2] = v.z, rows.block[b][3] = v.w;
+    }
+    return rows;
+  }
+
   // result (16 pixels, kChunk features) += sum over the neighbourhood of weights times its pixels
   static __device__ __forceinline__ void gather(float (&result)[kSlices][4],
                                                 const Weights (&weights)[N::kRows / 2],
-                                                const Anchor<T>& tensor, const Place& place,
-                                                int chunk, int head_dim) {
-    const int feature = chunk + place.g * kSlices;
-    const WindowAxis steps = Place::kSteps;
+                                                const unsigned char* slot, const Lane& lane) {
 #pragma unroll
     for (int u = 0; u < N::kRows / 2; ++u) {
       uint32_t pixel[2][2][kSlices / 2];
@@ -307,21 +430,30 @@ struct Fragments {
       for (int row = 0; row < 2; ++row) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const int t = 2 * u + row;
-          const bool ok = place.pair_ok[e] && place.row_on_map(t);
-          const int32_t offset =
-              tensor.offset(steps.offset(t), steps.offset(2 * place.j + e)) + feature;
-          load_elements<kSlices, kAccess>(pixel[row][e], tensor.origin + offset,
-                                          ok ? head_dim - feature : 0);
+          const unsigned char* const at = slot + Stage::row_offset(2 * u + row) + lane.pair[e];
+          if constexpr (kSlices == 8) {
+            const uint4 v = read_shared(reinterpret_cast<const uint4*>(at));
+            pixel[row][e][0] = v.x, pixel[row][e][1] = v.y;
+            pixel[row][e][2] = v.z, pixel[row][e][3] = v.w;
+          } else {
+            const uint2 v = read_shared(reinterpret_cast<const uint2*>(at));
+            pixel[row][e][0] = v.x, pixel[row][e][1] = v.y;
+          }
         }
       }
+      multiply_pairs(result, weights[u], pixel);
+    }
+  }
+  // The same for two rows of the neighbourhood, pixel[row][column 2j + e].
+  static __device__ __forceinline__ void multiply_pairs(
+      float (&result)[kSlices][4], const Weights& weights,
+      const uint32_t (&pixel)[2][2][kSlices / 2]) {
 #pragma unroll
-      for (int i = 0; i < kSlices; ++i) {
-        const uint32_t selector = i % 2 ? kUpperHalves : kLowerHalves;
-        multiply_accumulate<T>(result[i], weights[u].pair,
-                               permute_bytes(pixel[0][0][i / 2], pixel[0][1][i / 2], selector),
-                               permute_bytes(pixel[1][0][i / 2], pixel[1][1][i / 2], selector));
-      }
+    for (int i = 0; i < kSlices; ++i) {
+      const uint32_t selector = i % 2 ? kUpperHalves : kLowerHalves;
+      multiply_accumulate<T>(result[i], weights.pair,
+                             permute_bytes(pixel[0][0][i / 2], pixel[0][1][i / 2], selector),
+                             permute_bytes(pixel[1][0][i / 2], pixel[1][1][i / 2], selector));
     }
   }
 
@@ -332,7 +464,8 @@ struct Fragments {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       if (!place.tile_ok[half]) continue;
-      T* const row = target + place.tile_token(half) * work.head_dim;
+      T* const row = target + place.token * static_cast<uint32_t>(work.head_dim) +
+                     place.tile_step(half) * work.head_dim;
       uint32_t packed[kSlices];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {

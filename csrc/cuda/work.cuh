@@ -234,12 +234,24 @@ struct View {
     return tile.image * batch_stride + y * height_stride + x * width_stride +
            tile.head * head_stride;
   }
+  // Of the tile's first pixel: numbers that are not negative multiply in fewer instructions.
+  __device__ __forceinline__ int64_t origin(const Tile& tile) const {
+    return tile.image * batch_stride + static_cast<uint32_t>(tile.y) * height_stride +
+           static_cast<uint32_t>(tile.x) * width_stride +
+           static_cast<uint32_t>(tile.head) * head_stride;
+  }
 };
 
 // Index of an element of (batch, height, width, heads), such as lse, and of a row of out.
 __device__ __forceinline__ int64_t token_index(const Work& work, const Tile& tile, int32_t y,
                                                int32_t x) {
   return ((tile.image * work.height + y) * work.width + x) * work.heads + tile.head;
+}
+// Of the tile's first pixel.
+__device__ __forceinline__ int64_t first_token(const Work& work, const Tile& tile) {
+  const auto size = [](int32_t n) { return static_cast<uint32_t>(n); };
+  const int64_t row = tile.image * size(work.height) + size(tile.y);
+  return (row * size(work.width) + size(tile.x)) * size(work.heads) + size(tile.head);
 }
 
 // A window may have nothing left: every score is -inf. Its out is 0, its lse -inf, and nothing goes

@@ -8,6 +8,8 @@
 // between two orders.
 #pragma once
 
+#include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
@@ -142,12 +144,8 @@ template <typename T>
 const T* rooted(const T* address, uint32_t) {
   return address;
 }
-inline uint4 load16(const void* address, bool ok) {
-  return ok ? *static_cast<const uint4*>(address) : uint4{};
-}
-inline uint2 load8(const void* address, bool ok) {
-  return ok ? *static_cast<const uint2*>(address) : uint2{};
-}
+inline uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }
+inline uint2 load8(const void* address) { return *static_cast<const uint2*>(address); }
 
 inline float power2(float x) { return std::exp2(x); }
 inline double power2(double x) { return std::exp2(x); }
@@ -221,3 +219,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
   sdwa::cuda::emulation::meet(sdwa::cuda::emulation::Meeting::kWarp, mask, nullptr, 0);
 }
 inline void __syncthreads() { sdwa::cuda::emulation::meet_block(); }
+inline int __popc(unsigned bits) { return std::popcount(bits); }
+inline int __ffs(unsigned bits) { return bits == 0 ? 0 : std::countr_zero(bits) + 1; }
+using std::max;
+using std::min;

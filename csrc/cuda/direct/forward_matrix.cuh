@@ -1,0 +1,150 @@
+// Forward on the matrix unit: bfloat16 and float16, square windows of 3, 5 and 7.
+#include "cuda/kernels.h"
+#include "cuda/matrix_tile.cuh"
+
+namespace sdwa::cuda {
+namespace {
+
+constexpr int kWarps = 8;  // of a block
+constexpr int kThreads = kWarps * kWarpLanes;
+
+template <typename T>
+struct ForwardParams {
+  Work work;
+  View<T> query, key, value;
+  const float* bias;
+  T* out;
+  float* lse;
+  float scale_log2;  // scale * log2(e)
+};
+
+template <typename T, int kKernel, typename Features>
+__global__ void __launch_bounds__(kThreads)
+    forward_matrix(const __grid_constant__ ForwardParams<T> p) {
+  using N = Neighbourhood<kKernel>;
+  using F = Fragments<T, kKernel, Features>;
+  const Tile tile = find_tile(p.work);
+  if (!tile.inside) return;
+  const LanePlace<kKernel> place(p.work, tile);
+  const int head_dim = p.work.head_dim;
+
+  float score[N::kRows][4] = {};
+  const Anchor<T> query_at(p.query, tile, p.work), key_at(p.key, tile, p.work);
+  const Anchor<T> value_at(p.value, tile, p.work);
+  Features::for_each_chunk(head_dim, [&](int chunk) {
+    const auto query = F::tile_rows(query_at, place, chunk, p.work);
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+      F::multiply(score[t], query, F::neighbour_row(key_at, place, t, chunk, head_dim));
+    }
+  });
+
+  typename F::Weights probability[N::kRows / 2];
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    float log2_p[N::kRows][2];
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) log2_p[t][e] = score[t][2 * half + e] * p.scale_log2;
+    }
+    if (p.work.key_mask != nullptr) {
+      const LeftOut<kKernel> left_out(p.work, tile, place);
+#pragma unroll
+      for (int t = 0; t < N::kRows; ++t) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (left_out.at(t, e)) log2_p[t][e] = -INFINITY;
+        }
+      }
+    }
+    if (p.bias != nullptr) {
+      const float* const bias = p.bias + tile.head * (kKernel * kKernel);
+#pragma unroll
+      for (int t = 0; t < N::kRows; ++t) {
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          if (N::reaches(half, t) && place.in_window(half, t, e)) {
+            log2_p[t][e] += log2e_v<float> * bias[place.tap(half, t, e)];
+          }
+        }
+      }
+    }
+    float most = kLowestScore<float>;
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const bool counts = N::reaches(half, t) && place.in_window(half, t, e) &&
+                            tap_counts(place.row_on_map(t) && place.pair_ok[e], p.work.masked);
+        log2_p[t][e] = counts ? log2_p[t][e] : -INFINITY;
+        most = fmaxf(most, log2_p[t][e]);
+      }
+    }
+    most = max_over_columns(most);
+    float sum = 0;
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        log2_p[t][e] = N::reaches(half, t) ? power2(log2_p[t][e] - most) : 0.f;
+        sum += log2_p[t][e];
+      }
+    }
+    sum = sum_over_columns(sum);
+    const float to_probability = inverse_sum(sum);
+#pragma unroll
+    for (int t = 0; t < N::kRows; ++t) {
+      probability[t / 2].pair[2 * (t % 2) + half] =
+          pack<T>(log2_p[t][0] * to_probability, log2_p[t][1] * to_probability);
+    }
+    if (place.j == 0 && place.tile_ok[half]) {
+      p.lse[place.tile_token(half)] = (most + log2f(sum)) * ln2_v<float>;
+    }
+  }
+
+  Features::for_each_chunk(head_dim, [&](int chunk) {
+    float out[F::kSlices][4] = {};
+    F::gather(out, probability, value_at, place, chunk, head_dim);
+    F::store(p.out, out, 1.f, p.work, place, chunk);
+  });
+}
+
+template <typename T, int kKernel>
+void launch_kernel(const ForwardArgs& args, Stream stream) {
+  using N = Neighbourhood<kKernel>;
+  ForwardParams<T> params{{},
+                          View<T>::of(args.query),
+                          View<T>::of(args.key),
+                          View<T>::of(args.value),
+                          static_cast<const float*>(args.bias),
+                          static_cast<T*>(args.out),
+                          static_cast<float*>(args.lse),
+                          static_cast<float>(args.problem.scale) * log2e_v<float>};
+  with_features<kKernel, true>(args.problem.head_dim, row_alignment(args), [&](auto features) {
+    for_each_launch(args, N::kTileH, N::kTileW, kWarps, [&](const Work& work, int64_t blocks) {
+      params.work = work;
+      launch("forward_matrix", forward_matrix<T, kKernel, decltype(features)>, blocks, kThreads, 0,
+             stream, params);
+    });
+  });
+}
+
+template <typename T>
+void launch_type(const ForwardArgs& args, Stream stream) {
+  with_window(args.problem, [&](auto kernel) {
+    if constexpr (kernel > 0) launch_kernel<T, kernel>(args, stream);
+  });
+}
+
+}  // namespace
+
+void launch_forward_matrix(const ForwardArgs& args, Stream stream) {
+  if (args.problem.dtype == Dtype::kBFloat16) {
+    launch_type<BFloat16>(args, stream);
+  } else {
+    launch_type<Float16>(args, stream);
+  }
+}
+
+}  // namespace sdwa::cuda
