@@ -26,14 +26,15 @@ __global__ void __launch_bounds__(kThreads) sum_bias_parts(const __grid_constant
     sum += column[row * p.taps];
   }
   A* const shared = dynamic_shared<A>();
-  shared[threadIdx.x] = sum;
+  write_shared(&shared[threadIdx.x], sum);
   for (int step = kThreads / 2; step > 0; step /= 2) {
     __syncthreads();
     if (threadIdx.x < static_cast<unsigned>(step)) {
-      shared[threadIdx.x] += shared[threadIdx.x + step];
+      sum += read_shared(&shared[threadIdx.x + step]);
+      write_shared(&shared[threadIdx.x], sum);
     }
   }
-  if (threadIdx.x == 0) p.grad_bias[head * p.taps + tap] = shared[0];
+  if (threadIdx.x == 0) p.grad_bias[head * p.taps + tap] = sum;
 }
 
 template <typename A>
