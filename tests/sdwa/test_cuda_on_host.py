@@ -1,12 +1,14 @@
 """The CUDA kernels' own source on the host: blocks of fibers, under two sanitizers.
 
-Outputs are poisoned with NaN first, reads outside an array end the run, and every problem runs in
-two orders of the threads whose results must agree bit for bit.
+Outputs are poisoned with NaN first, reads outside an array and races in shared memory end the run,
+and every problem runs in two orders of the threads whose results must agree bit for bit.
 """
 
 from __future__ import annotations
 
 import random
+import re
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -96,6 +98,45 @@ PROBLEMS = {
 }
 
 
+RIGHT = "own_word", "warp_barrier", "block_barrier", "halves_of_a_word", "copies", "older_group"
+# The small kernels of races.cpp that are wrong, and what must be said of them.
+WRONG = {
+    "read_of_another_lane": r"reads .*, which lane \d+ of warp \d wrote with no",
+    "read_of_another_warp": r"reads .*, which lane \d+ of warp \d wrote with no",
+    "read_of_a_word_half_of_another_lane": r"reads .*, which lane \d+ of warp \d wrote with no",
+    "write_of_what_another_lane_read": r"writes .*, which lane \d+ of warp \d read with no",
+    "write_of_what_a_warp_read": r"writes .*, which several lanes of warp \d read with no",
+    "write_of_what_another_warp_read": r"writes .*, which lane \d+ of warp \d read with no",
+    "write_of_what_both_warps_read": "writes .*, which several lanes of several warps read with no",
+    "writes_of_a_warp": r"writes .*, which lane \d+ of warp \d wrote with no",
+    "writes_of_two_warps": r"writes .*, which lane \d+ of warp \d wrote with no",
+    "writes_of_a_half": r"writes .*, which lane \d+ of warp \d wrote with no",
+    "read_before_the_wait": r"lane (\d+) of warp \d reads .*, which lane \1 of .* may still",
+    "read_without_a_commit": r"lane (\d+) of warp \d reads .*, which lane \1 of .* may still",
+    "read_of_a_pending_group": r"lane (\d+) of warp \d reads .*, which lane \1 of .* may still",
+    "barrier_without_a_wait": r"reads .*, which lane \d+ of warp \d may still",
+    "barrier_before_the_wait": r"reads .*, which lane \d+ of warp \d wrote with no",
+    "write_before_the_wait": r"writes .*, which lane \d+ of warp \d may still",
+    "copy_before_the_wait": r"copies to .*, which lane \d+ of warp \d may still",
+    "copy_to_what_another_lane_read": r"copies to .*, which lane \d+ of warp \d read with no",
+    "copy_at_the_end": "the thread ends without having waited for its copies",
+    "never_written": "reads .*, which the block has not written",
+    "written_by_an_earlier_block": "reads .*, which the block has not written",
+    "outside": "writes bytes 1280 to 1283 of shared memory, of which there are 1280",
+    "not_aligned": "writes bytes 4 to 11 of shared memory, which are not aligned",
+    "without_the_functions": "SEGV",
+}
+
+
+@pytest.mark.parametrize("schedule", (0, 1))
+@pytest.mark.parametrize(("name", "message"), [*dict.fromkeys(RIGHT).items(), *WRONG.items()])
+def test_races_in_shared_memory(name, message, schedule, programs):
+    command = [programs / "races", name, str(schedule)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode == 0) == (message is None), done.stderr
+    assert message is None or re.search(message, done.stderr), done.stderr
+
+
 def golden(path: Path) -> tuple[Case, dict[str, torch.Tensor], dict[str, torch.Tensor]]:
     with np.load(path) as arrays:
         tensors = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
@@ -106,7 +147,7 @@ def golden(path: Path) -> tuple[Case, dict[str, torch.Tensor], dict[str, torch.T
 
 
 @pytest.fixture(scope="session")
-def program():
+def programs():
     return cuda_on_host.build(ROOT / "build" / "cuda_on_host")
 
 
@@ -116,12 +157,12 @@ def tensors():
 
 
 @pytest.fixture(scope="session")
-def results(program, tensors, tmp_path_factory):
+def results(programs, tensors, tmp_path_factory):
     """Of every problem, in both orders of the threads, side by side."""
     folder = tmp_path_factory.mktemp("emulated")
     given = [(case, tensors[name]) for name, (case, _) in PROBLEMS.items()]
     with ThreadPoolExecutor(2) as pool:
-        both = pool.map(lambda order: cuda_on_host.run(program, folder, given, order), (0, 1))
+        both = pool.map(lambda order: cuda_on_host.run(programs, folder, given, order), (0, 1))
         return dict(zip(PROBLEMS, zip(*both, strict=True), strict=True))
 
 
@@ -152,18 +193,18 @@ def test_order_of_threads_does_not_matter(name, results):
 
 @pytest.mark.parametrize("path", sorted(GOLDEN.glob("*.npz")), ids=lambda path: path.stem)
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32))
-def test_golden(path, dtype, program, tmp_path):
+def test_golden(path, dtype, programs, tmp_path):
     if path.stem.startswith("module"):
         pytest.skip("a whole layer, not an operator")
     case, given, expected = golden(path)
     given = {name: tensor.to(dtype) for name, tensor in given.items()}
-    (result,) = cuda_on_host.run(program, tmp_path, [(case, given)], 0)
+    (result,) = cuda_on_host.run(programs, tmp_path, [(case, given)], 0)
     limit = 1e-10 if dtype == torch.float64 else 1e-5
     for name, tensor in expected.items():
         assert (result[name].double() - tensor).norm() <= limit * tensor.norm(), name
 
 
-def test_no_grad_lse_is_zero_grad_lse(program, tensors, tmp_path):
+def test_no_grad_lse_is_zero_grad_lse(programs, tensors, tmp_path):
     chosen = ["paper-bfloat16", "bias-float32", "window_11x9-float32"]
     with_zeros = [
         (
@@ -177,49 +218,49 @@ def test_no_grad_lse_is_zero_grad_lse(program, tensors, tmp_path):
         for case, given in with_zeros
     ]
     for zero, none in zip(
-        cuda_on_host.run(program, tmp_path, with_zeros, 0),
-        cuda_on_host.run(program, tmp_path, without, 0),
+        cuda_on_host.run(programs, tmp_path, with_zeros, 0),
+        cuda_on_host.run(programs, tmp_path, without, 0),
         strict=True,
     ):
         assert all(torch.equal(zero[output], none[output]) for output in zero)
 
 
-def test_layout_does_not_change_the_result(program, tensors, tmp_path):
+def test_layout_does_not_change_the_result(programs, tensors, tmp_path):
     case = replace(PROBLEMS["paper-bfloat16"][0], layout="heads_first")
     given = draw(case, torch.bfloat16)
     packed = {name: tensor.contiguous() for name, tensor in given.items()}
-    strided, contiguous = cuda_on_host.run(program, tmp_path, [(case, given), (case, packed)], 0)
+    strided, contiguous = cuda_on_host.run(programs, tmp_path, [(case, given), (case, packed)], 0)
     assert all(torch.equal(strided[output], contiguous[output]) for output in strided)
 
 
 @pytest.mark.parametrize("name", ("paper-bfloat16", "paper-float32", "window_7x3-bfloat16"))
-def test_out_may_start_anywhere_in_its_storage(name, program, tensors, tmp_path):
+def test_out_may_start_anywhere_in_its_storage(name, programs, tensors, tmp_path):
     """The backward pass reads it by whole rows too, 16 bytes at a time only where it is aligned."""
     case, dtype = PROBLEMS[name]
-    (result,) = cuda_on_host.run(program, tmp_path, [(case, tensors[name])], 0, out_shift=1)
+    (result,) = cuda_on_host.run(programs, tmp_path, [(case, tensors[name])], 0, out_shift=1)
     assert_results_match(case, dtype, tensors[name], result)
 
 
 @pytest.mark.parametrize("name", ("bias-bfloat16", "bias-float32", "window_7x3-float32"))
-def test_a_bias_of_minus_infinity_leaves_taps_out(name, program, tensors, tmp_path):
+def test_a_bias_of_minus_infinity_leaves_taps_out(name, programs, tensors, tmp_path):
     case, dtype = PROBLEMS[name]
     bias = tensors[name]["bias"].clone()
     bias[:, 0] = float("-inf")
     given = {**tensors[name], "bias": bias}
-    (result,) = cuda_on_host.run(program, tmp_path, [(case, given)], 0)
+    (result,) = cuda_on_host.run(programs, tmp_path, [(case, given)], 0)
     assert (result["grad_bias"][:, 0] == 0).all()
     assert_results_match(case, dtype, given, result)
 
 
 @pytest.mark.parametrize("name", ("nothing_left-bfloat16", "nothing_left_3x7-float32"))
 def test_the_gradient_of_an_lse_of_minus_infinity_goes_nowhere(
-    name, program, tensors, results, tmp_path
+    name, programs, tensors, results, tmp_path
 ):
     nothing = results[name][0]["lse"] == float("-inf")
     assert nothing.any()
     given = dict(tensors[name])
     given["grad_lse"] = given["grad_lse"].masked_fill(nothing, float("nan"))
-    (result,) = cuda_on_host.run(program, tmp_path, [(PROBLEMS[name][0], given)], 0)
+    (result,) = cuda_on_host.run(programs, tmp_path, [(PROBLEMS[name][0], given)], 0)
     assert_same_bits(result, results[name][0])
 
 
@@ -227,13 +268,13 @@ def test_the_gradient_of_an_lse_of_minus_infinity_goes_nowhere(
     "name",
     ("key_mask-float16", "key_mask_masked-bfloat16", "key_mask-float32", "key_mask_9x3-float32"),
 )
-def test_what_a_masked_key_holds_does_not_matter(name, program, tensors, results, tmp_path):
+def test_what_a_masked_key_holds_does_not_matter(name, programs, tensors, results, tmp_path):
     """Its score may be far above those that count."""
     given = dict(tensors[name])
     left_out = ~given["key_mask"][..., None, None]
     given["key"] = given["key"].where(~left_out, 300 * given["key"])
     given["value"] = given["value"].where(~left_out, 7)
-    (result,) = cuda_on_host.run(program, tmp_path, [(PROBLEMS[name][0], given)], 0)
+    (result,) = cuda_on_host.run(programs, tmp_path, [(PROBLEMS[name][0], given)], 0)
     assert_same_bits(result, results[name][0])
     left_out = left_out.expand_as(result["out"])
     assert (result["grad_key"][left_out] == 0).all()
@@ -242,11 +283,11 @@ def test_what_a_masked_key_holds_does_not_matter(name, program, tensors, results
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
 @pytest.mark.parametrize("kernel_size", (3, 7, (255, 3)), ids=str)
-def test_a_dilation_beyond_the_map_may_be_of_any_size(kernel_size, dtype, program, tmp_path):
+def test_a_dilation_beyond_the_map_may_be_of_any_size(kernel_size, dtype, programs, tmp_path):
     case = Case("beyond", (1, 4, 5, 2, 16), kernel_size=kernel_size, bias=True)
     given = draw(case, dtype)
     largest, just_beyond = cuda_on_host.run(
-        program,
+        programs,
         tmp_path,
         [(replace(case, dilation=step), given) for step in (2**31 - 1, ((4, 5), (4, 5)))],
         0,
@@ -255,7 +296,7 @@ def test_a_dilation_beyond_the_map_may_be_of_any_size(kernel_size, dtype, progra
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
-def test_strides_may_be_beyond_32_bits(dtype, program, tmp_path):
+def test_strides_may_be_beyond_32_bits(dtype, programs, tmp_path):
     case = Case("long_strides", (1, 1, 9, 2, 16), dilation=(1, 2))
     packed = draw(case, dtype)
     given = {
@@ -264,22 +305,22 @@ def test_strides_may_be_beyond_32_bits(dtype, program, tmp_path):
         if name != "grad_lse"
     }
     given["grad_lse"] = packed["grad_lse"]
-    (result,) = cuda_on_host.run(program, tmp_path, [(case, given)], 0)
+    (result,) = cuda_on_host.run(programs, tmp_path, [(case, given)], 0)
     assert_results_match(case, dtype, packed, result)
 
 
-def test_coordinates_beyond_32_bits_are_refused(program, tmp_path):
+def test_coordinates_beyond_32_bits_are_refused(programs, tmp_path):
     height = 8_000_000
     zeros = torch.zeros(1, 1, 1, 1, 1).expand(1, height, 1, 1, 1)
     case = Case("tall", tuple(zeros.shape), kernel_size=(255, 1), dilation=2**31 - 1)
     given = dict.fromkeys(("query", "key", "value", "grad_out"), zeros)
     message = "height 8000000 with kernel_size 255 and dilation 2147483647 along it"
     with pytest.raises(AssertionError, match=message):
-        cuda_on_host.run(program, tmp_path, [(case, given)], 0)
+        cuda_on_host.run(programs, tmp_path, [(case, given)], 0)
 
 
-def test_the_bias_of_an_empty_map_has_no_gradient(program, tmp_path):
+def test_the_bias_of_an_empty_map_has_no_gradient(programs, tmp_path):
     case = Case("empty", (2, 0, 5, 2, 8), bias=True)
     given = draw(case, torch.float32)
-    (result,) = cuda_on_host.run(program, tmp_path, [(case, given)], 0)
+    (result,) = cuda_on_host.run(programs, tmp_path, [(case, given)], 0)
     assert (result["grad_bias"] == 0).all()

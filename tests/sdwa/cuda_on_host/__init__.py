@@ -44,13 +44,18 @@ def missing_tools() -> str | None:
 
 
 def build(folder: Path) -> Path:
-    """Compiles what has changed and returns the program."""
+    """Compiles what has changed; returns the folder of the programs `emulate` and `races`."""
     import ninja
 
     folder.mkdir(parents=True, exist_ok=True)
     compiler = os.environ.get("CXX", "c++")
     include = f"-I{CSRC} -I{HERE}"
-    sources = [*sorted((CSRC / "cuda").glob("*.cu")), HERE / "fibers.cpp", HERE / "main.cpp"]
+    kernels = sorted((CSRC / "cuda").glob("*.cu"))
+    programs = {
+        "emulate": [*kernels, HERE / "fibers.cpp", HERE / "main.cpp"],
+        "races": [HERE / "fibers.cpp", HERE / "races.cpp"],
+    }
+    sources = sorted({source for needed in programs.values() for source in needed})
     lines = [
         "rule compile",
         f"  command = {compiler} {FLAGS} {include} -MMD -MF $out.d -x c++ -c $in -o $out",
@@ -59,7 +64,10 @@ def build(folder: Path) -> Path:
         "rule link",
         f"  command = {compiler} -fsanitize=address,undefined $in -o $out",
         *(f"build {source.stem}.o: compile {source}" for source in sources),
-        f"build emulate: link {' '.join(f'{source.stem}.o' for source in sources)}",
+        *(
+            f"build {program}: link {' '.join(f'{source.stem}.o' for source in needed)}"
+            for program, needed in programs.items()
+        ),
     ]
     (folder / "build.ninja").write_text("\n".join(lines) + "\n")
     done = subprocess.run(
@@ -67,11 +75,11 @@ def build(folder: Path) -> Path:
     )
     if done.returncode:
         raise BuildError(done.stdout + done.stderr)
-    return folder / "emulate"
+    return folder
 
 
 def run(
-    program: Path,
+    programs: Path,
     folder: Path,
     problems: Iterable[tuple[Case, dict[str, Tensor]]],
     schedule: int,
@@ -88,7 +96,8 @@ def run(
     with cases.open("wb") as file:
         for case, tensors in problems:
             file.writelines(_encode(case, tensors, out_shift))
-    done = subprocess.run([program, cases, results, str(schedule)], capture_output=True, text=True)
+    command = [programs / "emulate", cases, results, str(schedule)]
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise AssertionError(f"the emulated kernels failed:\n{done.stderr[-6000:]}")
     data, at, decoded = results.read_bytes(), 0, []

@@ -1,11 +1,10 @@
 // CUDA as the kernels of csrc/cuda see it, on the host: blocks of fibers, one per thread.
 //
 // Lanes meet at every warp collective (shuffle, ballot, matrix product, __syncwarp) and threads at
-// every
-// __syncthreads. What a device leaves undefined is an error here: lanes of one warp that meet
-// different collectives, or threads that end while others wait for them. The order in which threads
-// run between two meetings is chosen by `schedule()`, so a missing barrier shows as a difference
-// between two orders.
+// every __syncthreads. What a device leaves undefined is an error here: lanes of one warp that meet
+// different collectives, threads that end while others wait for them, races in shared memory. The
+// order in which threads run between two meetings is chosen by `schedule()`, so a race in global
+// memory shows as a difference between two orders.
 #pragma once
 
 #include <algorithm>
@@ -73,11 +72,14 @@ void run_grid(const char* name, int64_t blocks, int threads, size_t shared_bytes
               const std::function<void()>& thread);
 unsigned char* shared_memory();
 
-// What a kernel is about to do with shared memory.
-void read_shared(const void* source, size_t bytes);
-void write_shared(const void* target, size_t bytes);
+// These end the run where another lane may read or write the same at the same time: where no
+// barrier lies between (__syncwarp for the same warp, else __syncthreads; other collectives order
+// nothing). So do reads of what the block has not written.
+void read_shared(void* to, const void* source, size_t bytes);
+void write_shared(void* target, const void* from, size_t bytes);
 
 // Copies are made when they are waited for, as late as a device may; zeros where source is null.
+// Until then not even the thread itself may touch their targets.
 void start_copy(void* target, const void* source, size_t bytes);
 void commit_copies();
 void wait_copies(int pending);
@@ -169,13 +171,13 @@ T* dynamic_shared() {
 
 template <typename V>
 V read_shared(const V* source) {
-  emulation::read_shared(source, sizeof(V));
-  return *source;
+  V value;
+  emulation::read_shared(&value, source, sizeof(V));
+  return value;
 }
 template <typename V>
 void write_shared(V* target, V value) {
-  emulation::write_shared(target, sizeof(V));
-  *target = value;
+  emulation::write_shared(target, &value, sizeof(V));
 }
 template <int kBytes>
 void copy_async(void* target, const void* source, bool ok) {

@@ -1,9 +1,13 @@
-// The threads of a block as fibers, run one at a time from meeting to meeting.
+// The threads of a block as fibers, run one at a time from meeting to meeting, and the order of
+// what they do with shared memory.
+#include <sys/mman.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "cuda/device.cuh"
@@ -67,13 +71,36 @@ void prepare_context(Context& context, unsigned char* stack, size_t bytes, void 
 
 constexpr size_t kStackBytes = 256 * 1024;
 
+// When a thread touched shared memory. Epochs count the barriers that the thread had passed, those
+// of a block on from block to block: what an earlier block wrote is known by its number.
+struct Access {
+  static constexpr uint16_t kSeveral = UINT16_MAX;
+  uint32_t block_epoch = 0;  // by __syncthreads
+  uint32_t warp_epoch = 0;   // by __syncwarp or __syncthreads
+  uint16_t warp = 0, lane = 0;
+
+  // Whether another lane may act at the same time: no barrier lies between.
+  bool races(const Access& now) const {
+    return block_epoch == now.block_epoch &&
+           (warp != now.warp || (warp_epoch == now.warp_epoch && lane != now.lane));
+  }
+};
+
+// What is known of a word of shared memory, or of a byte of it where accesses to it are narrower.
+struct Cell {
+  Access written, read;  // read: by the lanes that no barrier separates from the last
+  bool copying = false;  // between start and wait
+  bool split = false;    // in the first byte of a word: the bytes have cells of their own
+};
+
 struct Copy {
-  void* target;
+  size_t target;  // an offset into shared memory
   const void* source;
   size_t bytes;
 };
 
 struct Fiber {
+  Access now;
   std::vector<std::vector<Copy>> copies{1};  // by group, the last one open
   Context context;
   std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
@@ -100,14 +127,115 @@ struct Block {
   Context scheduler;
   const void* scheduler_stack = nullptr;
   size_t scheduler_stack_bytes = 0;
-  unsigned char* shared = nullptr;
+  uint32_t first_epoch = 0, last_epoch = 0;
+  size_t shared_bytes = 0;
 };
 
 Block block;
 
+// Shared memory has an address, at which nothing can be read or written, and its content elsewhere.
+// So an access that passes by read_shared and write_shared ends the run.
+constexpr size_t kMostShared = 256 * 1024;
+std::vector<unsigned char> shared_content(kMostShared);
+std::vector<Cell> shared_cells(kMostShared);
+
 [[noreturn]] void fail(const char* what) {
   std::fprintf(stderr, "%s: block %u, thread %u: %s\n", block.name, blockIdx.x, threadIdx.x, what);
   std::abort();
+}
+
+// Of `bytes` of shared memory from `offset` on: what the calling thread does, and why it must not.
+[[noreturn]] void fail_at(size_t offset, size_t bytes, const char* does, const std::string& why) {
+  std::fprintf(stderr,
+               "%s: block %u: lane %u of warp %u %s bytes %zu to %zu of shared memory, %s\n",
+               block.name, blockIdx.x, threadIdx.x % 32, threadIdx.x / 32, does, offset,
+               offset + bytes - 1, why.c_str());
+  std::abort();
+}
+
+std::string which(const Access& access, const char* did) {
+  const auto name = [](const char* one, const char* several, uint16_t index) {
+    return index == Access::kSeveral ? std::string(several) : one + std::to_string(index);
+  };
+  return "which " + name("lane ", "several lanes", access.lane) + " of " +
+         name("warp ", "several warps", access.warp) + " " + did;
+}
+
+void check_not_copying(const Cell& cell, size_t offset, size_t bytes, const char* does) {
+  if (cell.copying) fail_at(offset, bytes, does, which(cell.written, "may still be copying to"));
+}
+
+void check_no_race(const Access& before, const char* did, size_t offset, size_t bytes,
+                   const char* does) {
+  if (!before.races(block.fibers[threadIdx.x].now)) return;
+  fail_at(offset, bytes, does, which(before, did) + " with no barrier between");
+}
+
+// Calls visit(cell) for each cell of a range of shared memory.
+template <typename Visit>
+void for_each_cell(size_t offset, size_t bytes, Visit&& visit) {
+  for (size_t at = offset; at < offset + bytes;) {
+    Cell* const word = &shared_cells[at / 4 * 4];
+    const bool whole = at % 4 == 0 && offset + bytes - at >= 4;
+    if (whole && !word->split) {
+      visit(*word);
+      at += 4;
+      continue;
+    }
+    if (!word->split) {
+      word->split = true;
+      std::fill(word + 1, word + 4, *word);
+    }
+    visit(shared_cells[at++]);
+  }
+}
+
+// Where an access lies in shared memory; refuses what a device does.
+size_t shared_offset(const void* address, size_t bytes, const char* does) {
+  const size_t offset = static_cast<const unsigned char*>(address) - shared_memory();
+  if (offset >= block.shared_bytes || bytes > block.shared_bytes - offset) {
+    fail_at(offset, bytes, does, "of which there are " + std::to_string(block.shared_bytes));
+  }
+  if (offset % std::min<size_t>(16, bytes & (~bytes + 1)) != 0) {
+    fail_at(offset, bytes, does, "which are not aligned");
+  }
+  return offset;
+}
+
+// Starts a copy, or writes at once.
+size_t check_write(const void* target, size_t bytes, bool starts_copy) {
+  const char* const does = starts_copy ? "copies to" : "writes";
+  const size_t offset = shared_offset(target, bytes, does);
+  for_each_cell(offset, bytes, [&](Cell& cell) {
+    check_not_copying(cell, offset, bytes, does);
+    check_no_race(cell.written, "wrote", offset, bytes, does);
+    check_no_race(cell.read, "read", offset, bytes, does);
+    cell.written = block.fibers[threadIdx.x].now;
+    cell.copying = starts_copy;
+  });
+  return offset;
+}
+
+size_t check_read(const void* source, size_t bytes) {
+  constexpr const char* kDoes = "reads";
+  const size_t offset = shared_offset(source, bytes, kDoes);
+  const Access& now = block.fibers[threadIdx.x].now;
+  for_each_cell(offset, bytes, [&](Cell& cell) {
+    if (cell.written.block_epoch < block.first_epoch) {
+      fail_at(offset, bytes, kDoes, "which the block has not written");
+    }
+    check_not_copying(cell, offset, bytes, kDoes);
+    check_no_race(cell.written, "wrote", offset, bytes, kDoes);
+    Access& read = cell.read;
+    if (!read.races(now)) {
+      read = now;
+    } else if (read.warp != now.warp) {
+      read.warp = read.lane = Access::kSeveral;
+    } else {
+      read.lane = Access::kSeveral;
+    }
+  });
+  return offset;
 }
 
 void leave(Fiber& fiber, bool for_good) {
@@ -124,6 +252,9 @@ void fiber_main() {
 #endif
   Fiber& fiber = block.fibers[threadIdx.x];
   (*block.thread)();
+  for (const auto& group : fiber.copies) {
+    if (!group.empty()) fail("the thread ends without having waited for its copies");
+  }
   fiber.done = true;
   leave(fiber, true);
 }
@@ -147,11 +278,14 @@ void resume(unsigned thread) {
 }
 
 void run_block() {
+  block.first_epoch = ++block.last_epoch;
   for (int t = 0; t < block.threads; ++t) {
     Fiber& fiber = block.fibers[t];
     fiber.done = false;
     fiber.waits_for = nullptr;
     fiber.copies.assign(1, {});
+    fiber.now = {block.first_epoch, 0, static_cast<uint16_t>(t / 32),
+                 static_cast<uint16_t>(t % 32)};
     prepare_context(fiber.context, fiber.stack.get(), kStackBytes, fiber_main);
   }
   int running = block.threads;
@@ -194,6 +328,7 @@ const Offer* meet(Meeting meeting, unsigned mask, const void* offer, size_t byte
   } else {
     wait(warp.generation);
   }
+  if (meeting == Meeting::kWarp) ++block.fibers[threadIdx.x].now.warp_epoch;
   return offers;
 }
 
@@ -201,9 +336,13 @@ void meet_block() {
   if (++block.block_arrived == block.threads) {
     block.block_arrived = 0;
     ++block.block_generation;
+    ++block.last_epoch;
   } else {
     wait(block.block_generation);
   }
+  Access& now = block.fibers[threadIdx.x].now;
+  ++now.block_epoch;
+  ++now.warp_epoch;
 }
 
 void matrix_product(float (&c)[4], const Offer* lanes, int lane) {
@@ -228,31 +367,45 @@ int& schedule() {
   return order;
 }
 
-unsigned char* shared_memory() { return block.shared; }
+unsigned char* shared_memory() {
+  static void* const address =
+      mmap(nullptr, kMostShared, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  return static_cast<unsigned char*>(address);
+}
 
-void read_shared(const void*, size_t) {}
-void write_shared(const void*, size_t) {}
+void read_shared(void* to, const void* source, size_t bytes) {
+  std::memcpy(to, &shared_content[check_read(source, bytes)], bytes);
+}
+
+void write_shared(void* target, const void* from, size_t bytes) {
+  std::memcpy(&shared_content[check_write(target, bytes, false)], from, bytes);
+}
 
 void start_copy(void* target, const void* source, size_t bytes) {
-  const auto aligned = [&](const void* p) { return reinterpret_cast<uintptr_t>(p) % bytes == 0; };
-  if (!aligned(target) || !aligned(source)) fail("a copy that is not aligned");
-  block.fibers[threadIdx.x].copies.back().push_back({target, source, bytes});
+  if (reinterpret_cast<uintptr_t>(source) % bytes != 0) fail("a copy that is not aligned");
+  const size_t offset = check_write(target, bytes, true);
+  block.fibers[threadIdx.x].copies.back().push_back({offset, source, bytes});
 }
 
 void commit_copies() { block.fibers[threadIdx.x].copies.emplace_back(); }
 
 void wait_copies(int pending) {
-  auto& groups = block.fibers[threadIdx.x].copies;
+  Fiber& fiber = block.fibers[threadIdx.x];
   const size_t open_and_pending = static_cast<size_t>(pending) + 1;
-  while (groups.size() > open_and_pending) {
-    for (const Copy& copy : groups.front()) {
+  while (fiber.copies.size() > open_and_pending) {
+    for (const Copy& copy : fiber.copies.front()) {
+      unsigned char* const target = &shared_content[copy.target];
       if (copy.source != nullptr) {
-        std::memcpy(copy.target, copy.source, copy.bytes);
+        std::memcpy(target, copy.source, copy.bytes);
       } else {
-        std::memset(copy.target, 0, copy.bytes);
+        std::memset(target, 0, copy.bytes);
       }
+      for_each_cell(copy.target, copy.bytes, [&](Cell& cell) {
+        cell.written = fiber.now;
+        cell.copying = false;
+      });
     }
-    groups.erase(groups.begin());
+    fiber.copies.erase(fiber.copies.begin());
   }
 }
 
@@ -275,6 +428,7 @@ void run_grid(const char* name, int64_t blocks, int threads, size_t shared_bytes
   block.name = name;
   block.threads = threads;
   block.thread = &thread;
+  block.shared_bytes = shared_bytes;
   if (block.fibers.size() < static_cast<size_t>(threads))
     block.fibers = std::vector<Fiber>(threads);
   block.warps.assign(threads / 32, Warp{});
@@ -283,10 +437,6 @@ void run_grid(const char* name, int64_t blocks, int threads, size_t shared_bytes
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t at = schedule() == 0 ? b : blocks - 1 - b;
     blockIdx.x = static_cast<unsigned>(at);
-    // Fresh for each block, of exactly the size asked for, and not zero.
-    std::unique_ptr<unsigned char[]> shared(new unsigned char[shared_bytes]);
-    std::memset(shared.get(), 0xff, shared_bytes);
-    block.shared = shared.get();
     run_block();
   }
 }
