@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,6 +27,17 @@ FLAGS = (
     "-Wall -Wextra -Werror -Wno-unknown-pragmas -Wno-clobbered -DSDWA_CUDA_ON_HOST"
 )
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)  # as csrc/dtypes.h counts
+
+
+class SharedMemory(NamedTuple):
+    """KiB: that a block may have, that a multiprocessor has, and that each block takes of it."""
+
+    block: int
+    multiprocessor: int
+    reserved: int
+
+
+RTX_3090, H100 = SharedMemory(99, 100, 1), SharedMemory(227, 228, 1)
 
 
 class BuildError(RuntimeError):
@@ -84,19 +96,21 @@ def run(
     problems: Iterable[tuple[Case, dict[str, Tensor]]],
     schedule: int,
     out_shift: int = 0,
+    shared: SharedMemory = RTX_3090,
 ) -> list[dict[str, Tensor]]:
     """Forward and backward of each problem: out, lse, grad_query, grad_key, grad_value, grad_bias.
 
     `schedule` is the order in which threads run between two barriers: 0 ascending, 1 descending.
     `out_shift` is how many elements the `out` given to the backward pass lies behind the start of
-    its storage, which is aligned.
+    its storage, which is aligned. Kernels choose their stages by `shared`, that of the GPU.
     """
     problems = list(problems)
     cases, results = folder / f"cases{schedule}", folder / f"results{schedule}"
     with cases.open("wb") as file:
         for case, tensors in problems:
             file.writelines(_encode(case, tensors, out_shift))
-    command = [programs / "emulate", cases, results, str(schedule)]
+    limits = (str(1024 * size) for size in shared)
+    command = [programs / "emulate", cases, results, str(schedule), *limits]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise AssertionError(f"the emulated kernels failed:\n{done.stderr[-6000:]}")

@@ -84,6 +84,8 @@ void start_copy(void* target, const void* source, size_t bytes);
 void commit_copies();
 void wait_copies(int pending);
 
+// Bytes: that a block may have, that the blocks of a multiprocessor share, and that the system
+// takes for each block.
 struct SharedMemory {
   int block, multiprocessor, reserved;
 };

@@ -410,7 +410,7 @@ void wait_copies(int pending) {
 }
 
 SharedMemory& shared_limits() {
-  static SharedMemory limits{99 * 1024, 100 * 1024, 1024};  // as on an RTX 3090
+  static SharedMemory limits{48 * 1024, 64 * 1024, 0};  // less than any supported GPU has
   return limits;
 }
 

@@ -1,4 +1,5 @@
-// Runs the kernels on the cases of a file: emulate CASES RESULTS SCHEDULE
+// Runs the kernels on the cases of a file:
+//   emulate CASES RESULTS SCHEDULE BLOCK_SHARED MULTIPROCESSOR_SHARED RESERVED_SHARED
 //
 // A case is 64-bit integers (see `Header`), the scale, the dilations, then its arrays, each as it
 // lies in memory. Every array gets an allocation of its own and of its exact size, so that the
@@ -128,8 +129,10 @@ bool run_case(Files& files) {
 }  // namespace
 
 int main(int count, char** arguments) {
-  if (count != 4) {
-    std::fprintf(stderr, "usage: emulate CASES RESULTS SCHEDULE\n");
+  if (count != 7) {
+    std::fprintf(stderr,
+                 "usage: emulate CASES RESULTS SCHEDULE BLOCK_SHARED MULTIPROCESSOR_SHARED "
+                 "RESERVED_SHARED\n");
     return 2;
   }
   Files files{std::fopen(arguments[1], "rb"), std::fopen(arguments[2], "wb")};
@@ -138,6 +141,8 @@ int main(int count, char** arguments) {
     return 2;
   }
   cuda::emulation::schedule() = std::atoi(arguments[3]);
+  cuda::emulation::shared_limits() = {std::atoi(arguments[4]), std::atoi(arguments[5]),
+                                      std::atoi(arguments[6])};
   while (run_case(files)) {
   }
   return std::fclose(files.cases) + std::fclose(files.results);
