@@ -6,7 +6,7 @@
 
 namespace sdwa::cuda {
 
-// (heads, rows, taps): a row for each tile of each image.
+// (heads, rows, taps): a row for each tile of each image, and then those of BiasRows.
 template <typename A>
 struct BiasParts {
   A* data;  // null where there is no bias
@@ -20,17 +20,38 @@ struct BiasParts {
   }
 };
 
-// Rows that the head with the most tiles needs.
-inline int64_t bias_part_rows(const Problem& problem, int tile_h, int tile_w) {
-  int64_t most = 0;
-  for (int64_t h = 0; h < problem.heads; ++h) {
-    most = std::max<int64_t>(most, head_tiles(problem, h, tile_h, tile_w).tiles);
+// Threads of a block that adds up, and values that each loads at once.
+constexpr int kSumThreads = 256, kSumLoads = 8;
+// Blocks that occupy every multiprocessor of the largest GPU.
+constexpr int64_t kSumBlocks = 512;
+
+// Rows of each head.
+struct BiasRows {
+  int64_t tiles;  // that the head with the most tiles needs
+  int64_t
+      splits;  // parts of them that are summed on their own, into rows behind those of the tiles
+
+  static BiasRows of(const Problem& problem, int tile_h, int tile_w) {
+    int64_t tiles = 0;
+    for (int64_t h = 0; h < problem.heads; ++h) {
+      tiles = std::max<int64_t>(tiles, head_tiles(problem, h, tile_h, tile_w).tiles);
+    }
+    tiles *= problem.batch;
+    const int64_t taps = problem.kernel_h * problem.kernel_w;
+    const int64_t rows_at_once = std::max<int64_t>(1, kSumThreads / taps) * kSumLoads;
+    const int64_t most = std::max<int64_t>(1, kSumBlocks / problem.heads);
+    return {tiles, std::min(most, ceil_div(tiles, rows_at_once))};
   }
-  return problem.batch * most;
+  int64_t all() const { return splits == 1 ? tiles : tiles + splits; }
+};
+
+// Rows of BiasParts.
+inline int64_t bias_part_rows(const Problem& problem, int tile_h, int tile_w) {
+  return BiasRows::of(problem, tile_h, tile_w).all();
 }
 
 // grad_bias = the sums of `parts`, cut for tiles of tile_h x tile_w; 0 where parts is null.
-void launch_sum_bias_parts(const BackwardArgs& args, const void* parts, int tile_h, int tile_w,
+void launch_sum_bias_parts(const BackwardArgs& args, void* parts, int tile_h, int tile_w,
                            Stream stream);
 
 }  // namespace sdwa::cuda

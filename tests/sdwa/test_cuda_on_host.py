@@ -38,6 +38,9 @@ EXTRA = (
     Case(
         "more_heads_than_a_launch", (2, 3, 3, 70, 8), dilation=tuple(1 + n % 3 for n in range(70))
     ),
+    # The sum of the bias' gradient in two launches, and with more taps than a block has threads.
+    Case("window_7_many_tiles", (2, 24, 20, 2, 8), kernel_size=7, dilation=(1, 2), bias=True),
+    Case("window_17_bias", (1, 6, 7, 1, 4), kernel_size=17, dilation=3, bias=True),
     Case("one_phase_a_pixel", (2, 5, 4, 2, 32), dilation=(9, 4), bias=True),
     Case(
         "window_255x1_masked",
