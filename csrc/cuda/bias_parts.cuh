@@ -25,11 +25,10 @@ constexpr int kSumThreads = 256, kSumLoads = 8;
 // Blocks that occupy every multiprocessor of the largest GPU.
 constexpr int64_t kSumBlocks = 512;
 
-// Rows of each head.
+// Rows of each head: those of the tiles, as many as the head with the most tiles needs, and behind
+// them a sum for each of the parts that blocks share them in, unless there is one.
 struct BiasRows {
-  int64_t tiles;  // that the head with the most tiles needs
-  int64_t
-      splits;  // parts of them that are summed on their own, into rows behind those of the tiles
+  int64_t tiles, splits;
 
   static BiasRows of(const Problem& problem, int tile_h, int tile_w) {
     int64_t tiles = 0;
