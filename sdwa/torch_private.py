@@ -29,6 +29,7 @@ __all__ = [
     "above_kernel_skipped",
     "any_autocast",
     "autocast_skipped",
+    "constant_when_compiled",
     "in_forward_mode",
     "in_transform",
     "keep_whole",
@@ -60,6 +61,15 @@ above_kernel_skipped = partial(
 def in_forward_mode() -> bool:
     """Whether a level of `torch.autograd.forward_ad` is open."""
     return forward_ad._current_level >= 0
+
+
+def constant_when_compiled(function: Callable[[], Any]) -> Callable[[], Any]:
+    """Marks a function for `torch.compile` to call, and not to trace into.
+
+    The public `torch.compiler.assume_constant_result` loads what `import sdwa` is not to wait for.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
 
 
 def trace_paused() -> AbstractContextManager[None]:

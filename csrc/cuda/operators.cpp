@@ -1,4 +1,5 @@
 // The operators on CUDA tensors: from tensors to a launch on the current stream.
+#include <cuda_runtime_api.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
 
@@ -51,6 +52,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
 // As TORCH_CUDA_ARCH_LIST has them.
 std::string cuda_architectures() { return SDWA_ARCHITECTURES; }
 
+// Of the CUDA runtime within this library, and of the newest CUDA that the driver knows: 12080 is
+// 12.8. 0 where there is no driver.
+std::tuple<int64_t, int64_t> cuda_versions() {
+  int driver = 0;
+  if (cudaDriverGetVersion(&driver) != cudaSuccess) driver = 0;
+  return {CUDART_VERSION, driver};
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY_IMPL(sdwa, CUDA, m) {
@@ -58,10 +67,14 @@ STABLE_TORCH_LIBRARY_IMPL(sdwa, CUDA, m) {
   m.impl("attention_backward", TORCH_BOX(&attention_backward));
 }
 
-STABLE_TORCH_LIBRARY_FRAGMENT(sdwa, m) { m.def("cuda_architectures() -> str"); }
+STABLE_TORCH_LIBRARY_FRAGMENT(sdwa, m) {
+  m.def("cuda_architectures() -> str");
+  m.def("cuda_versions() -> (int, int)");
+}
 
 STABLE_TORCH_LIBRARY_IMPL(sdwa, CompositeExplicitAutograd, m) {
   m.impl("cuda_architectures", TORCH_BOX(&cuda_architectures));
+  m.impl("cuda_versions", TORCH_BOX(&cuda_versions));
 }
 
 }  // namespace sdwa::cuda

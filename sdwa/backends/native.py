@@ -15,6 +15,7 @@ from sdwa.backends.base import OperatorBackend
 from sdwa.extension import load_library, stale
 from sdwa.problem import AttentionProblem
 from sdwa.registration import OperatorPair
+from sdwa.torch_private import constant_when_compiled
 
 # Why a library is not loaded, or None. The CPU's also defines the operators.
 MISSING_CPU = load_library("sdwa_cpu")
@@ -24,6 +25,8 @@ MISSING_CUDA = MISSING_CPU or load_library("sdwa_cuda")
 PAIR = None if MISSING_CPU else OperatorPair("attention_forward", "attention_backward")
 # Coordinates are 32-bit; csrc/checks.h has it too, for direct calls of the operators.
 MAX_EXTENT = 2**30
+# The first driver of each major version of CUDA.
+FIRST_DRIVER = {12: "525", 13: "580"}
 
 
 class NativeBackend(OperatorBackend):
@@ -65,7 +68,9 @@ class CudaBackend(NativeBackend):
         if MISSING_CUDA is not None:
             reasons.append(MISSING_CUDA)
         if not reasons:
-            compiled = torch.ops.sdwa.cuda_architectures()
+            compiled, runtime, driver = compiled_for()
+            if too_old := driver_too_old(runtime, driver):
+                reasons.append(too_old)
             major, minor = torch.cuda.get_device_capability(device)
             if not runs_on(compiled, major, minor):
                 reasons.append(
@@ -73,6 +78,32 @@ class CudaBackend(NativeBackend):
                     f'TORCH_CUDA_ARCH_LIST={major}.{minor}, or use backend="triton"'
                 )
         return tuple(reasons)
+
+
+@constant_when_compiled
+def compiled_for() -> tuple[str, int, int]:
+    """The library's architectures and CUDA version, and the CUDA version of the driver."""
+    return torch.ops.sdwa.cuda_architectures(), *torch.ops.sdwa.cuda_versions()
+
+
+def driver_too_old(runtime: int, driver: int) -> str | None:
+    """Why a CUDA runtime does not start on a driver, or None; versions as 12080 for 12.8.
+
+    A driver made for some CUDA takes every runtime of that major version, and older ones.
+    """
+    major = runtime // 1000
+    if driver // 1000 >= major:
+        return None
+    needed = f", {FIRST_DRIVER[major]} or newer" if major in FIRST_DRIVER else ""
+    return (
+        f"compiled with CUDA {_dotted(runtime)}, which needs an NVIDIA driver for CUDA {major}"
+        f"{needed}; this one is for CUDA {_dotted(driver)}: update it, reinstall with an nvcc of "
+        f'CUDA {driver // 1000}, or use backend="triton"'
+    )
+
+
+def _dotted(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"
 
 
 @cache

@@ -9,7 +9,7 @@ import torch
 
 import sdwa
 from sdwa.arguments import as_dilation, as_kernel_size
-from sdwa.backends.native import runs_on
+from sdwa.backends.native import driver_too_old, runs_on
 
 SHAPE = (2, 5, 6, 4, 8)
 
@@ -262,3 +262,17 @@ def test_numbers_of_numpy_are_numbers(backend):
 )
 def test_cuda_machine_code_runs_on_its_own_architectures(architectures, gpu, runs):
     assert runs_on(architectures, *gpu) == runs
+
+
+@pytest.mark.parametrize(
+    ("runtime", "driver"), [(13000, 13000), (13010, 13000), (12080, 12020), (12080, 13000)]
+)
+def test_a_driver_takes_runtimes_of_its_major_version_and_older_ones(runtime, driver):
+    assert driver_too_old(runtime, driver) is None
+
+
+def test_a_driver_that_is_too_old_is_a_reason():
+    reason = driver_too_old(13000, 12040)
+    for part in ("CUDA 13.0", "580 or newer", "CUDA 12.4", "nvcc of CUDA 12"):
+        assert part in reason
+    assert "driver for CUDA 20;" in driver_too_old(20010, 13000)

@@ -14,6 +14,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from torch._inductor.utils import fresh_cache
 
 import sdwa
+from sdwa.backends.native import MISSING_CUDA, compiled_for
 
 # PyTorch's own, on first use of forward mode and of Inductor.
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script")
@@ -166,6 +167,18 @@ def test_scale_of_another_process_is_not_taken_from_the_cache(tmp_path):
             command, env=os.environ | cache, cwd=root, capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.mark.skipif(MISSING_CUDA is not None, reason=str(MISSING_CUDA))
+def test_what_the_cuda_library_was_compiled_for_is_a_constant():
+    """torch.compile asks for it when it chooses a backend for a GPU; the answer needs none."""
+
+    def function(x):
+        architectures, runtime, driver = compiled_for()
+        return x + len(architectures) + runtime + driver
+
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    assert compiled(torch.zeros(())) == function(torch.zeros(())) > 0
 
 
 @pytest.mark.parametrize("transform", ("vmap", "grad", "jvp"))
