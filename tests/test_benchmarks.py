@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from benchmarks import attention, compare, latency, measure, peers, plots, report, supported
-from benchmarks.gpu import profiling
+from benchmarks.gpu import profiling, small_set
 from benchmarks.record import ROOT, Measurement, Record, Timing, UserError, start_record
 from benchmarks.shapes import Shape
+from tests.sdwa.cases import draw
 
 CPU = torch.device("cpu")
 SMALL = Shape("map6", 2, 6, 5, 3, 8, (1, 2, 3))
@@ -249,3 +250,11 @@ def test_runs_are_spread_over_turns():
 def test_latency_interval_is_of_order_statistics():
     assert latency.median_with_interval(range(101)) == (50, 40, 61)
     assert latency.median_with_interval([3, 1, 2]) == (2, 1, 3)
+
+
+@pytest.mark.parametrize("case", small_set.cases(), ids=str)
+def test_small_set_lies_on_the_device_as_it_was_drawn(case):
+    for name, tensor in small_set.inputs(case, torch.bfloat16, "cpu").items():
+        drawn = draw(case, torch.bfloat16)[name]
+        assert torch.equal(tensor, drawn.to(tensor.dtype))
+        assert tensor.stride() == drawn.stride(), name
