@@ -26,7 +26,7 @@ struct BackwardParams {
   T* grad_value;
   BiasParts<float> bias_parts;
   float scale, scale_log2;
-  int slots, warp_bytes;  // see Stages
+  int warp_bytes;  // of shared memory
 };
 
 // What the neighbourhood's pixels have in common as queries.
@@ -46,7 +46,8 @@ struct BackwardLayout {
   static constexpr int other_bytes(bool bias) { return kFactsBytes + (bias ? kBiasBytes : 0); }
 };
 
-template <typename T, int kKernel, typename Features>
+// kPlain: there is neither a bias nor a key mask. kSlots: see Stages.
+template <typename T, int kKernel, typename Features, bool kPlain, int kSlots>
 struct Gradients {
   using N = Neighbourhood<kKernel>;
   using F = Fragments<T, kKernel, Features>;
@@ -57,6 +58,10 @@ struct Gradients {
   using Layout = BackwardLayout<kKernel, Stage>;
   using Place = LanePlace<kKernel>;
   static constexpr int kTaps = kKernel * kKernel;
+  // Rows whose products are in registers at once, and rows of `out`.
+  static constexpr int kGroupRows = !Features::kSingle && kKernel < 7 ? 4 : 2;
+  static constexpr int kGroups = (N::kRows + kGroupRows - 1) / kGroupRows;
+  static constexpr int kOutRows = !Features::kSingle ? 2 : kKernel == 3 ? N::kRows : 4;
 
   const BackwardParams<T>& p;
   const Place& place;
@@ -69,20 +74,26 @@ struct Gradients {
   const Anchor<T> out_at{p.out, place.tile, p.work};
   const typename F::Lane lane{place};
 
-  // The pieces of a pass are its chunks in order, for the products, and back to the first one, for
-  // the sums: the last chunk then serves both.
-  __device__ __forceinline__ int pass_pieces() const { return 2 * chunks - 1; }
+  // The pieces of a pass are its chunks in order, for the products with each group of rows, and
+  // back to the first one, for the sums: the last chunk then serves both.
+  __device__ __forceinline__ int product_pieces() const {
+    return Features::kSingle ? 1 : kGroups * chunks;
+  }
+  __device__ __forceinline__ int pass_pieces() const { return product_pieces() + chunks - 1; }
   __device__ __forceinline__ int chunk_of(int piece) const {
-    return Features::kSingle ? 0 : piece < chunks ? piece : pass_pieces() - 1 - piece;
+    if (Features::kSingle) return 0;
+    if (piece >= product_pieces()) return pass_pieces() - 1 - piece;
+    return kGroups > 1 ? piece % chunks : piece;
   }
 
   __device__ __forceinline__ void compute() const {
-    const typename F::Copies copies(place);
-    Pipeline pipeline(2 * pass_pieces(), p.slots, [&](int piece, int slot) {
+    Pipeline pipeline(2 * pass_pieces(), kSlots, [&](int piece, int slot) {
       const bool queries = piece < pass_pieces();
       const Anchor<T> first = queries ? query_at : key_at;
       const Anchor<T> second = queries ? grad_out_at : value_at;
       const int chunk = chunk_of(queries ? piece : piece - pass_pieces()) * Features::kChunk;
+      if (piece == 0) copy_facts();
+      const typename F::Copies copies(place);
       unsigned char* const to = staged + slot * Layout::kSlotBytes;
       copies.start(to, first, chunk, head_dim);
       copies.start(to + Stage::kBytes, second, chunk, head_dim);
@@ -92,100 +103,86 @@ struct Gradients {
   }
 
  private:
+  __device__ __forceinline__ bool has_bias() const { return !kPlain && p.bias != nullptr; }
+  __device__ __forceinline__ bool has_key_mask() const {
+    return !kPlain && p.work.key_mask != nullptr;
+  }
+
   // Pixels of the tile are keys here, in the rows of the products; the neighbourhood's are queries.
   template <typename Pipeline>
   __device__ __forceinline__ void key_and_value(Pipeline& pipeline) const {
-    const WindowAxis steps = Place::kSteps;
-    // A lane looks after column g of the neighbourhood's rows: loads that are under way with the
-    // copies.
-    float lse[N::kRows], grad_lse[N::kRows];
-#pragma unroll
-    for (int t = 0; t < N::kRows; ++t) {
-      const bool ok = keeps_facts() && place.column_on_map(place.g) && place.row_on_map(t);
-      const int64_t token = place.token + (steps.offset(t) * place.token_step_h +
-                                           steps.offset(place.g) * place.token_step_w);
-      lse[t] = ok ? p.lse[token] : -INFINITY;
-      grad_lse[t] = ok && p.grad_lse != nullptr ? p.grad_lse[token] : 0.f;
-    }
-    float score[N::kRows][4] = {}, grad_probability[N::kRows][4] = {};
     float dot[N::kRows] = {};
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      const int feature = chunk * Features::kChunk;
-      Rows out[N::kRows];
+    Rows out[kOutRows];
+    const auto load_out = [&](int t, int feature) {
+      out[t % kOutRows] = F::neighbour_row(out_at, place, t, feature, head_dim);
+    };
+    Weights probabilities[N::kRows / 2], grad_scores[N::kRows / 2];
+    const auto load = [&](int feature) {
 #pragma unroll
-      for (int t = 0; t < N::kRows; ++t) {
-        out[t] = F::neighbour_row(out_at, place, t, feature, head_dim);
-      }
-      pipeline.wait(chunk);
-      const unsigned char* const queries = slot_of(pipeline, chunk);
-      const unsigned char* const grad_outs = queries + Stage::kBytes;
+      for (int t = 0; t < kOutRows; ++t) load_out(t, feature);
+    };
+    const auto arrived = [&](int feature, const unsigned char* slot) {
+    // <out, grad_out> of two times 8 pixels: the diagonals of their products. Of `out` so many
+    // rows at once as there are registers for.
 #pragma unroll
       for (int t = 0; t < N::kRows; t += 2) {
-        // <out, grad_out> of two times 8 pixels: the diagonals of their products.
-        const TileRows both = F::join(out[t], out[t + 1], p.work.zero);
+        const TileRows both = F::join(out[t % kOutRows], out[(t + 1) % kOutRows], p.work.zero);
+        if (t + kOutRows < N::kRows) {
+          load_out(t + kOutRows, feature), load_out(t + kOutRows + 1, feature);
+        }
         float upper[4] = {}, lower[4] = {};
-        F::multiply(upper, both, F::staged_row(grad_outs, lane, t));
-        F::multiply(lower, both, F::staged_row(grad_outs, lane, t + 1));
+        F::multiply(upper, both, F::staged_row(slot + Stage::kBytes, lane, t));
+        F::multiply(lower, both, F::staged_row(slot + Stage::kBytes, lane, t + 1));
         dot[t] += place.g % 2 ? upper[1] : upper[0];
         dot[t + 1] += place.g % 2 ? lower[3] : lower[2];
       }
       // Keeps the compiler from holding what it has read in registers, of which there are too few.
       __syncwarp();
-      const TileRows key = F::tile_rows(key_at, place, feature, p.work);
-      const TileRows value = F::tile_rows(value_at, place, feature, p.work);
+    };
+    const auto ready = [&] {
 #pragma unroll
-      for (int t = 0; t < N::kRows; ++t) {
-        F::multiply(score[t], key, F::staged_row(queries, lane, t));
-        F::multiply(grad_probability[t], value, F::staged_row(grad_outs, lane, t));
-      }
-      if (chunk + 1 < chunks) pipeline.release();
-    }
+      for (int t = 0; t < N::kRows; ++t) write_facts(t, dot[t]);
+      __syncwarp();
+    };
+    products(pipeline, 0, key_at, value_at, load, arrived, ready,
+             [&](int t, const float (&score)[4], const float (&grad_probability)[4]) {
+               float probability[2][2] = {}, grad_score[2][2] = {};  // [half][e]
+               QueryFacts queries[2];
+               float shift[2][2];  // of scores, in base 2
 #pragma unroll
-    for (int t = 0; t < N::kRows; ++t) {
-      if (keeps_facts()) write_shared(facts(t, place.g), facts_of(lse[t], grad_lse[t], dot[t]));
-    }
-    __syncwarp();
-
-    Weights probabilities[N::kRows / 2], grad_scores[N::kRows / 2];
+               for (int e = 0; e < 2; ++e) {
+                 const int column = min(2 * place.j, N::kColumns - 2) + e;
+                 queries[e] = read_shared(facts(t, column));
 #pragma unroll
-    for (int t = 0; t < N::kRows; ++t) {
-      float probability[2][2] = {}, grad_score[2][2] = {};  // [half][e]
-      QueryFacts queries[2];
-      float shift[2][2];  // of scores, in base 2
+                 for (int half = 0; half < 2; ++half) shift[half][e] = -queries[e].lse_log2;
+               }
+               if (has_bias()) add_bias(shift, t, true);
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int column = min(2 * place.j, N::kColumns - 2) + e;
-        queries[e] = read_shared(facts(t, column));
+               for (int e = 0; e < 2; ++e) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) shift[half][e] = -queries[e].lse_log2;
-      }
-      if (p.bias != nullptr) add_bias(shift, t, true);
+                 for (int half = 0; half < 2; ++half) {
+                   if (!N::reaches(half, t)) continue;
+                   const float log2_p = score[2 * half + e] * p.scale_log2 + shift[half][e];
+                   probability[half][e] = place.in_window(half, t, e) ? power2(log2_p) : 0.f;
+                   grad_score[half][e] =
+                       probability[half][e] * (grad_probability[2 * half + e] - queries[e].delta);
+                 }
+               }
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          if (!N::reaches(half, t)) continue;
-          const float log2_p = score[t][2 * half + e] * p.scale_log2 + shift[half][e];
-          probability[half][e] = place.in_window(half, t, e) ? power2(log2_p) : 0.f;
-          grad_score[half][e] =
-              probability[half][e] * (grad_probability[t][2 * half + e] - queries[e].delta);
-        }
-      }
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        probabilities[t / 2].pair[2 * (t % 2) + half] =
-            pack<T>(probability[half][0], probability[half][1]);
-        grad_scores[t / 2].pair[2 * (t % 2) + half] =
-            pack<T>(grad_score[half][0], grad_score[half][1]);
-      }
-    }
-    if (p.work.key_mask != nullptr) {
+               for (int half = 0; half < 2; ++half) {
+                 probabilities[t / 2].pair[2 * (t % 2) + half] =
+                     pack<T>(probability[half][0], probability[half][1]);
+                 grad_scores[t / 2].pair[2 * (t % 2) + half] =
+                     pack<T>(grad_score[half][0], grad_score[half][1]);
+               }
+             });
+    if (has_key_mask()) {
       clear_left_out_tile(probabilities);
       clear_left_out_tile(grad_scores);
     }
 
-    for (int piece = chunks - 1; piece < pass_pieces(); ++piece) {
-      if (piece >= chunks) pipeline.wait(piece);
+    for (int piece = product_pieces() - 1; piece < pass_pieces(); ++piece) {
+      if (piece >= product_pieces()) pipeline.wait(piece);
       const unsigned char* const queries = slot_of(pipeline, piece);
       const int feature = chunk_of(piece) * Features::kChunk;
       float grad_value[F::kSlices][4] = {};
@@ -193,8 +190,8 @@ struct Gradients {
       F::store(p.grad_value, grad_value, 1.f, p.work, place, feature);
       float grad_key[F::kSlices][4] = {};
       F::gather(grad_key, grad_scores, queries, lane);
-      pipeline.release();
       F::store(p.grad_key, grad_key, p.scale, p.work, place, feature);
+      pipeline.release();
     }
   }
 
@@ -202,21 +199,6 @@ struct Gradients {
   template <typename Pipeline>
   __device__ __forceinline__ void query(Pipeline& pipeline) const {
     const int first_piece = pass_pieces();
-    float score[N::kRows][4] = {}, grad_probability[N::kRows][4] = {};
-    for (int chunk = 0; chunk < chunks; ++chunk) {
-      const int feature = chunk * Features::kChunk;
-      const TileRows query = F::tile_rows(query_at, place, feature, p.work);
-      const TileRows grad_out = F::tile_rows(grad_out_at, place, feature, p.work);
-      pipeline.wait(first_piece + chunk);
-      const unsigned char* const keys = slot_of(pipeline, first_piece + chunk);
-#pragma unroll
-      for (int t = 0; t < N::kRows; ++t) {
-        F::multiply(score[t], query, F::staged_row(keys, lane, t));
-        F::multiply(grad_probability[t], grad_out, F::staged_row(keys + Stage::kBytes, lane, t));
-      }
-      if (chunk + 1 < chunks) pipeline.release();
-    }
-
     const Counting<kKernel> counting(p.work, place);
     Weights grad_scores[N::kRows / 2];
     QueryFacts queries[2];
@@ -225,37 +207,38 @@ struct Gradients {
       queries[half] =
           read_shared(facts(place.tile_dy(half) + kKernel / 2, place.tile_dx + kKernel / 2));
     }
+    products(pipeline, first_piece, query_at, grad_out_at, nullptr, nullptr, nullptr,
+             [&](int t, const float (&score)[4], const float (&grad_probability)[4]) {
+               float shift[2][2];
 #pragma unroll
-    for (int t = 0; t < N::kRows; ++t) {
-      float shift[2][2];
+               for (int half = 0; half < 2; ++half) {
+                 shift[half][0] = shift[half][1] = -queries[half].lse_log2;
+               }
+               if (has_bias()) add_bias(shift, t, false);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        shift[half][0] = shift[half][1] = -queries[half].lse_log2;
-      }
-      if (p.bias != nullptr) add_bias(shift, t, false);
+               for (int half = 0; half < 2; ++half) {
+                 float grad_score[2] = {};
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        float grad_score[2] = {};
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          if (!N::reaches(half, t)) continue;
-          const float log2_p = score[t][2 * half + e] * p.scale_log2 + shift[half][e];
-          grad_score[e] =
-              counting.at(half, t, e)
-                  ? power2(log2_p) * (grad_probability[t][2 * half + e] - queries[half].delta)
-                  : 0.f;
-          if (p.bias_parts.data != nullptr && place.in_window(half, t, e)) {
-            write_shared(shared_grad_score(half, place.tap(half, t, e)), grad_score[e]);
-          }
-        }
-        grad_scores[t / 2].pair[2 * (t % 2) + half] = pack<T>(grad_score[0], grad_score[1]);
-      }
-    }
-    if (p.work.key_mask != nullptr) clear_left_out_neighbours(grad_scores);
-    if (p.bias_parts.data != nullptr) sum_bias();
+                 for (int e = 0; e < 2; ++e) {
+                   if (!N::reaches(half, t)) continue;
+                   const float log2_p = score[2 * half + e] * p.scale_log2 + shift[half][e];
+                   grad_score[e] =
+                       counting.at(half, t, e)
+                           ? power2(log2_p) * (grad_probability[2 * half + e] - queries[half].delta)
+                           : 0.f;
+                   if (has_bias() && place.in_window(half, t, e)) {
+                     write_shared(shared_grad_score(half, place.tap(half, t, e)), grad_score[e]);
+                   }
+                 }
+                 grad_scores[t / 2].pair[2 * (t % 2) + half] =
+                     pack<T>(grad_score[0], grad_score[1]);
+               }
+             });
+    if (has_key_mask()) clear_left_out_neighbours(grad_scores);
+    if (has_bias()) sum_bias();
 
-    for (int piece = chunks - 1; piece < pass_pieces(); ++piece) {
-      if (piece >= chunks) pipeline.wait(first_piece + piece);
+    for (int piece = product_pieces() - 1; piece < pass_pieces(); ++piece) {
+      if (piece >= product_pieces()) pipeline.wait(first_piece + piece);
       float grad_query[F::kSlices][4] = {};
       F::gather(grad_query, grad_scores, slot_of(pipeline, first_piece + piece), lane);
       pipeline.release();
@@ -264,27 +247,95 @@ struct Gradients {
     }
   }
 
+  // Products of the tile of two tensors with the rows of the neighbourhood of two others, which are
+  // staged: use(row, product of the first, of the second). Before the first use of a chunk
+  // load(feature) and, when it is there, arrived(feature, slot) are called, and ready() when all
+  // are; null: there is nothing to do.
+  template <typename Pipeline, typename Load, typename Arrived, typename Ready, typename Use>
+  __device__ __forceinline__ void products(Pipeline& pipeline, int first_piece, const Anchor<T>& a,
+                                           const Anchor<T>& b, Load load, Arrived arrived,
+                                           Ready ready, Use use) const {
+    constexpr bool kLoads = !std::is_null_pointer_v<Load>;
+    TileRows tile_a, tile_b;
+    const auto load_tile = [&](int feature) {
+      tile_a = F::tile_rows(a, place, feature, p.work);
+      tile_b = F::tile_rows(b, place, feature, p.work);
+    };
+#pragma unroll
+    for (int first = 0; first < N::kRows; first += kGroupRows) {
+      float product_a[kGroupRows][4] = {}, product_b[kGroupRows][4] = {};
+      for (int chunk = 0; chunk < chunks; ++chunk) {
+        const int feature = chunk * Features::kChunk;
+        const int piece = Features::kSingle ? 0 : first / kGroupRows * chunks + chunk;
+        const unsigned char* const slot = slot_of(pipeline, first_piece + piece);
+        if (kLoads && first == 0) {
+          if constexpr (kLoads) {
+            load(feature);
+            pipeline.wait(first_piece + piece);
+            arrived(feature, slot);
+          }
+          load_tile(feature);
+        } else if (!Features::kSingle || first == 0) {
+          load_tile(feature);
+          pipeline.wait(first_piece + piece);
+        }
+#pragma unroll
+        for (int i = 0; i < kGroupRows && first + i < N::kRows; ++i) {
+          F::multiply(product_a[i], tile_a, F::staged_row(slot, lane, first + i));
+          F::multiply(product_b[i], tile_b, F::staged_row(slot + Stage::kBytes, lane, first + i));
+        }
+        if (piece + 1 < product_pieces()) pipeline.release();
+      }
+      if constexpr (kLoads) {
+        if (first == 0) ready();
+      }
+#pragma unroll
+      for (int i = 0; i < kGroupRows && first + i < N::kRows; ++i) {
+        use(first + i, product_a[i], product_b[i]);
+      }
+    }
+  }
+
   template <typename Pipeline>
   __device__ __forceinline__ unsigned char* slot_of(const Pipeline& pipeline, int piece) const {
     return staged + pipeline.slot(piece) * Layout::kSlotBytes;
   }
   __device__ __forceinline__ unsigned char* other() const {
-    return staged + p.slots * Layout::kSlotBytes;
+    return staged + kSlots * Layout::kSlotBytes;
   }
 
   // Of a pixel of the neighbourhood.
   __device__ __forceinline__ QueryFacts* facts(int row, int column) const {
     return reinterpret_cast<QueryFacts*>(other()) + (row * N::kColumns + column);
   }
-  // Whether the calling lane holds the diagonals of column g.
-  __device__ __forceinline__ bool keeps_facts() const {
-    return place.j == place.g / 2 && place.g < N::kColumns;
+  // Starts to copy what is known of the neighbourhood's queries.
+  __device__ __forceinline__ void copy_facts() const {
+    constexpr int kPixels = N::kRows * N::kColumns;
+    const WindowAxis steps = Place::kSteps;
+#pragma unroll
+    for (int first = 0; first < kPixels; first += kWarpLanes) {
+      const int pixel = first + threadIdx.x % kWarpLanes;
+      if (first + kWarpLanes > kPixels && pixel >= kPixels) break;
+      const int row = small_quotient<N::kColumns>(pixel), column = pixel - row * N::kColumns;
+      const bool ok = place.row_on_map(row) && place.column_on_map(column);
+      const int64_t token = place.token + (steps.offset(row) * place.token_step_h +
+                                           steps.offset(column) * place.token_step_w);
+      QueryFacts* const to = facts(row, column);
+      copy_async<4>(&to->lse_log2, p.lse + token, ok);
+      if (p.grad_lse != nullptr) copy_async<4>(&to->delta, p.grad_lse + token, ok);
+    }
   }
-  __device__ __forceinline__ QueryFacts facts_of(float lse, float grad_lse, float dot) const {
-    const float in_log2 = lse * log2e_v<float>;
+  // Makes the facts of row t, column g, of what copy_facts has brought; dot: <out, grad_out>.
+  __device__ __forceinline__ void write_facts(int t, float dot) const {
+    if (place.j != place.g / 2 || place.g >= N::kColumns) return;
+    QueryFacts* const at = facts(t, place.g);
+    const float lse_log2 = read_shared(&at->lse_log2) * log2e_v<float>;
+    QueryFacts result{lse_log2, dot};
+    if (p.grad_lse != nullptr) result.delta -= read_shared(&at->delta);
     // Nothing goes back through a window with nothing left, nor off the map.
-    return in_log2 < kLowestScore<float> ? QueryFacts{INFINITY, 0.f}
-                                         : QueryFacts{in_log2, dot - grad_lse};
+    const bool on_map = place.row_on_map(t) && place.column_on_map(place.g);
+    if (!on_map || lse_log2 < kLowestScore<float>) result = {INFINITY, 0.f};
+    write_shared(at, result);
   }
 
   // Adds the bias of the taps by which the tile sees row t of the neighbourhood, or, mirrored, the
@@ -316,7 +367,7 @@ struct Gradients {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           grad_scores[t / 2].pair[2 * (t % 2) + half] &= e == 0 ? 0xffff0000u : 0x0000ffffu;
-          if (p.bias_parts.data != nullptr && N::reaches(half, t) && place.in_window(half, t, e)) {
+          if (has_bias() && N::reaches(half, t) && place.in_window(half, t, e)) {
             write_shared(shared_grad_score(half, place.tap(half, t, e)), 0.f);
           }
         }
@@ -357,32 +408,34 @@ struct Gradients {
 };
 
 // Blocks that a multiprocessor holds at once: as many as registers allow without spills.
-template <int kKernel, typename Features>
-constexpr int kResidentBlocks =
-    (kKernel == 7 ? 2 : 3) + (kKernel == 3 && Features::kSingle && Features::kChunk == 32 ? 1 : 0);
+template <typename Features, bool kPlain, int kSlots>
+constexpr int kResidentBlocks = !kPlain ? 2 : kSlots + (Features::kChunk == 32 ? 2 : 1);
 
-template <typename T, int kKernel, typename Features>
-__global__ void __launch_bounds__(kMostWarps* kWarpLanes, kResidentBlocks<kKernel, Features>)
+// Where a multiprocessor's shared memory is too small for a third block of two slots, there is no
+// need to spill for it.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+template <typename Features, bool kPlain, int kSlots>
+constexpr int kCompiledBlocks = std::min(2, kResidentBlocks<Features, kPlain, kSlots>);
+#else
+template <typename Features, bool kPlain, int kSlots>
+constexpr int kCompiledBlocks = kResidentBlocks<Features, kPlain, kSlots>;
+#endif
+
+template <typename T, int kKernel, typename Features, bool kPlain, int kSlots>
+__global__ void __launch_bounds__(kMostWarps* kWarpLanes, kCompiledBlocks<Features, kPlain, kSlots>)
     backward_matrix(const __grid_constant__ BackwardParams<T> p) {
   const Tile tile = find_tile(p.work);
   if (!tile.inside) {
-    if (p.bias_parts.data != nullptr && tile.numbered) {
+    if (!kPlain && p.bias_parts.data != nullptr && tile.numbered) {
       float* const sums = p.bias_parts.row(p.work, tile);
       for (int t = threadIdx.x % kWarpLanes; t < kKernel * kKernel; t += kWarpLanes) sums[t] = 0;
     }
     return;
   }
   const LanePlace<kKernel> place(p.work, tile);
-  const Gradients<T, kKernel, Features> gradients{
+  const Gradients<T, kKernel, Features, kPlain, kSlots> gradients{
       p, place, dynamic_shared<unsigned char>() + threadIdx.x / kWarpLanes * p.warp_bytes};
   gradients.compute();
-}
-
-template <typename T, int kKernel, typename Features>
-Stages backward_stages(bool bias) {
-  using Layout = BackwardLayout<kKernel, typename Fragments<T, kKernel, Features>::Stage>;
-  return choose_stages(Layout::kSlotBytes, Layout::other_bytes(bias),
-                       kMostWarps * kResidentBlocks<kKernel, Features>);
 }
 
 template <typename T, int kKernel>
@@ -405,18 +458,29 @@ void launch_kernel(const BackwardArgs& args, float* bias_parts, Stream stream) {
       {bias_parts, bias_part_rows(problem, N::kTileH, N::kTileW), kKernel * kKernel},
       static_cast<float>(problem.scale),
       static_cast<float>(problem.scale) * log2e_v<float>,
-      0,
       0};
-  with_features<kKernel>(problem.head_dim, row_alignment(args), [&](auto features) {
+  with_features<kKernel, 32>(problem.head_dim, row_alignment(args), [&](auto features) {
     using Features = decltype(features);
-    const Stages stages = backward_stages<T, kKernel, Features>(bias_parts != nullptr);
-    params.slots = stages.slots, params.warp_bytes = stages.warp_bytes;
-    for_each_launch(
-        args, N::kTileH, N::kTileW, stages.warps, [&](const Work& work, int64_t blocks) {
-          params.work = work;
-          launch("backward_matrix", backward_matrix<T, kKernel, Features>, blocks,
-                 stages.warps * kWarpLanes, stages.warps * stages.warp_bytes, stream, params);
-        });
+    using Layout = BackwardLayout<kKernel, typename Fragments<T, kKernel, Features>::Stage>;
+    with_plain<kKernel, Features>(args, [&](auto plain) {
+      // Two slots have kernels of their own, where registers are what limits the warps.
+      constexpr int kWarps1 = kMostWarps * kResidentBlocks<Features, plain, 1>;
+      constexpr int kWarps2 = plain ? kMostWarps * kResidentBlocks<Features, plain, 2> : 0;
+      const Stages stages = choose_stages(
+          Layout::kSlotBytes, Layout::other_bytes(bias_parts != nullptr), {kWarps1, kWarps2});
+      params.warp_bytes = stages.warp_bytes;
+      specialize<1, plain ? 2 : 1>(stages.slots, [&](auto slots) {
+        if constexpr (slots > 0) {
+          for_each_launch(
+              args, N::kTileH, N::kTileW, stages.warps, [&](const Work& work, int64_t blocks) {
+                params.work = work;
+                launch("backward_matrix", backward_matrix<T, kKernel, Features, plain, slots>,
+                       blocks, stages.warps * kWarpLanes, stages.warps * stages.warp_bytes, stream,
+                       params);
+              });
+        }
+      });
+    });
   });
   if (bias_parts != nullptr) {
     launch_sum_bias_parts(args, bias_parts, N::kTileH, N::kTileW, stream);

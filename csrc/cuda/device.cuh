@@ -74,12 +74,38 @@ __device__ __forceinline__ const T* rooted(const T* address, uint32_t zero) {
   return reinterpret_cast<const T*>(reinterpret_cast<uintptr_t>(address) ^ zero);
 }
 
-// What lies at an address in global memory that the kernel does not write.
+// What lies at an address in global memory that the kernel does not write. The load stays where it
+// is written, before or behind a wait.
 __device__ __forceinline__ uint4 load16(const void* address) {
-  return __ldg(reinterpret_cast<const uint4*>(address));
+  uint4 v;
+  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(__cvta_generic_to_global(address)));
+  return v;
 }
 __device__ __forceinline__ uint2 load8(const void* address) {
-  return __ldg(reinterpret_cast<const uint2*>(address));
+  uint2 v;
+  asm volatile("ld.global.nc.v2.u32 {%0, %1}, [%2];"
+               : "=r"(v.x), "=r"(v.y)
+               : "l"(__cvta_generic_to_global(address)));
+  return v;
+}
+
+// Writes to an aligned address in global memory if ok, by one store: the compiler may take a plain
+// one apart.
+__device__ __forceinline__ void store16(void* address, uint4 v, bool ok) {
+  asm volatile(
+      "{\n.reg .pred ok;\nsetp.ne.u32 ok, %5, 0;\n@ok st.global.v4.u32 [%0], {%1, %2, %3, "
+      "%4};\n}" ::"l"(__cvta_generic_to_global(address)),
+      "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w), "r"(static_cast<uint32_t>(ok))
+      : "memory");
+}
+__device__ __forceinline__ void store8(void* address, uint2 v, bool ok) {
+  asm volatile(
+      "{\n.reg .pred ok;\nsetp.ne.u32 ok, %3, 0;\n@ok st.global.v2.u32 [%0], {%1, %2};\n}" ::"l"(
+          __cvta_generic_to_global(address)),
+      "r"(v.x), "r"(v.y), "r"(static_cast<uint32_t>(ok))
+      : "memory");
 }
 
 // 2^x. The instruction is within 2 units in the last place, like exp2f; the results that it flushes

@@ -17,14 +17,17 @@ struct ForwardParams {
 };
 
 // Blocks that a multiprocessor holds at once: as many as registers allow without spills.
-template <int kKernel, typename Features>
-constexpr int kResidentBlocks = (kKernel == 7   ? 2
-                                 : kKernel == 5 ? 3
-                                                : 4) +
-                                (Features::kSingle && Features::kChunk == 32 ? 1 : 0);
+template <int kKernel, typename Features, bool kPlain>
+constexpr int kResidentBlocks = !Features::kSingle ? (kKernel == 7 ? 2 : 3)
+                                                   : (kKernel == 7   ? 2
+                                                      : kKernel == 5 ? 3
+                                                                     : 4) +
+                                                         (Features::kChunk == 32 ? 1 : 0);
 
-template <typename T, int kKernel, typename Features>
-__global__ void __launch_bounds__(kMostWarps* kWarpLanes, kResidentBlocks<kKernel, Features>)
+// kPlain: there is neither a bias nor a key mask.
+template <typename T, int kKernel, typename Features, bool kPlain>
+__global__ void __launch_bounds__(kMostWarps* kWarpLanes,
+                                  kResidentBlocks<kKernel, Features, kPlain>)
     forward_matrix(const __grid_constant__ ForwardParams<T> p) {
   using N = Neighbourhood<kKernel>;
   using F = Fragments<T, kKernel, Features>;
@@ -71,7 +74,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarpLanes, kResidentBlocks<kKerne
 #pragma unroll
       for (int e = 0; e < 2; ++e) log2_p[t][e] = score[t][2 * half + e] * p.scale_log2;
     }
-    if (p.work.key_mask != nullptr) {
+    if (!kPlain && p.work.key_mask != nullptr) {
       const LeftOut<kKernel> left_out(p.work, tile, place);
 #pragma unroll
       for (int t = 0; t < N::kRows; ++t) {
@@ -81,7 +84,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarpLanes, kResidentBlocks<kKerne
         }
       }
     }
-    if (p.bias != nullptr) {
+    if (!kPlain && p.bias != nullptr) {
       const float* const bias = p.bias + tile.head * (kKernel * kKernel);
 #pragma unroll
       for (int t = 0; t < N::kRows; ++t) {
@@ -146,17 +149,20 @@ void launch_kernel(const ForwardArgs& args, Stream stream) {
                           static_cast<float>(args.problem.scale) * log2e_v<float>,
                           0,
                           0};
-  with_features<kKernel>(args.problem.head_dim, row_alignment(args), [&](auto features) {
+  with_features<kKernel, 64>(args.problem.head_dim, row_alignment(args), [&](auto features) {
     using Features = decltype(features);
-    const Stages stages = choose_stages(Fragments<T, kKernel, Features>::Stage::kBytes, 0,
-                                        kMostWarps * kResidentBlocks<kKernel, Features>);
-    params.slots = stages.slots, params.warp_bytes = stages.warp_bytes;
-    for_each_launch(
-        args, N::kTileH, N::kTileW, stages.warps, [&](const Work& work, int64_t blocks) {
-          params.work = work;
-          launch("forward_matrix", forward_matrix<T, kKernel, Features>, blocks,
-                 stages.warps * kWarpLanes, stages.warps * stages.warp_bytes, stream, params);
-        });
+    with_plain<kKernel, Features>(args, [&](auto plain) {
+      constexpr int kWarps = kMostWarps * kResidentBlocks<kKernel, Features, plain>;
+      const Stages stages =
+          choose_stages(Fragments<T, kKernel, Features>::Stage::kBytes, 0, {kWarps, kWarps});
+      params.slots = stages.slots, params.warp_bytes = stages.warp_bytes;
+      for_each_launch(
+          args, N::kTileH, N::kTileW, stages.warps, [&](const Work& work, int64_t blocks) {
+            params.work = work;
+            launch("forward_matrix", forward_matrix<T, kKernel, Features, plain>, blocks,
+                   stages.warps * kWarpLanes, stages.warps * stages.warp_bytes, stream, params);
+          });
+    });
   });
 }
 

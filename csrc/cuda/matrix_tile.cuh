@@ -16,6 +16,7 @@
 #pragma once
 
 #include <numeric>
+#include <type_traits>
 
 #include "cuda/staging.cuh"
 
@@ -184,22 +185,6 @@ struct Anchor {
   }
 };
 
-template <int kCount, int kAccess, typename T>
-__device__ __forceinline__ void store_elements(T* target, const uint32_t (&from)[kCount / 2],
-                                               int left) {
-  if constexpr (kAccess == 16 && kCount == 8) {
-    if (left > 0)
-      *reinterpret_cast<uint4*>(target) = make_uint4(from[0], from[1], from[2], from[3]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount / 4; ++i) {
-      if (left > 4 * i) {
-        *reinterpret_cast<uint2*>(target + 4 * i) = make_uint2(from[2 * i], from[2 * i + 1]);
-      }
-    }
-  }
-}
-
 // Features are worked on kChunk (32 or 64) at a time; kSingle: one chunk holds them all. kAccess:
 // bytes that a lane reads at a time.
 template <int kChunk_, bool kSingle_, int kAccess_>
@@ -221,28 +206,37 @@ struct Features {
   }
 };
 
-// Calls run(Features) with those that suit. Windows of 3 have one more, for rows aligned to 8
-// bytes.
-template <int kKernel, typename Run>
+// Calls run(Features) with those that suit. kChunk: features at a time where there are more
+// than 64. Windows of 3 have one more, for rows aligned to 8 bytes.
+template <int kKernel, int kChunk, typename Run>
 void with_features(int64_t head_dim, int access, Run&& run) {
   if constexpr (kKernel == 3) {
-    if (access == 8) return run(Features<64, false, 8>{});
+    if (access == 8) return run(Features<kChunk, false, 8>{});
   }
   if (head_dim <= 32) {
     run(Features<32, true, 16>{});
   } else if (head_dim <= 64) {
     run(Features<64, true, 16>{});
   } else {
-    run(Features<64, false, 16>{});
+    run(Features<kChunk, false, 16>{});
   }
 }
 
-// n / kDivisor for n up to 31.
+// Calls run(true_type) where a kernel without a bias and a key mask is to run: windows of 3 have
+// such ones, which need fewer registers.
+template <int kKernel, typename Features, typename Args, typename Run>
+void with_plain(const Args& args, Run&& run) {
+  if constexpr (kKernel == 3 && Features::kSingle) {
+    if (args.bias == nullptr && args.key_mask == nullptr) return run(std::true_type{});
+  }
+  run(std::false_type{});
+}
+
+// n / kDivisor for n up to 127.
 template <int kDivisor>
 SDWA_HD constexpr int small_quotient(int n) {
-  constexpr int kFactor = 256 / kDivisor + 1;
   static_assert(kDivisor == 6 || kDivisor == 8);
-  return n * kFactor >> 8;
+  return kDivisor == 8 ? n >> 3 : n * 171 >> 10;
 }
 
 // Of permute_bytes: a word of the lower, or upper, 16 bits of two.
@@ -461,11 +455,10 @@ struct Fragments {
   static __device__ __forceinline__ void store(T* target, const float (&result)[kSlices][4],
                                                float factor, const Work& work, const Place& place,
                                                int chunk) {
+    T* const origin = target + place.token * static_cast<uint32_t>(work.head_dim);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      if (!place.tile_ok[half]) continue;
-      T* const row = target + place.token * static_cast<uint32_t>(work.head_dim) +
-                     place.tile_step(half) * work.head_dim;
+      const int32_t row = place.tile_step(half) * work.head_dim;
       uint32_t packed[kSlices];
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
@@ -475,12 +468,17 @@ struct Fragments {
               pack<T>(result[i][2 * half + e] * factor, result[i + 1][2 * half + e] * factor);
         }
       }
+      const auto store_at = [&](int i, auto&& store, auto&& words) {
+        const int feature = chunk + 2 * (place.j * kSlices + i);
+        store(origin + (row + feature), words, place.tile_ok[half] && feature < work.head_dim);
+      };
 #pragma unroll
-      for (int part = 0; part < kSlices / 4; ++part) {
-        const int feature = chunk + 2 * place.j * kSlices + 8 * part;
-        const uint32_t eight[4] = {packed[4 * part], packed[4 * part + 1], packed[4 * part + 2],
-                                   packed[4 * part + 3]};
-        store_elements<8, kAccess>(row + feature, eight, work.head_dim - feature);
+      for (int i = 0; i < kSlices; i += kAccess / 4) {
+        if constexpr (kAccess == 16) {
+          store_at(i, store16, make_uint4(packed[i], packed[i + 1], packed[i + 2], packed[i + 3]));
+        } else {
+          store_at(i, store8, make_uint2(packed[i], packed[i + 1]));
+        }
       }
     }
   }

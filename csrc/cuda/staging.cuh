@@ -5,6 +5,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 
 #include "cuda/work.cuh"
 
@@ -81,9 +82,9 @@ struct Stages {
 constexpr int kMostWarps = 4;  // of a block
 
 // So many slots and warps that most warps are on a multiprocessor at once, of those which the
-// registers allow; warps 0 where not even one fits. Of equals the one with more slots, then with
-// more warps of a block.
-inline Stages choose_stages(int slot_bytes, int other_bytes, int resident_warps) {
+// registers allow with 1 and with 2 slots. Of equals the one with more slots, then with more warps
+// of a block.
+inline Stages choose_stages(int slot_bytes, int other_bytes, std::array<int, 2> resident_warps) {
   const SharedMemory memory = shared_memory();
   Stages best{};
   int most = 0;
@@ -93,7 +94,7 @@ inline Stages choose_stages(int slot_bytes, int other_bytes, int resident_warps)
       const int bytes = warps * warp_bytes;
       if (bytes > memory.block) continue;
       const int blocks = memory.multiprocessor / (bytes + memory.reserved);
-      const int resident = std::min(blocks * warps, resident_warps);
+      const int resident = std::min(blocks * warps, resident_warps[slots - 1]);
       if (resident > most) most = resident, best = {slots, warps, warp_bytes};
     }
   }

@@ -150,6 +150,12 @@ const T* rooted(const T* address, uint32_t) {
 }
 inline uint4 load16(const void* address) { return *static_cast<const uint4*>(address); }
 inline uint2 load8(const void* address) { return *static_cast<const uint2*>(address); }
+inline void store16(void* address, uint4 value, bool ok) {
+  if (ok) *static_cast<uint4*>(address) = value;
+}
+inline void store8(void* address, uint2 value, bool ok) {
+  if (ok) *static_cast<uint2*>(address) = value;
+}
 
 inline float power2(float x) { return std::exp2(x); }
 inline double power2(double x) { return std::exp2(x); }
