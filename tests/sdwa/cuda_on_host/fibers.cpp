@@ -13,12 +13,15 @@
 #include "cuda/device.cuh"
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #define SWITCH_TO(save, bottom, size) __sanitizer_start_switch_fiber(save, bottom, size)
 #define SWITCHED(saved) __sanitizer_finish_switch_fiber(saved, nullptr, nullptr)
+#define ACCESSIBLE(start, bytes) __asan_unpoison_memory_region(start, bytes)
 #else
 #define SWITCH_TO(save, bottom, size)
 #define SWITCHED(saved)
+#define ACCESSIBLE(start, bytes)
 #endif
 
 namespace sdwa::cuda::emulation {
@@ -97,11 +100,13 @@ struct Copy {
   size_t target;  // an offset into shared memory
   const void* source;
   size_t bytes;
+  int group;
 };
 
 struct Fiber {
   Access now;
-  std::vector<std::vector<Copy>> copies{1};  // by group, the last one open
+  std::vector<Copy> copies;  // still to be made, the oldest first
+  int open_group = 0;
   Context context;
   std::unique_ptr<unsigned char[]> stack{new unsigned char[kStackBytes]};
   bool done = true;
@@ -252,9 +257,7 @@ void fiber_main() {
 #endif
   Fiber& fiber = block.fibers[threadIdx.x];
   (*block.thread)();
-  for (const auto& group : fiber.copies) {
-    if (!group.empty()) fail("the thread ends without having waited for its copies");
-  }
+  if (!fiber.copies.empty()) fail("the thread ends without having waited for its copies");
   fiber.done = true;
   leave(fiber, true);
 }
@@ -283,9 +286,12 @@ void run_block() {
     Fiber& fiber = block.fibers[t];
     fiber.done = false;
     fiber.waits_for = nullptr;
-    fiber.copies.assign(1, {});
+    fiber.open_group = 0;
     fiber.now = {block.first_epoch, 0, static_cast<uint16_t>(t / 32),
                  static_cast<uint16_t>(t % 32)};
+    // The functions that the last thread of this fiber ended in never returned.
+    constexpr size_t kTheirs = 4096;
+    ACCESSIBLE(fiber.stack.get() + kStackBytes - kTheirs, kTheirs);
     prepare_context(fiber.context, fiber.stack.get(), kStackBytes, fiber_main);
   }
   int running = block.threads;
@@ -384,29 +390,28 @@ void write_shared(void* target, const void* from, size_t bytes) {
 void start_copy(void* target, const void* source, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(source) % bytes != 0) fail("a copy that is not aligned");
   const size_t offset = check_write(target, bytes, true);
-  block.fibers[threadIdx.x].copies.back().push_back({offset, source, bytes});
+  Fiber& fiber = block.fibers[threadIdx.x];
+  fiber.copies.push_back({offset, source, bytes, fiber.open_group});
 }
 
-void commit_copies() { block.fibers[threadIdx.x].copies.emplace_back(); }
+void commit_copies() { ++block.fibers[threadIdx.x].open_group; }
 
 void wait_copies(int pending) {
   Fiber& fiber = block.fibers[threadIdx.x];
-  const size_t open_and_pending = static_cast<size_t>(pending) + 1;
-  while (fiber.copies.size() > open_and_pending) {
-    for (const Copy& copy : fiber.copies.front()) {
-      unsigned char* const target = &shared_content[copy.target];
-      if (copy.source != nullptr) {
-        std::memcpy(target, copy.source, copy.bytes);
-      } else {
-        std::memset(target, 0, copy.bytes);
-      }
-      for_each_cell(copy.target, copy.bytes, [&](Cell& cell) {
-        cell.written = fiber.now;
-        cell.copying = false;
-      });
+  auto copy = fiber.copies.begin();
+  for (; copy != fiber.copies.end() && copy->group < fiber.open_group - pending; ++copy) {
+    unsigned char* const target = &shared_content[copy->target];
+    if (copy->source != nullptr) {
+      std::memcpy(target, copy->source, copy->bytes);
+    } else {
+      std::memset(target, 0, copy->bytes);
     }
-    fiber.copies.erase(fiber.copies.begin());
+    for_each_cell(copy->target, copy->bytes, [&](Cell& cell) {
+      cell.written = fiber.now;
+      cell.copying = false;
+    });
   }
+  fiber.copies.erase(fiber.copies.begin(), copy);
 }
 
 SharedMemory& shared_limits() {
