@@ -1,119 +1,74 @@
-"""What the compiled CUDA kernels ask of a GPU: registers, spills, shared memory, instructions.
+"""What the compiled CUDA kernels ask of a GPU, and what follows for their speed.
 
     python -m benchmarks.gpu.cuda_resources
     python -m benchmarks.gpu.cuda_resources --arch 90 --match "backward_matrix<BFloat16, 3"
+    python -m benchmarks.gpu.cuda_resources --markdown csrc/cuda/README.md
 
-Reads the machine code in the library that sdwa loads with cuobjdump (of the CUDA toolkit or of
-Triton's package); needs no GPU. Instructions are counted as they stand in the code, both sides of
-every branch.
+Reads the machine code in the library that sdwa loads; needs no GPU. The columns, counted for one
+warp whose tile is inside the map, without bias, key mask and grad_lse:
+
+    regs, stack, spills   registers and bytes of a thread; instructions that spill
+    static, dynamic       bytes of shared memory per block
+    threads               of a block
+    blocks, warps         that a multiprocessor holds at once
+    instr                 instructions on the path to the EXIT; "?" where it could not be followed
+    /elem                 lane instructions per element, a feature of one pixel and head
+    waits                 for global memory, one after the other
+    asked                 bytes asked of L1 and L2, over the fewest that device memory can give
+    bytes                 bytes to and from device memory, over the fewest
+    of copy               predicted fraction of the copy bandwidth of an H100 (sm_90) or RTX 3090
+                          (sm_86), and what limits it; csrc/cuda/README.md states the model
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
-import re
-import shutil
-import subprocess
 import sys
-from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from sdwa.extension import find
+from benchmarks.gpu import cuda_library, cuda_model, machine_code, warp_clock
+from benchmarks.gpu.cuda_library import CompiledKernel, Missing, ToolError
 
+__all__ = ["Kernel", "Missing", "ToolError", "main", "read_kernels", "table"]
 
-class ToolError(RuntimeError):
-    """The library cannot be read."""
-
-
-class Missing(ToolError):
-    """There is no library, or no disassembler."""
+_BEGIN, _END = "<!-- counted: begin -->", "<!-- counted: end -->"
 
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel for one architecture. Bytes, but for what is counted."""
+    """One kernel for one architecture, as the module says; None where a column does not apply."""
 
     arch: int
     name: str
     registers: int
     stack: int
-    shared: int  # static; some launches add dynamic shared memory
-    spills: int  # instructions that store to or load from local memory
-    instructions: int
-    loads: int  # from global memory
-    wide_loads: int  # of these, 16 bytes per lane
-    stores: int
-    wide_stores: int
-    matrix: int  # matrix products
+    spills: int
+    static_shared: int
+    dynamic_shared: int | None
+    threads: int
+    blocks: int | None
+    warps: int | None
+    code: int  # instructions as they stand in the code, both sides of every branch
+    instructions: int | None
+    loads: int | None
+    wide: float | None  # fraction of the bytes asked for that are 16 per lane
+    products: int | None
+    per_element: float | None
+    waits: int | None
+    asked: float | None
+    bytes_over_fewest: float | None
+    loops: int | None  # whose number of rounds is assumed
+    of_copy: float | None
+    limit: str | None
 
     @property
     def is_special(self) -> bool:
         """Made for one window: the kernels that ordinary problems run on."""
-        return (
-            re.search(r"(_matrix<\w+|forward_strip<\w+|backward_vector<float), [357]", self.name)
-            is not None
-        )
-
-
-def find_library() -> Path:
-    """The library that sdwa loads: in the checkout where it is built there, else as installed."""
-    library = find("_lib/libsdwa_cuda.so")
-    if library is None:
-        raise Missing("libsdwa_cuda.so is not compiled: install with SDWA_BUILD_CUDA=1")
-    return library
-
-
-def find_tool(name: str) -> str:
-    """Path of a CUDA binary tool: PATH, then the toolkit, then Triton's package."""
-    found = shutil.which(name)
-    if found:
-        return found
-    nvcc = shutil.which("nvcc")
-    folders = [Path(nvcc).resolve().parent] if nvcc else []
-    triton = importlib.util.find_spec("triton")
-    if triton is not None and triton.origin:
-        folders.append(Path(triton.origin).parent / "backends" / "nvidia" / "bin")
-    for folder in folders:
-        if (folder / name).exists():
-            return str(folder / name)
-    raise Missing(
-        f"no {name} in PATH, beside nvcc, or in triton: install the CUDA toolkit or triton"
-    )
-
-
-def _dump(option: str, library: Path, arch: int | None) -> str:
-    if not library.exists():
-        raise Missing(f"{library} does not exist")
-    command = [find_tool("cuobjdump"), option, str(library)]
-    if arch is not None:
-        command[1:1] = ["-arch", f"sm_{arch}"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    if done.returncode:
-        raise ToolError(f"{' '.join(command)}: {done.stderr.strip()[-300:]}")
-    return done.stdout
-
-
-def _short_names(mangled: list[str]) -> dict[str, str]:
-    """`forward_matrix<BFloat16, 3, 64 features, 16 bytes>`; mangled where c++filt is missing."""
-    tool = shutil.which("c++filt")
-    if tool is None or not mangled:
-        return {name: name for name in mangled}
-    text = "\n".join(mangled)
-    plain = subprocess.run([tool], input=text, capture_output=True, text=True, check=True).stdout
-    names = {}
-    for name, line in zip(mangled, plain.splitlines(), strict=True):
-        line = re.sub(r"\(anonymous namespace\)::|sdwa::(?:cuda::)?|^void ", "", line)
-        line = line.split("(", 1)[0]
-        line = re.sub(
-            r"Features<(\d+), (true|false), (\d+)>",
-            lambda m: f"{m[1]} features{'' if m[2] == 'true' else ' at a time'}, {m[3]} bytes",
-            line,
-        )
-        names[name] = line.replace(" >", ">")
-    return names
+        found = cuda_model.family_of(self.name)
+        return found is not None and found[1].window > 0
 
 
 def read_kernels(library: Path | None = None, arch: int | None = None) -> list[Kernel]:
@@ -123,84 +78,173 @@ def read_kernels(library: Path | None = None, arch: int | None = None) -> list[K
         Missing: there is no library, or no tool that reads it.
         ToolError: the tool failed.
     """
-    library = library or find_library()
-    usage: dict[tuple[int, str], dict[str, int]] = {}
-    current, function = 0, ""
-    for line in _dump("-res-usage", library, arch).splitlines():
-        if match := re.match(r"\s*arch = sm_(\d+)", line):
-            current = int(match[1])
-        elif match := re.match(r"\s*Function (\S+):", line):
-            function = match[1]
-        elif "REG:" in line and function:
-            usage[current, function] = {k: int(v) for k, v in re.findall(r"([A-Z]+):(\d+)", line)}
-            function = ""
-    counts: dict[tuple[int, str], Counter[str]] = {}
-    opcode = re.compile(r"\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_.]+)")
-    for line in _dump("-sass", library, arch).splitlines():
-        if match := re.match(r"\s*arch = sm_(\d+)", line):
-            current = int(match[1])
-        elif match := re.match(r"\s*Function : (\S+)", line):
-            counts[current, match[1]] = counter = Counter()
-        elif match := opcode.match(line):
-            counter[match[1]] += 1
-    names = _short_names(sorted({name for _, name in usage}))
-    kernels = []
-    for (number, name), used in usage.items():
-        code = counts.get((number, name), Counter())
+    return [count(kernel) for kernel in cuda_library.read(library, arch)]
 
-        def count(pattern: str, code: Counter[str] = code) -> int:
-            return sum(times for op, times in code.items() if re.match(pattern, op))
 
-        kernels.append(
-            Kernel(
-                arch=number,
-                name=names[name],
-                registers=used["REG"],
-                stack=used["STACK"],
-                shared=used.get("SHARED", 0),
-                spills=count(r"(STL|LDL)\b"),
-                instructions=sum(code.values()) - code["NOP"],
-                loads=count(r"LDG?\.|LDG?$"),
-                wide_loads=count(r"LDG?\..*128"),
-                stores=count(r"STG?\.|STG?$"),
-                wide_stores=count(r"STG?\..*128"),
-                matrix=count("HMMA"),
+def count(compiled: CompiledKernel) -> Kernel:
+    found = cuda_model.family_of(compiled.name)
+    family, instance = found or (None, None)
+    path = machine_code.follow(
+        compiled.program,
+        base=compiled.parameters,
+        rounds=instance.rounds if instance else 1,
+    )
+    traffic = warp_clock.traffic(path.steps)
+    whole = warp_clock.traffic(machine_code.Step(ins, True) for ins in compiled.program)
+
+    dynamic = blocks = warps = None
+    limits = cuda_model.MULTIPROCESSORS.get(compiled.arch)
+    block_warps = -(-compiled.threads // warp_clock.LANES)
+    if family and instance:
+        dynamic = family.shared(instance) * block_warps
+    if limits:
+        shared = compiled.shared + (dynamic or 0)
+        blocks = cuda_model.resident_blocks(limits, compiled.registers, compiled.threads, shared)
+        warps = blocks * block_warps
+
+    per_element = asked = bytes_over_fewest = prediction = None
+    if family and instance:
+        bytes_over_fewest = (family.rows + family.rows_before) / family.fewest
+    if family and instance and path.ended:
+        pixels = family.pixels(instance)
+        per_element = path.instructions * warp_clock.LANES / (pixels * instance.head_dim)
+        fewest = family.fewest * instance.head_dim * instance.element_bytes
+        asked = traffic.global_bytes / (pixels * fewest)
+        gpu = next((g for g in cuda_model.GPUS if g.arch == compiled.arch), None)
+        if gpu and warps:
+            prediction = cuda_model.predict(
+                gpu,
+                family,
+                instance,
+                cuda_model.Counts(
+                    issued=len(path.steps),
+                    products=traffic.products,
+                    l1_bytes=traffic.l1_bytes,
+                    cycles=warp_clock.by_latency(path.steps, gpu.latency, gpu.product_cycles),
+                    warps=warps,
+                ),
             )
-        )
-    return sorted(kernels, key=lambda kernel: (kernel.arch, kernel.name))
+    return Kernel(
+        arch=compiled.arch,
+        name=compiled.name,
+        registers=compiled.registers,
+        stack=compiled.stack,
+        spills=whole.spills,
+        static_shared=compiled.shared,
+        dynamic_shared=dynamic,
+        threads=compiled.threads,
+        blocks=blocks,
+        warps=warps,
+        code=sum(ins.base != "NOP" for ins in compiled.program),
+        instructions=path.instructions if path.ended else None,
+        loads=traffic.loads if path.ended else None,
+        wide=traffic.wide_bytes / max(traffic.global_bytes, 1) if path.ended else None,
+        products=traffic.products if path.ended else None,
+        per_element=per_element,
+        waits=warp_clock.waits_in_a_row(path.steps) if path.ended else None,
+        asked=asked,
+        bytes_over_fewest=bytes_over_fewest,
+        loops=path.loops if path.ended else None,
+        of_copy=prediction.fraction if prediction else None,
+        limit=prediction.limit if prediction else None,
+    )
 
 
-def table(kernels: list[Kernel]) -> str:
+# Title, and the cell for a kernel.
+_COLUMNS = {
+    "arch": lambda k: str(k.arch),
+    "kernel": lambda k: k.name,
+    "regs": lambda k: str(k.registers),
+    "stack": lambda k: str(k.stack),
+    "spills": lambda k: str(k.spills),
+    "static": lambda k: str(k.static_shared),
+    "dynamic": lambda k: _cell(k.dynamic_shared),
+    "threads": lambda k: str(k.threads),
+    "blocks": lambda k: _cell(k.blocks),
+    "warps": lambda k: _cell(k.warps),
+    "instr": lambda k: _cell(k.instructions, missing="?"),
+    "/elem": lambda k: _cell(k.per_element, ".1f"),
+    "waits": lambda k: _cell(k.waits, missing="?"),
+    "asked": lambda k: _cell(k.asked, ".2f"),
+    "bytes": lambda k: _cell(k.bytes_over_fewest, ".2f"),
+    "of copy": lambda k: "-" if k.of_copy is None else f"{k.of_copy:.2f} {k.limit}",
+}
+_LEFT = ("kernel", "of copy")
+
+
+def _cell(value: float | None, form: str = "", missing: str = "-") -> str:
+    return missing if value is None else format(value, form)
+
+
+def _rows(kernels: Iterable[Kernel]) -> list[list[str]]:
+    return [[cell(kernel) for cell in _COLUMNS.values()] for kernel in kernels]
+
+
+def table(kernels: Sequence[Kernel]) -> str:
     """One line per kernel."""
-    width = max([len(kernel.name) for kernel in kernels], default=6)
-    head = f"{'arch':>4} {'kernel':<{width}} {'regs':>4} {'stack':>5} {'shared':>6} {'spills':>6}"
+    rows = [list(_COLUMNS), *_rows(kernels)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_COLUMNS))]
     lines = [
-        head + f" {'instr':>6} {'loads':>5} {'16 B':>5} {'stores':>6} {'16 B':>5} {'matrix':>6}"
-    ]
-    lines += [
-        f"{k.arch:>4} {k.name:<{width}} {k.registers:>4} {k.stack:>5} {k.shared:>6} {k.spills:>6}"
-        f" {k.instructions:>6} {k.loads:>5} {k.wide_loads:>5} {k.stores:>6} {k.wide_stores:>5}"
-        f" {k.matrix:>6}"
-        for k in kernels
+        " ".join(
+            text.ljust(width) if title in _LEFT else text.rjust(width)
+            for text, width, title in zip(row, widths, _COLUMNS, strict=True)
+        ).rstrip()
+        for row in rows
     ]
     return "\n".join(lines)
 
 
+def summary(kernels: Sequence[Kernel]) -> str:
+    followed = sum(kernel.instructions is not None for kernel in kernels)
+    looping = sum(bool(kernel.loops) for kernel in kernels)
+    return (
+        f"{followed} of {len(kernels)} kernels followed to their EXIT; {looping} have loops whose "
+        "number of rounds is assumed"
+    )
+
+
+def markdown(kernels: Sequence[Kernel]) -> str:
+    """Tables by architecture, of the kernels in bfloat16 and float32."""
+    parts = []
+    for arch in sorted({kernel.arch for kernel in kernels}):
+        shown = [k for k in kernels if k.arch == arch and "<Float16" not in k.name]
+        titles = [title for title in _COLUMNS if title != "arch"]
+        lines = [f"### sm_{arch}", "", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
+        lines += [f"| {' | '.join(row[1:])} |" for row in _rows(shown)]
+        parts.append("\n".join(lines))
+    return "\n\n".join([*parts, summary(kernels) + "."])
+
+
+def write_between_markers(page: Path, text: str) -> None:
+    before, _, rest = page.read_text().partition(_BEGIN)
+    _, end, after = rest.partition(_END)
+    if not end:
+        raise ToolError(f"{page} lacks the lines {_BEGIN} and {_END}")
+    page.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
+
+
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--library", type=Path, help="file to read (the library that sdwa loads)")
     parser.add_argument("--arch", type=int, help="only this architecture, as in 86 or 90")
     parser.add_argument("--match", default="", help="only kernels whose name holds this")
     parser.add_argument("--json", type=Path, help="also write the table there")
+    parser.add_argument("--markdown", type=Path, help="also put it into this page, at its markers")
     options = parser.parse_args(arguments)
     try:
         kernels = [
             k for k in read_kernels(options.library, options.arch) if options.match in k.name
         ]
+        if options.markdown:
+            write_between_markers(options.markdown, markdown(kernels))
     except ToolError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table(kernels))
+    print(summary(kernels))
     if options.json:
         options.json.write_text(json.dumps([asdict(kernel) for kernel in kernels], indent=1) + "\n")
     return 0
