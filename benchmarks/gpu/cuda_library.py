@@ -36,6 +36,7 @@ class CompiledKernel:
     shared: int  # per block, static; some launches add dynamic shared memory
     threads: int  # of a block
     parameters: int  # where they start in the constant bank
+    parameter_bytes: int
     program: list[Instruction]
 
 
@@ -92,7 +93,8 @@ def read(library: Path | None = None, arch: int | None = None) -> list[CompiledK
                 stack=used["STACK"],
                 shared=_static_shared(number, used["SHARED"]),
                 threads=attributes[key]["MAX_THREADS"],
-                parameters=attributes[key]["PARAM_CBANK"],
+                parameters=attributes[key]["PARAM_CBANK"] & 0xFFFF,
+                parameter_bytes=attributes[key]["PARAM_CBANK"] >> 16,
                 program=parse(lines),
             )
         )
@@ -153,8 +155,8 @@ def _attributes(lines: Iterable[str], arch: int) -> dict[tuple[int, str], dict[s
         elif match := re.match(r"\s*Value:\s*(0x[0-9a-f]+)(?: (0x[0-9a-f]+))?", line):
             if attribute == "MAX_THREADS":
                 current[attribute] = int(match[1], 16)
-            elif attribute == "PARAM_CBANK":  # symbol, and size and place in 16 bits each
-                current[attribute] = int(match[2], 16) & 0xFFFF
+            elif attribute == "PARAM_CBANK":  # a symbol; size and place in 16 bits each
+                current[attribute] = int(match[2], 16)
     return found
 
 
@@ -174,5 +176,6 @@ def _short_names(mangled: list[str]) -> dict[str, str]:
             lambda m: f"{m[1]} features{'' if m[2] == 'true' else ' at a time'}, {m[3]} bytes",
             line,
         )
+        line = re.sub(r"StagedTile<(\d+), (\d+)>", r"float, \1, \2 lanes", line)
         names[name] = line.replace(" >", ">")
     return names

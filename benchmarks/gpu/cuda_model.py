@@ -7,8 +7,8 @@ warp works, and what its launch adds.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 WARP = 32
 _ELEMENT_BYTES = {"BFloat16": 2, "Float16": 2, "float": 4, "double": 8}
@@ -99,30 +99,45 @@ class Instance:
 
     @property
     def element_bytes(self) -> int:
-        return _ELEMENT_BYTES[self.arguments[0]]
+        return _ELEMENT_BYTES.get(self.arguments[0], 4)
 
     @property
     def window(self) -> int:
-        """0: any; counted as 3."""
-        side = self.arguments[1] if len(self.arguments) > 1 else "0"
-        return int(side) if side.isdigit() else 0
+        """0: any."""
+        return next((int(a) for a in self.arguments[:2] if a.isdigit()), 0)
 
     @property
     def is_chunked(self) -> bool:
         """Works on the features in a loop."""
         return any("at a time" in argument for argument in self.arguments)
 
+    def number(self, unit: str) -> int | None:
+        """Of `64 features` or `8 lanes`."""
+        found = (re.match(rf"(\d+) {unit}", argument) for argument in self.arguments)
+        return next((int(match[1]) for match in found if match), None)
+
     @property
     def head_dim(self) -> int:
         """That the counts are for: as many features as the kernel is made for, else 64."""
-        widths = [int(a.split()[0]) for a in self.arguments if "features" in a]
-        return widths[0] * (2 if self.is_chunked else 1) if widths else 64
+        features = self.number("features")
+        if features is None:
+            lanes = self.number("lanes")
+            return 64 if lanes is None else lanes * STAGED_FEATURES
+        return 2 * features if self.is_chunked else features
 
-    @property
-    def rounds(self) -> int:
-        """Of loops whose number of rounds the code does not say: two over the features; three over
-        the taps of an axis, and over the steps of a sum on eight lanes."""
-        return 2 if self.is_chunked else 3
+
+@dataclass(frozen=True)
+class Launch:
+    """What the host chooses: see `choose_stages` in staging.cuh and `StagedWarps` in
+    staged_tile.cuh."""
+
+    warps: int  # of a block
+    warp_bytes: int = 0  # of dynamic shared memory
+    parameters: Mapping[str, int] = field(default_factory=dict)
+
+
+# How a kernel is launched on a multiprocessor whose registers hold a number of warps of it.
+ChooseLaunch = Callable[[Instance, Multiprocessor, int], Launch]
 
 
 @dataclass(frozen=True)
@@ -137,8 +152,110 @@ class Family:
     rows: int
     fewest: int
     rows_before: int = 0  # by a kernel that has to run first, at copy bandwidth
-    # Dynamic shared memory, bytes per warp, without a bias.
-    shared: Callable[[Instance], int] = lambda instance: 0
+    launch: ChooseLaunch | None = None  # None: as many threads as the launch bounds, no dynamic
+    # shared memory
+
+
+# The problem of the counts, beside window and head_dim.
+_PROBLEM = {"work.launch_heads": 8, "work.masked": 0, "groups.lanes": 8}
+
+
+def parameters_of(instance: Instance) -> dict[str, int]:
+    """That are known of the problem which the counts are for, by their names in csrc/cuda."""
+    side = instance.window or 3
+    sizes = {"work.head_dim": instance.head_dim, "work.kernel_h": side, "work.kernel_w": side}
+    return {**_PROBLEM, **sizes}
+
+
+def _resident(sm: Multiprocessor, warps: int, warp_bytes: int) -> int:
+    """Warps that shared memory has room for, in blocks of `warps`; 0 where one block has none."""
+    if warps * warp_bytes > sm.shared - _SYSTEM_SHARED:
+        return 0
+    return sm.shared // (warps * warp_bytes + _SYSTEM_SHARED) * warps
+
+
+MATRIX_PIXELS = 16
+_MATRIX_WARPS = (4, 2, 1)  # of a block, the first that is best
+
+
+def _matrix_launch(tensors: int, other_bytes: Callable[[int], int]) -> ChooseLaunch:
+    """tensors: of a slot; other_bytes: per warp, of the neighbourhood's number of pixels."""
+
+    def choose(instance: Instance, sm: Multiprocessor, most: int) -> Launch:
+        tile_w = 2 if instance.window == 7 else 4
+        halo = instance.window - 1
+        pixels = (MATRIX_PIXELS // tile_w + halo) * (tile_w + halo)
+        features = instance.number("features") or 0
+        best, resident = Launch(warps=1), 0
+        for slots in (2, 1):
+            size = slots * tensors * pixels * features * instance.element_bytes
+            size += other_bytes(pixels)
+            for warps in _MATRIX_WARPS:
+                now = min(_resident(sm, warps, size), most)
+                if now > resident:
+                    values = {"slots": slots, "warp_bytes": size}
+                    best, resident = Launch(warps, size, values), now
+        return best
+
+    return choose
+
+
+STAGED_FEATURES = 16  # on a lane
+_STAGED_WARPS = (4, 3, 2, 1)
+
+
+@dataclass(frozen=True)
+class _StagedTile:
+    """StagedTile of staged_tile.cuh."""
+
+    instance: Instance
+
+    @property
+    def _groups(self) -> int:
+        return WARP // (self.instance.number("lanes") or WARP)
+
+    @property
+    def pixels(self) -> int:
+        return self._groups * (1 if self._groups == 16 else 2)
+
+    @property
+    def near(self) -> int:
+        """Pixels of the neighbourhood."""
+        width = 4 if self._groups >= 8 else 2
+        halo = self.instance.window - 1
+        return (self.pixels // width + halo) * (width + halo)
+
+    @property
+    def tensor_bytes(self) -> int:
+        return self.near * self.instance.head_dim * 4
+
+    def best(self, sm: Multiprocessor, size: int, most: int) -> tuple[int, int]:
+        """Warps of a block, and of a multiprocessor."""
+        found = (0, 0)
+        for warps in _STAGED_WARPS:
+            now = min(_resident(sm, warps, size), most // warps * warps)
+            if now > found[1]:
+                found = warps, now
+        return found
+
+
+def _staged_forward(instance: Instance, sm: Multiprocessor, most: int) -> Launch:
+    tile, taps = _StagedTile(instance), instance.window**2
+    size = _round_up(4 * (taps + tile.near + tile.pixels * (1 + taps)), 16) + tile.tensor_bytes
+    both = size + tile.tensor_bytes
+    warps, resident = tile.best(sm, both, most)
+    if resident >= 8:
+        return Launch(warps, both, {"value_floats": tile.tensor_bytes // 4, "warp_bytes": both})
+    warps, _ = tile.best(sm, size, most)
+    return Launch(warps, size, {"value_floats": 0, "warp_bytes": size})
+
+
+def _staged_backward(instance: Instance, sm: Multiprocessor, most: int) -> Launch:
+    tile, taps = _StagedTile(instance), instance.window**2
+    size = _round_up(4 * (taps + tile.near), 16) + 2 * tile.tensor_bytes + 8 * tile.near
+    size = _round_up(size, 16)
+    warps, _ = tile.best(sm, size, most)
+    return Launch(warps, size, {"warp_bytes": size})
 
 
 def _strip_pixels(instance: Instance) -> int:
@@ -146,12 +263,31 @@ def _strip_pixels(instance: Instance) -> int:
     return 4 if instance.window == 7 else 8
 
 
+def _matrix_pixels(_: Instance) -> int:
+    return MATRIX_PIXELS
+
+
+def _four(_: Instance) -> int:
+    return 4
+
+
 FAMILIES = {
-    "forward_matrix": Family(pixels=lambda i: 16, rows=4, fewest=4),
-    "backward_matrix": Family(pixels=lambda i: 16, rows=8, fewest=7),  # reads out as well
+    "forward_matrix": Family(
+        pixels=_matrix_pixels, rows=4, fewest=4, launch=_matrix_launch(1, lambda pixels: 0)
+    ),
+    # Reads out as well; keeps lse and delta of the neighbourhood.
+    "backward_matrix": Family(
+        pixels=_matrix_pixels, rows=8, fewest=7, launch=_matrix_launch(2, lambda pixels: 8 * pixels)
+    ),
+    "forward_staged": Family(
+        pixels=lambda i: _StagedTile(i).pixels, rows=4, fewest=4, launch=_staged_forward
+    ),
+    "backward_staged": Family(
+        pixels=lambda i: _StagedTile(i).pixels, rows=8, fewest=7, launch=_staged_backward
+    ),
     "forward_strip": Family(pixels=_strip_pixels, rows=4, fewest=4),
-    "forward_any": Family(pixels=lambda i: 4, rows=4, fewest=4),
-    "backward_vector": Family(pixels=lambda i: 4, rows=7, fewest=7, rows_before=2),  # row_delta
+    "forward_any": Family(pixels=_four, rows=4, fewest=4),
+    "backward_vector": Family(pixels=_four, rows=7, fewest=7, rows_before=2),  # row_delta
 }
 
 
@@ -160,7 +296,7 @@ def family_of(name: str) -> tuple[Family, Instance] | None:
     match = re.fullmatch(r"(\w+)<(.*)>", name)
     if match is None or match[1] not in FAMILIES:
         return None
-    return FAMILIES[match[1]], Instance(tuple(re.split(r", (?![^<]*>)", match[2])))
+    return FAMILIES[match[1]], Instance(tuple(match[2].split(", ")))
 
 
 @dataclass(frozen=True)

@@ -25,16 +25,19 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from benchmarks.gpu import cuda_library, cuda_model, machine_code, warp_clock
 from benchmarks.gpu.cuda_library import CompiledKernel, Missing, ToolError
+from benchmarks.gpu.cuda_parameters import Sources
 
 __all__ = ["Kernel", "Missing", "ToolError", "main", "read_kernels", "table"]
 
-_BEGIN, _END = "<!-- counted: begin -->", "<!-- counted: end -->"
+_ROUNDS = 2  # of a loop whose number of rounds the code and the parameters do not say
+
+BEGIN, END = "<!-- counted: begin -->", "<!-- counted: end -->"
 
 
 @dataclass(frozen=True)
@@ -78,29 +81,36 @@ def read_kernels(library: Path | None = None, arch: int | None = None) -> list[K
         Missing: there is no library, or no tool that reads it.
         ToolError: the tool failed.
     """
-    return [count(kernel) for kernel in cuda_library.read(library, arch)]
+    sources = Sources.read()
+    return [count(kernel, sources) for kernel in cuda_library.read(library, arch)]
 
 
-def count(compiled: CompiledKernel) -> Kernel:
-    found = cuda_model.family_of(compiled.name)
-    family, instance = found or (None, None)
+def count(compiled: CompiledKernel, sources: Sources) -> Kernel:
+    family, instance = cuda_model.family_of(compiled.name) or (None, None)
+    limits = cuda_model.MULTIPROCESSORS.get(compiled.arch)
+
+    def resident(threads: int, shared: int) -> int | None:
+        if limits is None:
+            return None
+        return cuda_model.resident_blocks(limits, compiled.registers, threads, shared)
+
+    launch = cuda_model.Launch(warps=-(-compiled.threads // warp_clock.LANES))
+    if family and family.launch and instance and limits:
+        by_registers = (resident(compiled.threads, 0) or 0) * launch.warps
+        launch = family.launch(instance, limits, by_registers)
+    threads, dynamic = launch.warps * warp_clock.LANES, launch.warps * launch.warp_bytes
+    blocks = resident(threads, compiled.shared + dynamic)
+    warps = None if blocks is None else blocks * launch.warps
+
+    known = {**cuda_model.parameters_of(instance), **launch.parameters} if instance else {}
     path = machine_code.follow(
         compiled.program,
         base=compiled.parameters,
-        rounds=instance.rounds if instance else 1,
+        parameters=_by_offset(compiled, sources, known),
+        rounds=_ROUNDS,
     )
     traffic = warp_clock.traffic(path.steps)
     whole = warp_clock.traffic(machine_code.Step(ins, True) for ins in compiled.program)
-
-    dynamic = blocks = warps = None
-    limits = cuda_model.MULTIPROCESSORS.get(compiled.arch)
-    block_warps = -(-compiled.threads // warp_clock.LANES)
-    if family and instance:
-        dynamic = family.shared(instance) * block_warps
-    if limits:
-        shared = compiled.shared + (dynamic or 0)
-        blocks = cuda_model.resident_blocks(limits, compiled.registers, compiled.threads, shared)
-        warps = blocks * block_warps
 
     per_element = asked = bytes_over_fewest = prediction = None
     if family and instance:
@@ -131,8 +141,8 @@ def count(compiled: CompiledKernel) -> Kernel:
         stack=compiled.stack,
         spills=whole.spills,
         static_shared=compiled.shared,
-        dynamic_shared=dynamic,
-        threads=compiled.threads,
+        dynamic_shared=dynamic if instance else None,
+        threads=threads,
         blocks=blocks,
         warps=warps,
         code=sum(ins.base != "NOP" for ins in compiled.program),
@@ -148,6 +158,17 @@ def count(compiled: CompiledKernel) -> Kernel:
         of_copy=prediction.fraction if prediction else None,
         limit=prediction.limit if prediction else None,
     )
+
+
+def _by_offset(
+    compiled: CompiledKernel, sources: Sources, known: Mapping[str, int]
+) -> dict[int, int]:
+    """Values of parameters by their places; none where the sources are not those of the kernel."""
+    accumulation = "double" if "<double" in compiled.name else "float"
+    layout = sources.parameters(compiled.name.split("<", 1)[0], accumulation)
+    if layout is None or layout.size != compiled.parameter_bytes:
+        return {}
+    return {layout.offsets[n]: value for n, value in known.items() if n in layout.offsets}
 
 
 # Title, and the cell for a kernel.
@@ -216,11 +237,11 @@ def markdown(kernels: Sequence[Kernel]) -> str:
 
 
 def write_between_markers(page: Path, text: str) -> None:
-    before, _, rest = page.read_text().partition(_BEGIN)
-    _, end, after = rest.partition(_END)
+    before, _, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
     if not end:
-        raise ToolError(f"{page} lacks the lines {_BEGIN} and {_END}")
-    page.write_text(f"{before}{_BEGIN}\n\n{text}\n\n{_END}{after}")
+        raise ToolError(f"{page} lacks the lines {BEGIN} and {END}")
+    page.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -155,6 +155,7 @@ class State:
 
     parameters: Mapping[int, int]  # known ones, 32 bits each, by offset
     base: int  # offset of the first parameter in the constant bank
+    thread: int | None = None  # of the block, where one is looked at
     values: dict[str, Value] = field(default_factory=dict)
     predicates: dict[str, Predicate] = field(default_factory=dict)
 
@@ -239,6 +240,8 @@ class State:
             if place := _CONSTANT.fullmatch(operands[1]):
                 first = int(place[1], 16)
                 values = {name: self.parameter(first + 4 * i) for i, name in enumerate(names)}
+        elif base == "S2R" and operands[1] == "SR_TID.X":
+            values = {names[0]: self.thread}
         elif instruction.base == "CS2R":
             values = dict.fromkeys(names, 0 if operands[1] == "SRZ" else None)
         elif len(names) == 1:
@@ -467,7 +470,17 @@ def follow(
         rounds: of a loop whose number of rounds is not known.
         limit: steps after which the path is given up.
     """
-    return Follower(program, State(dict(parameters or {}), base), rounds, limit).run()
+    turned: dict[int, bool] = {}
+    while True:
+        walk = Follower(program, dict(parameters or {}), base, rounds, limit, turned)
+        path = walk.run()
+        stores = any(step.executed and step.instruction.base == "STG" for step in path.steps)
+        others = [place for place in walk.to_the_work if place not in turned]
+        if stores or not path.ended or not others:
+            return path
+        # What stores nothing is the way of a warp without a tile: it parted from the others at the
+        # last branch on the unknown.
+        turned[others[-1]] = not walk.to_the_work[others[-1]]
 
 
 def _is_branch(instruction: Instruction) -> bool:
@@ -475,19 +488,36 @@ def _is_branch(instruction: Instruction) -> bool:
     return instruction.base == "BRA" or (instruction.base == "CALL" and bool(instruction.guard))
 
 
+def _taken(branch: Instruction, state: State) -> Predicate:
+    """By the guard of a branch, and the predicate among its operands (`BRA.U !UP0, 0x80`)."""
+    result = state.predicate(branch.guard) if branch.guard else True
+    for name in (op for op in branch.operands[:-1] if _PREDICATE.match(op)):
+        result = _and(result, state.predicate(name))
+    return result
+
+
 class Follower:
     def __init__(
-        self, program: Sequence[Instruction], state: State, rounds: int, limit: int
+        self,
+        program: Sequence[Instruction],
+        parameters: Mapping[int, int],
+        base: int,
+        rounds: int,
+        limit: int,
+        turned: Mapping[int, bool],
     ) -> None:
         self.program = program
-        self.state = state
+        self.state = State(parameters, base)
+        self.first_thread = State(parameters, base, thread=0)
         self.rounds = rounds
         self.limit = limit
         self.place = {ins.address: i for i, ins in enumerate(program)}
         self.successors = [tuple(self._successors(i)) for i in range(len(program))]
-        self.to_the_work: dict[int, bool] = {}  # branches on the unknown: whether they are taken
+        self.turned = turned  # branches on the unknown that are decided: whether they are taken
+        self.to_the_work: dict[int, bool] = {}  # those met
         self.rounds_left: dict[int, int] = {}
         self.stays_by: dict[int, bool | None] = {}
+        self.loops: set[int] = set()  # branches that decide about a loop by what is not known
 
     def run(self) -> Path:
         steps: list[Step] = []
@@ -504,7 +534,7 @@ class Follower:
             if _is_branch(ins) and guard is not False:
                 if ins.target not in self.place:
                     break
-                i = self.place[ins.target] if self.branch(i, guard) else i + 1
+                i = self.place[ins.target] if self.branch(i) else i + 1
             elif ins.base == "CALL" and guard is not False:
                 if ins.target not in self.place:
                     break
@@ -518,16 +548,16 @@ class Follower:
                 break
             else:
                 self.state.execute(ins)
+                self.first_thread.execute(ins)
                 i += 1
-        loops = sum(stays is not None for stays in self.stays_by.values())
-        return Path(tuple(steps), ended, loops, len(self.to_the_work))
+        return Path(tuple(steps), ended, len(self.loops), len(self.to_the_work))
 
-    def branch(self, i: int, guard: Predicate) -> bool:
+    def branch(self, i: int) -> bool:
         """Whether the branch at place i is taken."""
         ins = self.program[i]
         if ins.opcode.startswith(("BRA.DIV", "BRA.CONV")):
             return ins.opcode.startswith("BRA.CONV")  # the lanes of a warp stay together
-        taken = self._taken(ins, guard)
+        taken = _taken(ins, self.state)
         if isinstance(taken, bool):
             return taken
         assert ins.target is not None
@@ -536,12 +566,17 @@ class Follower:
             self.stays_by[i] = self._stays_by(i, target)
         stays = self.stays_by[i]
         if stays is not None:
+            # All lanes go through as many rounds as the first one, or nearly.
+            first = _taken(ins, self.first_thread)
+            if isinstance(first, bool):
+                return first
+            self.loops.add(i)
             left = self.rounds_left.pop(i, self.rounds - 1)
             if left > 0:
                 self.rounds_left[i] = left - 1
             return stays == (left > 0)
         if i not in self.to_the_work:
-            self.to_the_work[i] = self._goes_to_the_work(i, target)
+            self.to_the_work[i] = self.turned.get(i, self._goes_to_the_work(i, target))
         return self.to_the_work[i]
 
     def _stays_by(self, i: int, target: int) -> bool | None:
@@ -554,14 +589,6 @@ class Follower:
             return False
         comes_back = [i in self._reach(start) for start in (target, i + 1)]
         return None if comes_back[0] == comes_back[1] else comes_back[0]
-
-    def _taken(self, ins: Instruction, guard: Predicate) -> Predicate:
-        """By the guard of a branch, and the predicate among its operands (`BRA.U !UP0, 0x80`)."""
-        conditions = [op for op in ins.operands[:-1] if _PREDICATE.match(op)]
-        result = guard
-        for name in conditions:
-            result = _and(result, self.state.predicate(name))
-        return result
 
     def _goes_to_the_work(self, i: int, target: int) -> bool:
         """Of the two sides of a branch that with more instructions until they meet. A short one
