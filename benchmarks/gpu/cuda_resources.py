@@ -66,6 +66,7 @@ class Kernel:
     loops: int | None  # whose number of rounds is assumed
     of_copy: float | None
     limit: str | None
+    waiting: list[str]  # the instructions that wait for memory
 
     @property
     def is_special(self) -> bool:
@@ -157,6 +158,10 @@ def count(compiled: CompiledKernel, sources: Sources) -> Kernel:
         loops=path.loops if path.ended else None,
         of_copy=prediction.fraction if prediction else None,
         limit=prediction.limit if prediction else None,
+        waiting=[
+            f"{i.address:#x} {i.opcode} {', '.join(i.operands)}"
+            for i in warp_clock.waiting(path.steps)
+        ],
     )
 
 
@@ -249,9 +254,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--library", type=Path, help="file to read (the library that sdwa loads)")
+    parser.add_argument(
+        "--library", type=Path, help="library or cubin to read (the library that sdwa loads)"
+    )
     parser.add_argument("--arch", type=int, help="only this architecture, as in 86 or 90")
     parser.add_argument("--match", default="", help="only kernels whose name holds this")
+    parser.add_argument("--waits", action="store_true", help="also say which instructions wait")
     parser.add_argument("--json", type=Path, help="also write the table there")
     parser.add_argument("--markdown", type=Path, help="also put it into this page, at its markers")
     options = parser.parse_args(arguments)
@@ -265,6 +273,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     print(table(kernels))
+    if options.waits:
+        for kernel in kernels:
+            print("\n  ".join([f"{kernel.arch} {kernel.name} waits at", *kernel.waiting]))
     print(summary(kernels))
     if options.json:
         options.json.write_text(json.dumps([asdict(kernel) for kernel in kernels], indent=1) + "\n")

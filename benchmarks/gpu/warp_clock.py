@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import re
 from bisect import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from benchmarks.gpu.machine_code import SCOREBOARDS, Step
+from benchmarks.gpu.machine_code import SCOREBOARDS, Instruction, Step
 
 LANES = 32
 _LATENCIES = {
@@ -67,17 +67,27 @@ def traffic(steps: Iterable[Step]) -> Traffic:
     return Traffic(loads, global_bytes, wide_bytes, l1_bytes, spills, products)
 
 
-def cycles(steps: Iterable[Step], latency: int, product_cycles: float = 0) -> float:
+def cycles(steps: Iterable[Step], latency: float, product_cycles: float = 0) -> float:
     """From the first instruction to the last.
-
-    A warp has six scoreboards; each counts what is under way, and an instruction that waits for one
-    waits for all of it. Asynchronous copies (LDGSTS) set none: LDGDEPBAR makes those before it a
-    group, which DEPBAR waits for. Barriers cost nothing: the other warps do the same.
 
     Args:
         steps: of a path.
         latency: cycles until global memory answers.
         product_cycles: that the matrix unit takes for an m16n8k16.
+    """
+    return sum(
+        held + step.instruction.stall for step, held in _replay(steps, latency, product_cycles)
+    )
+
+
+def _replay(
+    steps: Iterable[Step], latency: float, product_cycles: float
+) -> Iterator[tuple[Step, float]]:
+    """Each instruction, and the cycles by which it is held up beyond the stall of the one before.
+
+    A warp has six scoreboards; each counts what is under way, and an instruction that waits for one
+    waits for all of it. Asynchronous copies (LDGSTS) set none: LDGDEPBAR makes those before it a
+    group, which DEPBAR waits for. Barriers cost nothing: the other warps do the same.
     """
     now: float = 0
     unit_free: float = 0
@@ -85,7 +95,7 @@ def cycles(steps: Iterable[Step], latency: int, product_cycles: float = 0) -> fl
     under_way: list[list[float]] = [[] for _ in range(SCOREBOARDS)]  # when each will be there
     for step in steps:
         instruction = step.instruction
-        base = instruction.base
+        base, ready = instruction.base, now
         for board in instruction.waits:
             now = max([now, *under_way[board]])
             under_way[board].clear()
@@ -102,11 +112,11 @@ def cycles(steps: Iterable[Step], latency: int, product_cycles: float = 0) -> fl
                 under_way[instruction.write].append(there)
             if instruction.read is not None:
                 under_way[instruction.read].append(now + _READ_LATENCY)
+        yield step, now - ready
         now += instruction.stall
-    return now
 
 
-def _latency(base: str, of_memory: int) -> int:
+def _latency(base: str, of_memory: float) -> float:
     return of_memory if base == "LDG" else _LATENCIES.get(base, _OTHER_LATENCY)
 
 
@@ -144,3 +154,8 @@ def by_latency(
         return times[i] + slope * (latency - points[i])
 
     return interpolated
+
+
+def waiting(steps: tuple[Step, ...]) -> list[Instruction]:
+    """The instructions that wait for global memory."""
+    return [step.instruction for step, held in _replay(steps, _FAR, 0) if held > _FAR / 2]
