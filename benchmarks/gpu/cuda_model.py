@@ -128,11 +128,11 @@ class Instance:
 
 @dataclass(frozen=True)
 class Launch:
-    """What the host chooses: see `choose_stages` in staging.cuh and `StagedWarps` in
-    staged_tile.cuh."""
+    """What the host chooses, as `choose_stages` (staging.cuh) and `StagedWarps` (staged_tile.cuh)
+    do, and the parameters that say so."""
 
     warps: int  # of a block
-    warp_bytes: int = 0  # of dynamic shared memory
+    shared: int = 0  # dynamic, bytes per block
     parameters: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -148,7 +148,7 @@ class Family:
     head; the fewest are those of the arguments and results, each once.
     """
 
-    pixels: Callable[[Instance], int]  # of a warp
+    pixels: Callable[[Instance], float]  # of a warp
     rows: int
     fewest: int
     rows_before: int = 0  # by a kernel that has to run first, at copy bandwidth
@@ -194,7 +194,7 @@ def _matrix_launch(tensors: int, other_bytes: Callable[[int], int]) -> ChooseLau
                 now = min(_resident(sm, warps, size), most)
                 if now > resident:
                     values = {"slots": slots, "warp_bytes": size}
-                    best, resident = Launch(warps, size, values), now
+                    best, resident = Launch(warps, warps * size, values), now
         return best
 
     return choose
@@ -243,19 +243,39 @@ def _staged_forward(instance: Instance, sm: Multiprocessor, most: int) -> Launch
     tile, taps = _StagedTile(instance), instance.window**2
     size = _round_up(4 * (taps + tile.near + tile.pixels * (1 + taps)), 16) + tile.tensor_bytes
     both = size + tile.tensor_bytes
+    most = min(most, 16)
     warps, resident = tile.best(sm, both, most)
     if resident >= 8:
-        return Launch(warps, both, {"value_floats": tile.tensor_bytes // 4, "warp_bytes": both})
+        values = {"value_floats": tile.tensor_bytes // 4, "warp_bytes": both}
+        return Launch(warps, warps * both, values)
     warps, _ = tile.best(sm, size, most)
-    return Launch(warps, size, {"value_floats": 0, "warp_bytes": size})
+    return Launch(warps, warps * size, {"value_floats": 0, "warp_bytes": size})
 
 
 def _staged_backward(instance: Instance, sm: Multiprocessor, most: int) -> Launch:
     tile, taps = _StagedTile(instance), instance.window**2
     size = _round_up(4 * (taps + tile.near), 16) + 2 * tile.tensor_bytes + 8 * tile.near
     size = _round_up(size, 16)
-    warps, _ = tile.best(sm, size, most)
-    return Launch(warps, size, {"warp_bytes": size})
+    warps, _ = tile.best(sm, size, min(most, 12))
+    return Launch(warps, warps * size, {"warp_bytes": size})
+
+
+MAP_SIDE = 7  # of the map that the kernels for small ones are counted for
+_MAP_WARPS = 4
+
+
+def _map_launch(instance: Instance, *, backward: bool) -> Launch:
+    """A block copies two or four tensors of the map, in rows of 8 pixels; see map_tile.cuh."""
+    tensor = MAP_SIDE * 8 * (instance.number("features") or 0) * instance.element_bytes
+    exchange = MAP_SIDE * instance.window * 2 * 128 + 128
+    offset = 2 * tensor + max(2 * tensor, exchange)
+    shared = offset if backward else 2 * tensor
+    sides = {"work.height": MAP_SIDE, "work.width": MAP_SIDE}
+    return Launch(_MAP_WARPS, shared, {**sides, "bias_offset": offset})
+
+
+def _map_pixels(_: Instance) -> float:
+    return MAP_SIDE**2 / _MAP_WARPS
 
 
 def _strip_pixels(instance: Instance) -> int:
@@ -284,6 +304,18 @@ FAMILIES = {
     ),
     "backward_staged": Family(
         pixels=lambda i: _StagedTile(i).pixels, rows=8, fewest=7, launch=_staged_backward
+    ),
+    "forward_map": Family(
+        pixels=_map_pixels,
+        rows=4,
+        fewest=4,
+        launch=lambda instance, sm, most: _map_launch(instance, backward=False),
+    ),
+    "backward_map": Family(
+        pixels=_map_pixels,
+        rows=7,
+        fewest=7,
+        launch=lambda instance, sm, most: _map_launch(instance, backward=True),
     ),
     "forward_strip": Family(pixels=_strip_pixels, rows=4, fewest=4),
     "forward_any": Family(pixels=_four, rows=4, fewest=4),

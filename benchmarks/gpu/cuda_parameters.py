@@ -60,11 +60,15 @@ class Sources:
     def _layout(self, struct: str, file: str, accumulation: str) -> Layout | None:
         """Of a struct, in that file if several have one of the name."""
         texts = [self.files[file], *self.files.values()]
-        body = next((b for b in (_body_of(struct, text) for text in texts) if b is not None), None)
-        if body is None:
+        bodies = (_body_of(struct, text) for text in texts)
+        found = next((body for body in bodies if body is not None), None)
+        if found is None:
             return None
-        size, alignment = 0, 1
-        offsets: dict[str, int] = {}
+        base, body = found
+        inherited = self._layout(base, file, accumulation) if base else Layout(0, 1, {})
+        if inherited is None:
+            return None
+        size, alignment, offsets = inherited.size, inherited.alignment, dict(inherited.offsets)
         for kind, pointer, names in _MEMBERS.findall(body):
             member = self._member(kind, pointer, file, accumulation)
             if member is None:
@@ -85,10 +89,10 @@ class Sources:
         return Layout(size, size, {"": 0}) if size else self._layout(name, file, accumulation)
 
 
-def _body_of(struct: str, text: str) -> str | None:
-    """Of a struct, its functions' bodies replaced by semicolons."""
+def _body_of(struct: str, text: str) -> tuple[str | None, str] | None:
+    """The struct that one inherits from, and the declarations of its own members."""
     text = re.sub(r"//.*", "", text)
-    start = re.search(rf"struct (?:alignas\(\w+\) )?{struct} \{{", text)
+    start = re.search(rf"struct (?:alignas\(\w+\) )?{struct}(?: : (\w+))? \{{", text)
     if start is None:
         return None
     body, depth = "", 1
@@ -101,4 +105,5 @@ def _body_of(struct: str, text: str) -> str | None:
     # Declarations of functions, types and constants are no members.
     statements = re.sub(r"\s+", " ", body.replace("#pragma unroll", "")).split(";")
     skipped = r"\(|\b(using|static|template|typedef|private|public)\b"
-    return ";".join(s.split("=")[0].strip() for s in statements if not re.search(skipped, s)) + ";"
+    kept = [s.split("=")[0].strip() for s in statements if not re.search(skipped, s)]
+    return start[1], ";".join(kept) + ";"

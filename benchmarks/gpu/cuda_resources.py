@@ -99,8 +99,8 @@ def count(compiled: CompiledKernel, sources: Sources) -> Kernel:
     if family and family.launch and instance and limits:
         by_registers = (resident(compiled.threads, 0) or 0) * launch.warps
         launch = family.launch(instance, limits, by_registers)
-    threads, dynamic = launch.warps * warp_clock.LANES, launch.warps * launch.warp_bytes
-    blocks = resident(threads, compiled.shared + dynamic)
+    threads = launch.warps * warp_clock.LANES
+    blocks = resident(threads, compiled.shared + launch.shared)
     warps = None if blocks is None else blocks * launch.warps
 
     known = {**cuda_model.parameters_of(instance), **launch.parameters} if instance else {}
@@ -142,7 +142,7 @@ def count(compiled: CompiledKernel, sources: Sources) -> Kernel:
         stack=compiled.stack,
         spills=whole.spills,
         static_shared=compiled.shared,
-        dynamic_shared=dynamic if instance else None,
+        dynamic_shared=launch.shared if instance else None,
         threads=threads,
         blocks=blocks,
         warps=warps,

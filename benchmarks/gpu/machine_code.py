@@ -335,11 +335,10 @@ def _compare(opcode: str, operands: Sequence[str], state: State) -> Predicate:
         lower = state.predicate(operands[5])
         if isinstance(lower, LowerHalf) and {a, b} == {Parameter(lower.offset + 4), 0}:
             result = relation == "EQ"  # absent
+        elif isinstance(a, int) and isinstance(b, int):
+            result = _relate(relation, a, b, "U32" in modifiers) if a != b else lower
     elif isinstance(a, int) and isinstance(b, int):
-        if "U32" not in modifiers:
-            a, b = _signed(a), _signed(b)
-        holds = {"LT": a < b, "LE": a <= b, "GT": a > b, "GE": a >= b, "EQ": a == b, "NE": a != b}
-        result = {"T": True, "F": False}.get(relation, holds.get(relation))
+        result = _relate(relation, a, b, "U32" in modifiers)
     elif "U32" in modifiers and relation in ("EQ", "NE") and 0 in (a, b):
         pointer = a if isinstance(a, Parameter) else b
         if isinstance(pointer, Parameter) and pointer.offset % 8 == 0:
@@ -351,6 +350,13 @@ def _compare(opcode: str, operands: Sequence[str], state: State) -> Predicate:
         inverse = _and(_not(result), _not(other))
         return _not(inverse)
     return None
+
+
+def _relate(relation: str, a: int, b: int, unsigned: bool) -> bool | None:
+    if not unsigned:
+        a, b = _signed(a), _signed(b)
+    holds = {"LT": a < b, "LE": a <= b, "GT": a > b, "GE": a >= b, "EQ": a == b, "NE": a != b}
+    return {**holds, "T": True, "F": False}.get(relation)
 
 
 def _is_pointer(lower: str, state: State) -> bool:
