@@ -230,10 +230,10 @@ def summary(kernels: Sequence[Kernel]) -> str:
 
 
 def markdown(kernels: Sequence[Kernel]) -> str:
-    """Tables by architecture, of the kernels in bfloat16 and float32."""
+    """Tables by architecture, in bfloat16 and float32, of the kernels made for one window."""
     parts = []
     for arch in sorted({kernel.arch for kernel in kernels}):
-        shown = [k for k in kernels if k.arch == arch and "<Float16" not in k.name]
+        shown = [k for k in kernels if k.arch == arch and k.is_special and "<Float16" not in k.name]
         titles = [title for title in _COLUMNS if title != "arch"]
         lines = [f"### sm_{arch}", "", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
         lines += [f"| {' | '.join(row[1:])} |" for row in _rows(shown)]

@@ -9,6 +9,7 @@ is unknown, and a branch on the unknown goes where the work is.
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -145,7 +146,7 @@ def _results(instruction: Instruction) -> int:
         return instruction.bytes_per_lane // 4
     if "128" in modifiers:
         return 4
-    is_wide = bool({"64", "WIDE", "F64"} & set(modifiers)) or re.match(r"D(ADD|MUL|FMA)", base)
+    is_wide = bool({"64", "WIDE", "F64"} & set(modifiers)) or re.match(r"D(ADD|MUL|FMA|MNMX)", base)
     return 2 if is_wide or instruction.opcode == "CS2R" else 1
 
 
@@ -397,6 +398,9 @@ def _arithmetic(base: str, opcode: str, operands: Sequence[str], state: State) -
     known = [state.value(op) for op in sources]
     if base in ("MOV", "R2UR"):
         return known[0]
+    if base == "HFMA2" and sources[:2] == ["-RZ", "RZ"]:  # how the compiler loads some numbers
+        halves = struct.pack("<2e", float(sources[3]), float(sources[2]))
+        return int.from_bytes(halves, "little")
     if base == "SEL" and conditions:
         chosen = state.predicate(conditions[0])
         if isinstance(chosen, bool):

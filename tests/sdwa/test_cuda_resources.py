@@ -222,7 +222,7 @@ LOOP = (
 
 
 def test_loops():
-    count = ("MOV R4, RZ", "IADD3 R4, R4, 0x1, RZ")
+    count = ("HFMA2.MMA R4, -RZ, RZ, 0, 0", "IADD3 R4, R4, 0x1, RZ")
     end = (STORE, "EXIT")
 
     def loop(bound, **options):
