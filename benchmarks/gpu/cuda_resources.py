@@ -29,7 +29,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from benchmarks.gpu import cuda_library, cuda_model, machine_code, warp_clock
+from benchmarks.gpu import cuda_families, cuda_library, cuda_model, warp_clock, warp_path
 from benchmarks.gpu.cuda_library import CompiledKernel, Missing, ToolError
 from benchmarks.gpu.cuda_parameters import Sources
 
@@ -71,7 +71,7 @@ class Kernel:
     @property
     def is_special(self) -> bool:
         """Made for one window: the kernels that ordinary problems run on."""
-        found = cuda_model.family_of(self.name)
+        found = cuda_families.family_of(self.name)
         return found is not None and found[1].window > 0
 
 
@@ -87,7 +87,7 @@ def read_kernels(library: Path | None = None, arch: int | None = None) -> list[K
 
 
 def count(compiled: CompiledKernel, sources: Sources) -> Kernel:
-    family, instance = cuda_model.family_of(compiled.name) or (None, None)
+    family, instance = cuda_families.family_of(compiled.name) or (None, None)
     limits = cuda_model.MULTIPROCESSORS.get(compiled.arch)
 
     def resident(threads: int, shared: int) -> int | None:
@@ -95,7 +95,7 @@ def count(compiled: CompiledKernel, sources: Sources) -> Kernel:
             return None
         return cuda_model.resident_blocks(limits, compiled.registers, threads, shared)
 
-    launch = cuda_model.Launch(warps=-(-compiled.threads // warp_clock.LANES))
+    launch = cuda_families.Launch(warps=-(-compiled.threads // warp_clock.LANES))
     if family and family.launch and instance and limits:
         by_registers = (resident(compiled.threads, 0) or 0) * launch.warps
         launch = family.launch(instance, limits, by_registers)
@@ -103,38 +103,38 @@ def count(compiled: CompiledKernel, sources: Sources) -> Kernel:
     blocks = resident(threads, compiled.shared + launch.shared)
     warps = None if blocks is None else blocks * launch.warps
 
-    known = {**cuda_model.parameters_of(instance), **launch.parameters} if instance else {}
-    path = machine_code.follow(
+    known = {**cuda_families.parameters_of(instance), **launch.parameters} if instance else {}
+    path = warp_path.follow(
         compiled.program,
         base=compiled.parameters,
         parameters=_by_offset(compiled, sources, known),
         rounds=_ROUNDS,
     )
     traffic = warp_clock.traffic(path.steps)
-    whole = warp_clock.traffic(machine_code.Step(ins, True) for ins in compiled.program)
+    whole = warp_clock.traffic(warp_path.Step(ins, True) for ins in compiled.program)
 
     per_element = asked = bytes_over_fewest = prediction = None
     if family and instance:
         bytes_over_fewest = (family.rows + family.rows_before) / family.fewest
     if family and instance and path.ended:
         pixels = family.pixels(instance)
+        fewest_bytes = family.memory_bytes(instance, family.fewest)
         per_element = path.instructions * warp_clock.LANES / (pixels * instance.head_dim)
-        fewest = family.fewest * instance.head_dim * instance.element_bytes
-        asked = traffic.global_bytes / (pixels * fewest)
+        asked = traffic.global_bytes / fewest_bytes
         gpu = next((g for g in cuda_model.GPUS if g.arch == compiled.arch), None)
         if gpu and warps:
-            prediction = cuda_model.predict(
-                gpu,
-                family,
-                instance,
-                cuda_model.Counts(
-                    issued=len(path.steps),
-                    products=traffic.products,
-                    l1_bytes=traffic.l1_bytes,
-                    cycles=warp_clock.by_latency(path.steps, gpu.latency, gpu.product_cycles),
-                    warps=warps,
-                ),
+            before = family.memory_bytes(instance, family.rows_before)
+            counts = cuda_model.Counts(
+                fewest_bytes=fewest_bytes,
+                memory_bytes=family.memory_bytes(instance, family.rows),
+                bytes_before=before if family.rows_before else 0,
+                issued=len(path.steps),
+                products=traffic.products,
+                l1_bytes=traffic.l1_bytes,
+                cycles=warp_clock.by_latency(path.steps, gpu.latency, gpu.product_cycles),
+                warps=warps,
             )
+            prediction = cuda_model.predict(gpu, counts)
     return Kernel(
         arch=compiled.arch,
         name=compiled.name,

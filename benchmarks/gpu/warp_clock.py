@@ -13,7 +13,8 @@ from bisect import bisect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
-from benchmarks.gpu.machine_code import SCOREBOARDS, Instruction, Step
+from benchmarks.gpu.machine_code import SCOREBOARDS, Instruction
+from benchmarks.gpu.warp_path import Step
 
 LANES = 32
 _LATENCIES = {

@@ -6,7 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu import cuda_model, cuda_resources, machine_code, warp_clock
+from benchmarks.gpu import (
+    cuda_families,
+    cuda_model,
+    cuda_resources,
+    machine_code,
+    warp_clock,
+    warp_path,
+)
 from benchmarks.gpu.cuda_parameters import Sources
 
 PAGE = Path(__file__).parents[2] / "csrc" / "cuda" / "README.md"
@@ -80,8 +87,8 @@ def code(*instructions: str | tuple[str, dict]) -> list[machine_code.Instruction
     return machine_code.parse(lines)
 
 
-def follow(program, **options) -> machine_code.Path:
-    return machine_code.follow(program, base=0x210, **options)
+def follow(program, **options) -> warp_path.Path:
+    return warp_path.follow(program, base=0x210, **options)
 
 
 def load(register: int, address: int, board: int, waits=()) -> tuple[str, dict]:
@@ -279,25 +286,43 @@ def test_resident_blocks(arch, registers, threads, shared, blocks):
 
 def test_prediction():
     gpu = cuda_model.GPUS[0]
-    family, instance = cuda_model.family_of("forward_matrix<BFloat16, 3, 64 features, 16 bytes>")
 
-    def predict(**changed):
-        counts = {"issued": 100, "products": 0, "l1_bytes": 0, "warps": 64, "waits": 1} | changed
-        waits = counts.pop("waits")
-        return cuda_model.predict(
-            gpu,
-            family,
-            instance,
-            cuda_model.Counts(cycles=lambda latency: 1000 + waits * latency, **counts),
-        )
+    def predict(waits=1, **changed):
+        counts = {
+            "fewest_bytes": 8192,
+            "memory_bytes": 8192,
+            "bytes_before": 0,
+            "issued": 100,
+            "products": 0,
+            "l1_bytes": 0,
+            "cycles": lambda latency: 1000 + waits * latency,
+            "warps": 64,
+        }
+        return cuda_model.predict(gpu, cuda_model.Counts(**counts | changed))
 
     assert predict().limit == "bytes"
     assert predict().fraction > 0.95
+    assert predict(memory_bytes=2 * 8192).fraction == pytest.approx(0.5, rel=0.05)
+    assert predict(bytes_before=8192).fraction == pytest.approx(0.5, rel=0.05)
     assert predict(issued=10**5).limit == "instructions"
     assert predict(products=10**5).limit == "products"
     assert predict(l1_bytes=10**7).limit == "L1"
     assert predict(waits=30, warps=8).limit == "latency"
     assert predict(waits=30, warps=8).fraction < predict(waits=30, warps=16).fraction < 1
+
+
+def test_launches():
+    """As choose_stages and StagedWarps have them."""
+
+    def launch(name, arch, warps):
+        family, instance = cuda_families.family_of(name)
+        return family.launch(instance, cuda_model.MULTIPROCESSORS[arch], warps)
+
+    two = launch("forward_matrix<BFloat16, 3, 64 features, 16 bytes>", 90, 16)
+    assert (two.warps, two.shared, two.parameters["slots"]) == (4, 4 * 2 * 36 * 128, 2)
+    one = launch("backward_matrix<BFloat16, 3, 64 features at a time, 16 bytes>", 86, 12)
+    assert one.parameters["slots"] == 1
+    assert one.shared == one.warps * (2 * 36 * 128 + 36 * 8)
 
 
 def test_parameters():
