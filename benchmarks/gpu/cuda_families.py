@@ -247,7 +247,8 @@ FAMILIES = {
     ),
     "forward_strip": Family(pixels=_strip_pixels, rows=4, fewest=4),
     "forward_any": Family(pixels=_four, rows=4, fewest=4),
-    "backward_vector": Family(pixels=_four, rows=7, fewest=7, rows_before=2),  # row_delta
+    "backward_vector": Family(pixels=_four, rows=7, fewest=7, rows_before=2),  # by row_delta
+    "row_delta": Family(pixels=_four, rows=2, fewest=2),
 }
 
 

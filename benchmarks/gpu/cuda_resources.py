@@ -236,7 +236,7 @@ def markdown(kernels: Sequence[Kernel]) -> str:
         shown = [k for k in kernels if k.arch == arch and k.is_special and "<Float16" not in k.name]
         titles = [title for title in _COLUMNS if title != "arch"]
         lines = [f"### sm_{arch}", "", f"| {' | '.join(titles)} |", "|" + "---|" * len(titles)]
-        lines += [f"| {' | '.join(row[1:])} |" for row in _rows(shown)]
+        lines += [f"| `{row[1]}` | {' | '.join(row[2:])} |" for row in _rows(shown)]
         parts.append("\n".join(lines))
     return "\n\n".join([*parts, summary(kernels) + "."])
 
