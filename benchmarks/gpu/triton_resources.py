@@ -1,9 +1,25 @@
-"""What the Triton kernels ask of a GPU: registers, spills, shared memory, instructions.
+"""What the compiled Triton kernels ask of a GPU, and what follows for their speed.
 
     python -m benchmarks.gpu.triton_resources
     python -m benchmarks.gpu.triton_resources --arch 90 --head-dim 64 --window 3 --dtype bf16
 
-Compiles ahead of time to machine code, which needs no GPU, with the block shapes of a launch.
+Compiles ahead of time to machine code, which needs no GPU, with the block shapes of a launch on a
+square map with 8 heads of dilations 1 to 3. The columns, counted for one warp whose tile is inside
+the map; backward for one that takes it as queries and one that takes it as keys, as two numbers or
+as their sum:
+
+    blocks    of a program: lines x strips of a line x queries of a strip; features of a chunk
+    regs      registers of a thread
+    spills    bytes of a thread's stack
+    warps     that a multiprocessor holds at once
+    code      instructions as they stand in the code
+    /elem     lane instructions per element, a feature of one pixel and head
+    waits     for global memory, one after the other
+    bytes     bytes to and from device memory, over the fewest
+    tiles     pixels of the tiles that are worked on, over those of the map
+    idle      programs that find no tile to work on, over the others
+    of copy   predicted fraction of the copy bandwidth of an H100 (sm_90) or RTX 3090 (sm_86), and
+              what limits it; csrc/cuda/README.md states the model
 """
 
 from __future__ import annotations
@@ -13,6 +29,8 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,9 +38,11 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.gpu import cuda_model, machine_code, warp_clock
 from sdwa.backends.triton import interpreted
 from sdwa.backends.triton.blocks import Blocks
-from sdwa.backends.triton.launch import KERNELS, OPTIONS, Plan, attention_plan
+from sdwa.backends.triton.geometry import head_tiles
+from sdwa.backends.triton.launch import KERNELS, Plan, attention_plan
 
 ARCHITECTURES = (86, 90)
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -37,8 +57,18 @@ INPUT_POINTERS = {
 }
 
 
+# Where a kernel's parameters start in the constant bank.
+PARAMETERS = {80: 0x160, 86: 0x160, 89: 0x160, 90: 0x210, 100: 0x380, 120: 0x380}
+# Rows of head_dim features per pixel: read or written by the kernel, of them needed, and read by
+# the kernel for delta before it. Backward reads all of its inputs twice, but at once: the second
+# time from L2.
+ROWS = {"forward": (4, 4, 0), "backward": (7, 7, 2)}
+HEADS = 8
+DILATION = (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3)
+
+
 class Kernel(NamedTuple):
-    """One specialisation of a kernel."""
+    """One specialisation of a kernel, for a square map of `side` pixels."""
 
     which: str
     arch: int
@@ -48,31 +78,34 @@ class Kernel(NamedTuple):
     bias: bool = False
     masked: bool = False
     key_mask: bool = False
+    side: int = 56
 
     def plan(self, blocks: Blocks | None = None) -> Plan:
-        """The launch on a contiguous map of 56 x 56 pixels with 8 heads."""
-        shape = (8, 56, 56, 8, self.head_dim)
-        strides = (56 * 56 * 8 * self.head_dim, 56 * 8 * self.head_dim, 8 * self.head_dim)
-        tensors = ((*strides, self.head_dim),) * (4 if self.which == "backward" else 3)
-        window = (self.window, self.window)
-        size = DTYPES[self.dtype]
-        dilation = (1, 1, 1, 1, 2, 2, 2, 2, 2, 2, 3, 3, 3, 3, 3, 3)
+        """The launch on a contiguous map."""
+        pixel = HEADS * self.head_dim
+        strides = (self.side**2 * pixel, self.side * pixel, pixel, self.head_dim)
         return attention_plan(
-            self.which, shape, tensors, size, window, dilation, self.masked, blocks
+            self.which,
+            (8, self.side, self.side, HEADS, self.head_dim),
+            (strides,) * (4 if self.which == "backward" else 3),
+            DTYPES[self.dtype],
+            (self.window, self.window),
+            DILATION,
+            self.masked,
+            blocks,
         )
 
 
-class Resources(NamedTuple):
-    """What a compiled kernel takes. spills: bytes of stack; shared: bytes.
+Steps = tuple[machine_code.Step, ...]
 
-    instructions: in the machine code; per element of the tile and lane they are 32 times the
-    issue slots that a warp spends on it, where no loop is left.
-    """
+
+class Resources(NamedTuple):
+    """What a compiled kernel takes. spills: bytes of stack; shared: bytes."""
 
     registers: int
     spills: int
     shared: int
-    instructions: int
+    program: list[machine_code.Instruction]
 
 
 def compile_kernel(kernel: Kernel, blocks: Blocks | None = None) -> Resources:
@@ -106,7 +139,7 @@ def compile_kernel(kernel: Kernel, blocks: Blocks | None = None) -> Resources:
     compiled = triton.compile(
         source,
         target=GPUTarget("cuda", kernel.arch, 32),
-        options={"num_warps": plan.warps, **OPTIONS},
+        options=plan.options,
     )
     return read_resources(compiled.asm["cubin"], compiled.metadata.shared)
 
@@ -118,15 +151,94 @@ def read_resources(cubin: bytes, shared: int) -> Resources:
         path = Path(folder) / "kernel.cubin"
         path.write_bytes(cubin)
         usage = _output(tools / "cuobjdump", "-res-usage", path)
-        code = _output(tools / "nvdisasm", "-c", path)
+        code = _output(tools / "cuobjdump", "-sass", path)
     found = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert found, usage
-    instructions = len(re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s", code, re.MULTILINE))
-    return Resources(int(found[1]), int(found[2]), shared, instructions)
+    program = machine_code.parse(code.splitlines())
+    return Resources(int(found[1]), int(found[2]), shared, program)
 
 
 def _output(*command: str | Path) -> str:
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+
+def paths(program: Sequence[machine_code.Instruction], arch: int, rounds: int) -> list[Steps]:
+    """The ways of a warp with a tile: one forward, one on either side going backward.
+
+    rounds: of the loop over the rows of the window.
+    """
+
+    def walk(turned: dict[int, bool]) -> tuple[dict[int, bool], Steps]:
+        follower = machine_code.Follower(program, {}, PARAMETERS[arch], rounds, 200_000, turned)
+        path = follower.run()
+        assert path.ended
+        return follower.to_the_work, path.steps
+
+    branches, steps = walk({})
+    found = [steps]
+    for place, taken in branches.items():
+        _, other = walk({place: not taken})
+        # Whoever stores nothing has no tile.
+        if any(step.executed and step.instruction.base == "STG" for step in other):
+            found.append(other)
+    return found
+
+
+class Counts(NamedTuple):
+    """The columns of the table, as the module says; of_copy: None where no GPU is known."""
+
+    warps: int
+    per_element: float
+    waits: tuple[int, ...]
+    bytes_over_fewest: float
+    tiles: float
+    idle: float
+    of_copy: float | None
+    limit: str
+
+
+def count(kernel: Kernel, plan: Plan, resources: Resources) -> Counts:
+    sides = paths(resources.program, kernel.arch, kernel.window)
+    assert len(sides) == (2 if kernel.which == "backward" else 1)
+    limits = cuda_model.MULTIPROCESSORS[kernel.arch]
+    warps = plan.options["num_warps"]
+    blocks = cuda_model.resident_blocks(
+        limits, resources.registers, warps * warp_clock.LANES, resources.shared
+    )
+    a = plan.arguments
+    tile = a["BLOCK_H"] * a["BLOCK_W"] * a["STRIP"]
+    elements = tile // warps * kernel.head_dim
+    issued = sum(step.instruction.base != "NOP" for steps in sides for step in steps)
+    rows, fewest, before = ROWS[kernel.which]
+
+    tiles = head_tiles(plan.table, kernel.side, a["BLOCK_H"], a["BLOCK_W"])
+    used, of_copy, limit = sum(tiles) / HEADS, None, ""
+    gpu = next((g for g in cuda_model.GPUS if g.arch == kernel.arch), None)
+    if gpu:
+        family = cuda_model.Family(lambda _: tile // warps, rows, fewest, before)
+        dtype = "float" if kernel.dtype == "fp32" else "BFloat16"
+        instance = cuda_model.Instance((dtype, str(kernel.window), f"{kernel.head_dim} features"))
+        traffic = [warp_clock.traffic(steps) for steps in sides]
+        clocks = [warp_clock.by_latency(steps, gpu.latency, 0) for steps in sides]
+        counts = cuda_model.Counts(
+            issued=issued,
+            products=0,
+            l1_bytes=sum(t.l1_bytes for t in traffic),
+            cycles=lambda latency: sum(clock(latency) for clock in clocks),
+            warps=blocks * warps,
+        )
+        prediction = cuda_model.predict(gpu, family, instance, counts)
+        of_copy, limit = prediction.fraction, prediction.limit
+    return Counts(
+        warps=blocks * warps,
+        per_element=issued * warp_clock.LANES / elements,
+        waits=tuple(warp_clock.waits_in_a_row(steps) for steps in sides),
+        bytes_over_fewest=(rows + before) / fewest,
+        tiles=used * tile / kernel.side**2,
+        idle=max(tiles) / used - 1,
+        of_copy=of_copy,
+        limit=limit,
+    )
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -138,6 +250,7 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dtype", nargs="+", default=("bf16", "fp32"), choices=DTYPES)
     parser.add_argument("--head-dim", type=int, nargs="+", default=HEAD_DIMS)
     parser.add_argument("--window", type=int, nargs="+", default=WINDOWS)
+    parser.add_argument("--side", type=int, default=56, help="of the map (%(default)s)")
     parser.add_argument("--bias", action="store_true", help="with a window bias")
     parser.add_argument("--masked", action="store_true", help='padding_mode="masked"')
     parser.add_argument("--key-mask", action="store_true", help="with a key mask")
@@ -149,27 +262,30 @@ def main() -> int:
     if interpreted():
         print("error: unset TRITON_INTERPRET, nothing is compiled under it", file=sys.stderr)
         return 2
-    print("pass      arch  dtype head_dim window  blocks                 regs spills shared  instr")
-    for arch in options.arch:
-        for which in options.which:
-            for dtype in options.dtype:
-                for head_dim in options.head_dim:
-                    for window in options.window:
-                        kernel = Kernel(
-                            which, arch, dtype, head_dim, window,
-                            options.bias, options.masked, options.key_mask,
-                        )  # fmt: skip
-                        plan, got = kernel.plan(), compile_kernel(kernel)
-                        a = plan.arguments
-                        tile = (
-                            f"{a['BLOCK_H']}x{a['BLOCK_W']}x{a['STRIP']} "
-                            f"lanes {a['BLOCK_D']} warps {plan.warps}"
-                        )
-                        print(
-                            f"{which:<9} sm_{arch:<3}{dtype:<6}{head_dim:<9}{window:<8}{tile:<22} "
-                            f"{got.registers:>4}{got.spills:>7}{got.shared:>7}{got.instructions:>7}",
-                            flush=True,
-                        )
+    print(
+        "pass      arch  dtype head_dim window blocks       regs spills warps  code  /elem  waits"
+        "  bytes tiles  idle  of copy"
+    )
+    for arch, which, dtype, head_dim, window in product(
+        options.arch, options.which, options.dtype, options.head_dim, options.window
+    ):
+        kernel = Kernel(
+            which, arch, dtype, head_dim, window,
+            options.bias, options.masked, options.key_mask, options.side,
+        )  # fmt: skip
+        plan, got = kernel.plan(), compile_kernel(kernel)
+        counts = count(kernel, plan, got)
+        a = plan.arguments
+        blocks = f"{a['BLOCK_H']}x{a['BLOCK_W']}x{a['STRIP']} {a['BLOCK_D']}"
+        waits = " ".join(map(str, counts.waits))
+        of_copy = f"{counts.of_copy:.2f} {counts.limit}" if counts.of_copy else ""
+        print(
+            f"{which:<9} sm_{arch:<3}{dtype:<6}{head_dim:<9}{window:<7}{blocks:<12}"
+            f"{got.registers:>5}{got.spills:>7}{counts.warps:>6}{len(got.program):>6}"
+            f"{counts.per_element:>7.0f}{waits:>7}{counts.bytes_over_fewest:>7.2f}"
+            f"{counts.tiles:>6.2f}{counts.idle:>6.2f}  {of_copy}",
+            flush=True,
+        )
     return 0
 
 

@@ -73,7 +73,7 @@ def milliseconds(
 def best_shape(which: str, element_size: int, head_dim: int, window: int) -> Shape:
     """The candidate that is fastest over all maps."""
     scores = {}
-    for entry in candidates(which, element_size, head_dim, (window, window)):
+    for entry in candidates(which, element_size, (window, window)):
         times = [
             milliseconds(which, size, head_dim, window, DTYPES[element_size], entry)
             for size in MAPS
@@ -109,7 +109,7 @@ def main() -> int:
             for head_dim in options.head_dim:
                 for window in options.window:
                     shape = best_shape(which, element_size, head_dim, window)
-                    chosen = choose_shape(which, element_size, head_dim, (window, window))
+                    chosen = choose_shape(which, element_size, (window, window))
                     note = "as chosen" if shape == chosen else f"chosen: {chosen}"
                     print(f"{which} {element_size} bytes {head_dim} {window}x{window}: {shape}")
                     print(f"  {note}", flush=True)

@@ -8,12 +8,13 @@ import triton.language as tl
 
 from sdwa.backends.triton.blocks import power_of_two
 from sdwa.backends.triton.geometry import (
+    head_entry,
     head_table,
+    head_tiles,
     on_map,
     program_tile,
     strip_origins,
     tap_coordinate,
-    tiles,
     window_row,
 )
 from sdwa.backends.triton.memory import kept_taps, map_of_key_mask
@@ -72,24 +73,21 @@ def owner_kernel(
     table_ptr,
     height,
     width,
-    tiles_y,
-    tiles_x,
+    tiles,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     STRIP: tl.constexpr,
 ):
     """Writes y and x of each query of each strip, -1 off the map.
 
-    (rows, strips of a row, STRIP, 2), in the order in which the kernels number them.
+    (strips, STRIP, 2), in the order in which the kernels number them: line by line.
     """
-    _, head, tile_y, tile_x = program_tile(tl.program_id(0), 1, tiles_y, tiles_x)
-    y, x, _, dilation_w = strip_origins(
-        table_ptr, head, tile_y, tile_x, height, width, 1, 1, BLOCK_H, BLOCK_W, STRIP
-    )
+    _, head, tile = program_tile(tl.program_id(0), 1, tiles)
+    entry = head_entry(table_ptr, head)
+    y, x, _, dilation_w = strip_origins(entry, tile, height, width, 1, BLOCK_H, BLOCK_W, STRIP)
     columns, valid = window_row(y, x, dilation_w, height, width, 1, STRIP)
     index = tl.arange(0, BLOCK_H * BLOCK_W)
-    row = tile_y * BLOCK_H + index // BLOCK_W
-    strip = row * (tiles_x * BLOCK_W) + tile_x * BLOCK_W + index % BLOCK_W
+    strip = tile * (BLOCK_H * BLOCK_W) + index
     for query in tl.static_range(STRIP):
         entry = pixels_ptr + (strip * STRIP + query) * 2
         tl.store(entry, tl.where(valid[query], y, -1))
@@ -98,18 +96,19 @@ def owner_kernel(
 
 @triton.jit
 def reach_kernel(
-    rows_ptr, counts_ptr, table_ptr, tile_y, height, KERNEL: tl.constexpr, BLOCK: tl.constexpr
+    rows_ptr, counts_ptr, table_ptr, tile, height, KERNEL: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Map row of each query of a tile of a map of one column, and how many of its taps are on it.
 
     Both int32 (BLOCK,).
     """
-    y, _, dilation, _ = strip_origins(
-        table_ptr, 0, tile_y, tile_y * 0, height, tile_y * 0 + 1, KERNEL, 1, BLOCK, 1, 1
-    )
+    entry = head_entry(table_ptr, 0)
+    width = tile * 0 + 1
+    y, x, dilation, _ = strip_origins(entry, tile, height, width, 1, BLOCK, 1, 1)
     count = tl.zeros((BLOCK,), tl.int32)
     for tap in tl.static_range(KERNEL):
-        count += on_map(tap_coordinate(y, tap, dilation, KERNEL), height).to(tl.int32)
+        is_on_map = on_map(tap_coordinate(y, tap, dilation, KERNEL), height) & on_map(x, width)
+        count += is_on_map.to(tl.int32)
     query = tl.arange(0, BLOCK)
     tl.store(rows_ptr + query, y)
     tl.store(counts_ptr + query, count)
@@ -155,15 +154,14 @@ def reach_of(kernel_size, dilation, height, tile, block):
 def owned_pixels(dilation, height, width, strip, block_h, block_w):
     """For the one head of `dilation` the queries of each strip, (y, x) pairs on the map."""
     table = head_table(dilation, height, width, strip)
-    down, across = tiles(table, height, block_h, block_w)
-    pixels = torch.full((down * block_h * across * block_w, strip, 2), -2, dtype=torch.int32)
-    owner_kernel[(down * across,)](
+    (tiles,) = head_tiles(table, height, block_h, block_w)
+    pixels = torch.full((tiles * block_h * block_w, strip, 2), -2, dtype=torch.int32)
+    owner_kernel[(tiles,)](
         pixels,
         torch.tensor(table, dtype=torch.int32),
         height,
         width,
-        down,
-        across,
+        tiles,
         BLOCK_H=block_h,
         BLOCK_W=block_w,
         STRIP=strip,

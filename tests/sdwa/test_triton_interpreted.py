@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 import sdwa
 from sdwa.arguments import make_problem
 from sdwa.backends.triton import reasons_unavailable
-from sdwa.backends.triton.blocks import MAX_STRIP
+from sdwa.backends.triton.blocks import MAX_STRIP, power_of_two
 from sdwa.dispatch import BackendError, select
 from tests.sdwa.assertions import assert_matches_float64, error, run
 from tests.sdwa.cases import CASES, GOLDEN, Case, draw
@@ -121,7 +121,8 @@ def test_mirrored_taps_count_for_a_key_that_is_kept(axis, key_mask):
 @pytest.mark.parametrize("axis", AXES.values(), ids=AXES)
 def test_pixels_are_numbered_phase_by_phase(axis, strip):
     length, dilation = axis.length, axis.dilation
-    strips = owned_pixels((dilation, dilation), length, length, strip, 1, 1)
+    # A column as wide as the map, so that a line is a row.
+    strips = owned_pixels((dilation, dilation), length, length, strip, 1, power_of_two(2 * length))
     order = [pixel for phase in axis.phases for pixel in phase]
     assert [pixel for queries in strips for pixel in queries] == [
         (y, x) for y in order for x in order
@@ -132,7 +133,7 @@ def test_pixels_are_numbered_phase_by_phase(axis, strip):
 def test_strips_of_a_small_map():
     # 3 rows, 5 columns, dilation (2, 2), strips of 2: rows in the order 0, 2, 1; columns 0, 2 and 4
     # of phase 0, then 1 and 3 of phase 1 with a strip that has nothing left.
-    assert owned_pixels((2, 2), 3, 5, 2, 1, 1) == [
+    assert owned_pixels((2, 2), 3, 5, 2, 1, 4) == [
         [(0, 0), (0, 2)],
         [(0, 4)],
         [(0, 1), (0, 3)],
@@ -145,6 +146,20 @@ def test_strips_of_a_small_map():
         [(1, 4)],
         [(1, 1), (1, 3)],
         [],
+    ]
+
+
+@interpreted
+def test_lines_run_down_one_column_after_the_other():
+    # The same strips in columns of two, in tiles of four lines: the second has two to spare.
+    assert owned_pixels((2, 2), 3, 5, 2, 4, 2) == [
+        *([(0, 0), (0, 2)], [(0, 4)]),
+        *([(2, 0), (2, 2)], [(2, 4)]),
+        *([(1, 0), (1, 2)], [(1, 4)]),
+        *([(0, 1), (0, 3)], []),
+        *([(2, 1), (2, 3)], []),
+        *([(1, 1), (1, 3)], []),
+        *([], [], [], []),
     ]
 
 

@@ -16,7 +16,7 @@ from sdwa.backends.triton.blocks import (
     chunk_width,
     fit_blocks,
 )
-from sdwa.backends.triton.geometry import head_table, tiles
+from sdwa.backends.triton.geometry import head_table, head_tiles
 from sdwa.backends.triton.launch import (
     MAX_EXTENT,
     MAX_REACH,
@@ -40,8 +40,9 @@ def test_head_table():
 
 def test_tiles():
     table = head_table((1, 1, 3, 3), 7, 7, 2)  # 4 strips in a row, and 3 phases of 2
-    assert tiles(table, 7, 4, 4) == (2, 2)
-    assert tiles(table, 7, 8, 8) == (1, 1)
+    assert head_tiles(table, 7, 4, 4) == (2, 4)  # columns of 4 strips, 7 lines each: 1, and 2
+    assert head_tiles(table, 7, 8, 8) == (1, 1)
+    assert head_tiles(table, 7, 16, 2) == (1, 2)
 
 
 def test_chunk_width():
@@ -63,18 +64,19 @@ def test_every_problem_has_blocks(which, element_size, kernel_size):
     for head_dim in range(1, 257):
         for height, width in ((1, 1), (7, 7), (56, 56), (1, 300)):
             blocks = choose_blocks(which, element_size, head_dim, kernel_size, height, width)
-            assert all(n & (n - 1) == 0 for n in blocks._replace(strip=1)), blocks
+            powers = (blocks.block_h, blocks.block_w, blocks.block_d, blocks.warps)
+            assert all(n & (n - 1) == 0 for n in powers), blocks
             assert -(-head_dim // blocks.block_d) <= 4
             lanes = max(1, blocks.block_d * element_size // 16)
             assert blocks.block_h * blocks.block_w * lanes <= max(32 * blocks.warps, lanes)
 
 
 def test_shapes_by_window():
-    assert choose_shape("forward", 2, 1, (1, 9)) == SHAPES["forward", 3]
-    assert choose_shape("backward", 4, 65, (5, 3)) == SHAPES["backward", 5]
-    assert choose_shape("forward", 2, 256, (15, 15)) == SHAPES["forward", 13]
-    assert choose_shape("forward", 4, 17, (7, 7)) == SHAPES["forward", 13]
-    assert choose_shape("forward", 4, 16, (7, 7)) == SHAPES["forward", 13]._replace(block_w=2)
+    assert choose_shape("forward", 2, (1, 9)) == SHAPES["forward", 3, 2]
+    assert choose_shape("backward", 2, (1, 9)) == SHAPES["backward", 13, 2]
+    assert choose_shape("backward", 4, (5, 3)) == SHAPES["backward", 5, 4]
+    assert choose_shape("forward", 4, (7, 7)) == SHAPES["forward", 7, 4]
+    assert choose_shape("forward", 2, (15, 15)) == SHAPES["forward", 13, 2]
 
 
 def test_alignment():
@@ -95,7 +97,7 @@ def test_wide_maps_take_64_bit_offsets():
 
 def test_small_maps_take_small_tiles():
     blocks = fit_blocks(Shape(4, 1, 2, 8, 16), 2, 64, 1, 1)
-    assert blocks == (1, 1, 1, 64, 1)  # block_h, block_w, strip, block_d, warps
+    assert blocks == (1, 1, 1, 64, 1, None)  # block_h, block_w, strip, block_d, warps, registers
 
 
 @pytest.mark.parametrize(

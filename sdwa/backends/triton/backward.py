@@ -25,7 +25,14 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .geometry import program_tile, strip_origins, tap_coordinate, window_row
+from .geometry import (
+    head_entry,
+    is_tile,
+    program_tile,
+    strip_origins,
+    tap_coordinate,
+    window_row,
+)
 from .inline import inline
 from .memory import (
     head_of_bias,
@@ -216,7 +223,7 @@ def key_row(
     return grad_key, grad_value
 
 
-@triton.jit(do_not_specialize=["height", "width", "heads", "tiles_y", "tiles_x", "scale"])
+@triton.jit(do_not_specialize=["height", "width", "heads", "tiles", "scale"])
 def backward_kernel(
     q_ptr,
     k_ptr,
@@ -238,8 +245,7 @@ def backward_kernel(
     height,
     width,
     heads,
-    tiles_y,
-    tiles_x,
+    tiles,
     scale,
     HEAD_DIM: tl.constexpr,
     KERNEL_H: tl.constexpr,
@@ -257,22 +263,25 @@ def backward_kernel(
     Of two groups of `heads` programs the first takes a tile as queries (grad_query and grad_bias),
     the second the same tile as keys (grad_key and grad_value): what one has read is in the L2 cache
     for the other.
-    bias_parts: (batch * tiles_y * tiles_x, heads, KERNEL_H, KERNEL_W) float32, None where bias is;
-    lse, delta: contiguous; the others as in `forward_kernel`.
+    bias_parts: (batch * tiles, heads, KERNEL_H, KERNEL_W) float32, 0 where a head has no such tile,
+    None where bias is; lse, delta: contiguous; the others as in `forward_kernel`.
     """
     CHUNKS: tl.constexpr = (HEAD_DIM + BLOCK_D - 1) // BLOCK_D
     OUT_ALIGN: tl.constexpr = HEAD_DIM & -HEAD_DIM
     # Whether a window can have nothing left: with neither, its centre tap always counts.
     CAN_BE_EMPTY: tl.constexpr = bias_ptr is not None or key_mask_ptr is not None
-    UNROLL: tl.constexpr = KERNEL_H if KERNEL_H * KERNEL_W <= 9 else 1
     block: tl.constexpr = BLOCK_H * BLOCK_W
-    group = tl.program_id(0) // (2 * heads)
-    head = tl.program_id(0) - group * 2 * heads
+    unit = tl.program_id(0) // (2 * heads)
+    head = tl.program_id(0) - unit * 2 * heads
     takes_keys = head >= heads
     head = tl.where(takes_keys, head - heads, head)
-    batch, head, tile_y, tile_x = program_tile(group * heads + head, heads, tiles_y, tiles_x)
+    batch, head, tile = program_tile(unit * heads + head, heads, tiles)
+    entry = head_entry(table_ptr, head)
+    # Heads differ in their number of tiles.
+    if not is_tile(entry, tile, BLOCK_H, BLOCK_W):
+        return
     y, x, dilation_h, dilation_w = strip_origins(
-        table_ptr, head, tile_y, tile_x, height, width, KERNEL_H, KERNEL_W, BLOCK_H, BLOCK_W, STRIP
+        entry, tile, height, width, KERNEL_W, BLOCK_H, BLOCK_W, STRIP
     )
     q_map = map_view(q_ptr, q_strides, batch, head, ALIGN, INDEX_64)
     k_map = map_view(k_ptr, k_strides, batch, head, ALIGN, INDEX_64)
@@ -296,7 +305,7 @@ def backward_kernel(
         kept = kept_taps(key_mask_map, y, columns, valid, False)
         grad_key = zeros
         grad_value = zeros
-        for tap_h in tl.range(KERNEL_H, loop_unroll_factor=UNROLL):
+        for tap_h in range(KERNEL_H):
             row_y = tap_coordinate(y, tap_h, dilation_h, KERNEL_H)
             mirrored_h = KERNEL_H - 1 - tap_h
             bias_row = None if bias_head is None else bias_head + mirrored_h * KERNEL_W
@@ -323,10 +332,10 @@ def backward_kernel(
         delta = load_scalars(delta_map, y, columns, valid, 0.0)
         parts = None
         if bias_ptr is not None:
-            first = group.to(tl.int64) * heads * (KERNEL_H * KERNEL_W)
+            first = unit.to(tl.int64) * heads * (KERNEL_H * KERNEL_W)
             parts = head_of_bias(bias_parts_ptr + first, head, KERNEL_H * KERNEL_W)
         grad_query = zeros
-        for tap_h in tl.range(KERNEL_H, loop_unroll_factor=UNROLL):
+        for tap_h in range(KERNEL_H):
             row_y = tap_coordinate(y, tap_h, dilation_h, KERNEL_H)
             bias_row = None if bias_head is None else bias_head + tap_h * KERNEL_W
             bias_parts_row = None if parts is None else parts + tap_h * KERNEL_W

@@ -16,7 +16,9 @@ class Shape(NamedTuple):
 
     strip: queries of one row that are worked on together. chunks: at most so many hold a token.
     block_w: strips side by side in a tile. warps: of 32 lanes each. lane_bytes: of every chunk of a
-    token that a lane owns; less than 16 where a lane has no registers for them.
+    token that a lane owns; less than 16 where a lane has no registers for them. registers: that a
+    lane may have at most, None for what the assembler thinks best. Without a number it may save
+    registers by loading every token just before its use, and then waits for memory each time.
     """
 
     strip: int
@@ -24,6 +26,7 @@ class Shape(NamedTuple):
     block_w: int
     warps: int
     lane_bytes: int
+    registers: int | None = None
 
 
 class Blocks(NamedTuple):
@@ -34,6 +37,7 @@ class Blocks(NamedTuple):
     strip: int
     block_d: int
     warps: int
+    registers: int | None = None
 
     @property
     def constants(self) -> dict[str, int]:
@@ -46,32 +50,38 @@ class Blocks(NamedTuple):
         }
 
 
-# By pass and window. Chosen from the resource reports of the compiler (no spills, few instructions
-# per element), not yet from timings, which `triton_tune` of benchmarks/ takes.
+# By pass, window and bytes per element. Chosen from the machine code (`triton_resources` of
+# benchmarks/: no spills where there is no bias, few instructions per element, few waits for memory
+# in a row), not yet from timings, which `triton_tune` takes.
 SHAPES = {
-    ("forward", 3): Shape(strip=3, chunks=3, block_w=2, warps=4, lane_bytes=16),
-    ("forward", 5): Shape(strip=2, chunks=3, block_w=2, warps=4, lane_bytes=16),
-    ("forward", 13): Shape(strip=1, chunks=3, block_w=1, warps=4, lane_bytes=16),
-    ("backward", 3): Shape(strip=2, chunks=1, block_w=2, warps=4, lane_bytes=16),
-    ("backward", 5): Shape(strip=1, chunks=1, block_w=2, warps=4, lane_bytes=16),
-    ("backward", 13): Shape(strip=1, chunks=1, block_w=2, warps=4, lane_bytes=8),
+    ("forward", 3, 2): Shape(3, chunks=3, block_w=2, warps=4, lane_bytes=16),
+    ("forward", 3, 4): Shape(3, chunks=3, block_w=2, warps=4, lane_bytes=16),
+    ("forward", 5, 2): Shape(2, chunks=3, block_w=2, warps=4, lane_bytes=16, registers=168),
+    ("forward", 5, 4): Shape(2, chunks=3, block_w=2, warps=4, lane_bytes=16, registers=128),
+    ("forward", 7, 2): Shape(1, chunks=3, block_w=1, warps=4, lane_bytes=16, registers=128),
+    ("forward", 7, 4): Shape(1, chunks=3, block_w=1, warps=4, lane_bytes=16, registers=128),
+    ("forward", 13, 2): Shape(1, chunks=1, block_w=1, warps=4, lane_bytes=16, registers=168),
+    ("forward", 13, 4): Shape(1, chunks=1, block_w=1, warps=4, lane_bytes=16, registers=168),
+    ("backward", 3, 2): Shape(2, chunks=1, block_w=2, warps=4, lane_bytes=16),
+    ("backward", 3, 4): Shape(2, chunks=2, block_w=2, warps=4, lane_bytes=16, registers=168),
+    ("backward", 5, 2): Shape(2, chunks=1, block_w=2, warps=4, lane_bytes=16, registers=168),
+    ("backward", 5, 4): Shape(1, chunks=2, block_w=2, warps=4, lane_bytes=16, registers=168),
+    ("backward", 7, 2): Shape(1, chunks=2, block_w=2, warps=4, lane_bytes=8, registers=168),
+    ("backward", 7, 4): Shape(2, chunks=1, block_w=2, warps=4, lane_bytes=16, registers=168),
+    ("backward", 13, 2): Shape(1, chunks=1, block_w=2, warps=4, lane_bytes=8),
+    ("backward", 13, 4): Shape(1, chunks=1, block_w=2, warps=4, lane_bytes=8),
 }
 # The sides of windows up to which those hold. Larger windows run with the last.
-WINDOW_CLASSES = (3, 5, 13)
+WINDOW_CLASSES = (3, 5, 7, 13)
 
 
-def choose_shape(
-    which: str, element_size: int, head_dim: int, kernel_size: tuple[int, int]
-) -> Shape:
-    """The shape for a pass ("forward" or "backward"), bytes per element, and a problem."""
-    # Up to 9 taps the kernels work as on a window of 3 x 3.
-    side = 3 if kernel_size[0] * kernel_size[1] <= 9 else max(kernel_size)
+def choose_shape(which: str, element_size: int, kernel_size: tuple[int, int]) -> Shape:
+    """The shape for a pass ("forward" or "backward"), bytes per element, and a window."""
+    # Up to 9 taps the forward kernel works as on a window of 3 x 3.
+    small = which == "forward" and kernel_size[0] * kernel_size[1] <= 9
+    side = 3 if small else max(kernel_size)
     window = next((c for c in WINDOW_CLASSES if side <= c), WINDOW_CLASSES[-1])
-    shape = SHAPES[which, window]
-    # The one exception, from the same reports.
-    if (which, window, element_size) == ("forward", 13, 4) and head_dim <= 16:
-        return shape._replace(block_w=2)
-    return shape
+    return SHAPES[which, window, element_size]
 
 
 def choose_blocks(
@@ -88,25 +98,24 @@ def choose_blocks(
         # up less than twice its width.
         block_d = chunk_width(head_dim, 1)
         return Blocks(power_of_two(height), power_of_two(2 * width), 1, block_d, 1)
-    shape = choose_shape(which, element_size, head_dim, kernel_size)
+    shape = choose_shape(which, element_size, kernel_size)
     return fit_blocks(shape, element_size, head_dim, height, width)
 
 
-def candidates(
-    which: str, element_size: int, head_dim: int, kernel_size: tuple[int, int]
-) -> list[Shape]:
+def candidates(which: str, element_size: int, kernel_size: tuple[int, int]) -> list[Shape]:
     """What the tuning script and `SDWA_TRITON_AUTOTUNE=1` try."""
     small_window = kernel_size[0] * kernel_size[1] <= 9
     strips = range(1, MAX_STRIP + 1) if small_window else (1, 2)
     # Elements of one tensor that a lane holds at a time: beyond this nothing fits the registers.
     limit = 64 if which == "forward" else 24
     return [
-        Shape(strip, chunks, block_w, warps, lane_bytes)
+        Shape(strip, chunks, block_w, warps, lane_bytes, registers)
         for strip in strips
         for chunks in (1, 2, 3)
-        for block_w in (1, 2, 4)
-        for warps in (2, 4, 8)
+        for block_w in (1, 2)
+        for warps in (2, 4)
         for lane_bytes in (8, 16)
+        for registers in (None, 128, 168)
         if strip * chunks * lane_bytes // element_size <= limit
     ]
 
@@ -125,7 +134,7 @@ def fit_blocks(shape: Shape, element_size: int, head_dim: int, height: int, widt
     block_w = min(shape.block_w, strips, power_of_two(-(-width // strip)))
     block_h = min(strips // block_w, power_of_two(height))
     warps = max(1, block_h * block_w * lanes // 32)
-    return Blocks(block_h, block_w, strip, block_d, min(shape.warps, warps))
+    return Blocks(block_h, block_w, strip, block_d, min(shape.warps, warps), shape.registers)
 
 
 def chunk_width(head_dim: int, chunks: int) -> int:

@@ -8,14 +8,21 @@ large. The compiler turns exp into exp2 and a factor.
 
 # Triton's language grows tuples by addition only, and a tuple there has no fixed type.
 # ruff: noqa: RUF005
-# mypy: disable-error-code="assignment,index"
+# mypy: disable-error-code="assignment,index,misc"
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
-from .geometry import program_tile, strip_origins, tap_coordinate, window_row
+from .geometry import (
+    head_entry,
+    is_tile,
+    program_tile,
+    strip_origins,
+    tap_coordinate,
+    window_row,
+)
 from .inline import inline
 from .memory import (
     head_of_bias,
@@ -30,6 +37,9 @@ from .products import add_weighted_row, row_scores
 # Below every score that is a number, and finite: an excluded tap (-inf) then has weight 0, never
 # NaN, even while no tap on the map has been seen.
 LOWEST: tl.constexpr = tl.constexpr(-3.0e38)
+
+# Chunks of keys, 16 bytes of each to a lane, up to which all are loaded before the first product.
+MAX_KEYS: tl.constexpr = tl.constexpr(30)
 
 
 @inline
@@ -82,7 +92,7 @@ def rescale(totals, factors, STRIP: tl.constexpr, CHUNKS: tl.constexpr):
     return scaled
 
 
-@triton.jit(do_not_specialize=["height", "width", "heads", "tiles_y", "tiles_x", "scale"])
+@triton.jit(do_not_specialize=["height", "width", "heads", "tiles", "scale"])
 def forward_kernel(
     q_ptr,
     k_ptr,
@@ -98,8 +108,7 @@ def forward_kernel(
     height,
     width,
     heads,
-    tiles_y,
-    tiles_x,
+    tiles,
     scale,
     HEAD_DIM: tl.constexpr,
     KERNEL_H: tl.constexpr,
@@ -121,9 +130,13 @@ def forward_kernel(
     CHUNKS: tl.constexpr = (HEAD_DIM + BLOCK_D - 1) // BLOCK_D
     # The largest power of two that divides the strides of every contiguous tensor.
     OUT_ALIGN: tl.constexpr = HEAD_DIM & -HEAD_DIM
-    batch, head, tile_y, tile_x = program_tile(tl.program_id(0), heads, tiles_y, tiles_x)
+    batch, head, tile = program_tile(tl.program_id(0), heads, tiles)
+    entry = head_entry(table_ptr, head)
+    # Heads differ in their number of tiles.
+    if not is_tile(entry, tile, BLOCK_H, BLOCK_W):
+        return
     y, x, dilation_h, dilation_w = strip_origins(
-        table_ptr, head, tile_y, tile_x, height, width, KERNEL_H, KERNEL_W, BLOCK_H, BLOCK_W, STRIP
+        entry, tile, height, width, KERNEL_W, BLOCK_H, BLOCK_W, STRIP
     )
     q_map = map_view(q_ptr, q_strides, batch, head, ALIGN, INDEX_64)
     k_map = map_view(k_ptr, k_strides, batch, head, ALIGN, INDEX_64)
@@ -145,13 +158,29 @@ def forward_kernel(
         out = out + (tl.zeros((block, BLOCK_D), tl.float32),)
 
     if KERNEL_H * KERNEL_W <= 9:
+        EARLY: tl.constexpr = KERNEL_H * (STRIP + KERNEL_W - 1) * CHUNKS <= MAX_KEYS
+        early_keys = ()
+        if EARLY:
+            for tap_h in tl.static_range(KERNEL_H):
+                tap_y = tap_coordinate(y, tap_h, dilation_h, KERNEL_H)
+                tap_columns, tap_valid = window_row(
+                    tap_y, x, dilation_w, height, width, KERNEL_W, STRIP
+                )
+                keys = load_row(k_map, tap_y, tap_columns, tap_valid, HEAD_DIM, BLOCK_D, ALIGN)
+                early_keys = early_keys + (keys,)
+            # The assembler would load each key just before its use, and wait for memory each time:
+            # a barrier is what loads do not move across.
+            tl.debug_barrier()
         scores = ()
         for tap_h in tl.static_range(KERNEL_H):
             tap_y = tap_coordinate(y, tap_h, dilation_h, KERNEL_H)
             tap_columns, tap_valid = window_row(
                 tap_y, x, dilation_w, height, width, KERNEL_W, STRIP
             )
-            keys = load_row(k_map, tap_y, tap_columns, tap_valid, HEAD_DIM, BLOCK_D, ALIGN)
+            if EARLY:
+                keys = early_keys[tap_h]
+            else:
+                keys = load_row(k_map, tap_y, tap_columns, tap_valid, HEAD_DIM, BLOCK_D, ALIGN)
             kept = kept_taps(key_mask_map, tap_y, tap_columns, tap_valid, MASKED)
             bias_row = None if bias_head is None else bias_head + tap_h * KERNEL_W
             scores = scores + row_scores(

@@ -1,14 +1,18 @@
 """Window arithmetic of the Triton kernels: the pixels a program owns, and those its taps touch.
 
 For a head with dilation r the map falls into r_h x r_w independent *phases*, on each of which the
-window is an ordinary dense one. A program owns a tile of one head: `BLOCK_H` rows by `BLOCK_W`
-strips. A strip is `STRIP` neighbouring queries of one row of a phase, so that a key loaded once
-serves up to `STRIP` of them.
+window is an ordinary dense one. A strip is `STRIP` neighbouring queries of one row of a phase, so
+that a key loaded once serves up to `STRIP` of them.
 
 Rows are numbered phase by phase: all rows of phase 0, then of phase 1, and so on, which numbers
 every row of the map exactly once whatever the dilation. Strips of a row are numbered phase by phase
 too; a phase whose width is no multiple of `STRIP` ends in a strip that hangs over the edge, and its
 surplus queries are masked.
+
+The strips of a map are cut into columns `BLOCK_W` strips wide. A *line* is one row of a column.
+Lines are numbered down the first column, then down the second, and so on, and a program owns a tile
+of `BLOCK_H` lines in a row of one head. So only the last tile of a map is not full, whatever the
+height.
 
 All coordinates are 32-bit; `launch.py` refuses maps and windows for which that would not do.
 """
@@ -56,38 +60,52 @@ def head_table(
     return tuple(rows)
 
 
-def tiles(
+def head_tiles(
     table: Sequence[Sequence[int]], height: int, block_h: int, block_w: int
-) -> tuple[int, int]:
-    """Tiles (down, across) that cover the map for every head of the table."""
-    strips = max(dilation_w * strips for _, dilation_w, _, _, strips in table)
-    return -(-height // block_h), -(-strips // block_w)
+) -> tuple[int, ...]:
+    """Tiles that cover a map, for each head of the table."""
+    lines = [height * -(-dilation_w * strips // block_w) for _, dilation_w, _, _, strips in table]
+    return tuple(-(-number // block_h) for number in lines)
 
 
 @inline
-def program_tile(program, heads, tiles_y, tiles_x):
-    """(batch, head, tile_y, tile_x) of a program.
+def program_tile(program, heads, tiles):
+    """(batch, head, tile) of a program, where `tiles` is the most that any head has.
 
     Heads run fastest: programs that start together then read neighbouring memory. Batch runs
     slowest, so that one image's keys and values stay in the L2 cache.
     """
-    tile = program // heads
-    head = program - tile * heads
-    row = tile // tiles_x
-    tile_x = tile - row * tiles_x
-    batch = row // tiles_y
-    return batch, head, row - batch * tiles_y, tile_x
+    unit = program // heads
+    batch = unit // tiles
+    return batch, program - unit * heads, unit - batch * tiles
+
+
+@inline
+def head_entry(table_ptr, head):
+    """The entry of a head in the head table."""
+    entry = ()
+    for column in tl.static_range(TABLE_COLUMNS):
+        entry = entry + (tl.load(table_ptr + head * TABLE_COLUMNS + column),)
+    return entry
+
+
+@inline
+def is_tile(entry, tile, BLOCK_H: tl.constexpr, BLOCK_W: tl.constexpr):
+    """Whether the head of this entry has so many tiles that this is one.
+
+    It asks for all of the entry, so that none of it is loaded in a second turn.
+    """
+    dilation_h, dilation_w, rows, long_phases, strips = entry
+    height = rows * dilation_h + long_phases
+    return tile * BLOCK_H < height * tl.cdiv(dilation_w * strips, BLOCK_W)
 
 
 @inline
 def strip_origins(
-    table_ptr,
-    head,
-    tile_y,
-    tile_x,
+    entry,
+    tile,
     height,
     width,
-    KERNEL_H: tl.constexpr,
     KERNEL_W: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
@@ -95,28 +113,24 @@ def strip_origins(
 ):
     """First pixel y, x of each strip of the tile, int32 (BLOCK_H * BLOCK_W,), and the dilation.
 
-    A strip beyond the map gets a pixel so far beyond it that none of its taps is on it either.
+    entry: of the head, see `head_entry`. A strip beyond the map gets an x so far beyond it that
+    none of its taps is on it either.
     """
-    entry = table_ptr + head * TABLE_COLUMNS
-    dilation_h = tl.load(entry)
-    dilation_w = tl.load(entry + 1)
-    rows = tl.load(entry + 2)
-    long_phases = tl.load(entry + 3)
-    strips = tl.load(entry + 4)
-
+    dilation_h, dilation_w, rows, long_phases, strips = entry
     index = tl.arange(0, BLOCK_H * BLOCK_W)
-    row = tile_y * BLOCK_H + index // BLOCK_W
+    line = tile * BLOCK_H + index // BLOCK_W
+    column = line // height
+    row = line - column * height
     in_long = row < long_phases * (rows + 1)
     length = rows + in_long.to(tl.int32)
     # Phases before this one, were they all of this length, start here.
     start = tl.where(in_long, 0, long_phases)
     phase = (row - start) // length
     y = (row - start - phase * length) * dilation_h + phase
-    y = tl.where(row < height, y, height + KERNEL_H * dilation_h)
 
-    column = tile_x * BLOCK_W + index % BLOCK_W
-    phase = column // strips
-    x = (column - phase * strips) * (STRIP * dilation_w) + phase
+    strip = column * BLOCK_W + index % BLOCK_W
+    phase = strip // strips
+    x = (strip - phase * strips) * (STRIP * dilation_w) + phase
     x = tl.where(phase < dilation_w, x, width + KERNEL_W * dilation_w)
     return y, x, dilation_h, dilation_w
 

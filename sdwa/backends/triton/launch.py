@@ -29,7 +29,7 @@ from sdwa.backends.triton.blocks import (
     power_of_two,
 )
 from sdwa.backends.triton.forward import forward_kernel
-from sdwa.backends.triton.geometry import head_table, tiles
+from sdwa.backends.triton.geometry import head_table, head_tiles
 
 KERNELS: dict[str, Any] = {"forward": forward_kernel, "backward": backward_kernel}
 # Coordinates are 32-bit, beyond the map too: a strip there lies a window beyond the edge, and its
@@ -38,6 +38,8 @@ MAX_EXTENT = 2**26
 MAX_REACH = 2**31 - MAX_EXTENT
 # So are the strides of a row and the offsets inside it, where tensors are contiguous.
 MAX_ROW = 2**30
+# Lines of a map are numbered in 32 bits too, and can be twice as many as its pixels.
+MAX_PIXELS = 2**29
 MAX_PROGRAMS = 2**31 - 1
 DELTA_WARPS = 4
 # Said, because its default depends on Triton's version: a product and a sum become one instruction.
@@ -53,14 +55,14 @@ class Plan(NamedTuple):
     """A launch of an attention kernel without its tensors.
 
     units: tiles of all images; each of the heads runs one program on it (two going backward).
-    arguments: by name, strides and compile-time constants among them.
+    arguments: by name, strides and compile-time constants among them. options: of the compiler.
     """
 
     grid: tuple[int]
     units: int
     table: Table
     arguments: dict[str, Any]
-    warps: int
+    options: dict[str, Any]
 
 
 def attention_forward(
@@ -189,7 +191,7 @@ def _launch(
         if which == "backward":
             bias = tensors["bias_ptr"]
             if bias is not None:
-                bias_parts = bias.new_empty((plan.units, *bias.shape))
+                bias_parts = bias.new_zeros((plan.units, *bias.shape))
             extra["bias_parts_ptr"] = bias_parts
         table = _table_on(plan.table, query.device)
         KERNELS[which][plan.grid](
@@ -198,8 +200,7 @@ def _launch(
             table_ptr=table,
             scale=scale,
             **plan.arguments,
-            num_warps=plan.warps,
-            **OPTIONS,
+            **plan.options,
         )
         return bias_parts
 
@@ -235,8 +236,8 @@ def attention_plan(
     if blocks is None:
         blocks = choose_blocks(which, element_size, head_dim, kernel_size, height, width)
     table = head_table(dilation, height, width, blocks.strip)
-    tiles_y, tiles_x = tiles(table, height, blocks.block_h, blocks.block_w)
-    units = batch * tiles_y * tiles_x
+    tiles = max(head_tiles(table, height, blocks.block_h, blocks.block_w))
+    units = batch * tiles
     programs = units * heads * (2 if which == "backward" else 1)
     contiguous = (height * width * heads * head_dim, width * heads * head_dim, heads * head_dim)
     names = ("q_strides", "k_strides", "v_strides", "grad_out_strides")
@@ -245,8 +246,7 @@ def attention_plan(
         "height": height,
         "width": width,
         "heads": heads,
-        "tiles_y": tiles_y,
-        "tiles_x": tiles_x,
+        "tiles": tiles,
         "HEAD_DIM": head_dim,
         "KERNEL_H": kernel_size[0],
         "KERNEL_W": kernel_size[1],
@@ -255,7 +255,10 @@ def attention_plan(
         "INDEX_64": needs_index_64(shape, (*strides, contiguous)),
         **blocks.constants,
     }
-    return Plan(grid(programs, shape), units, table, arguments, blocks.warps)
+    options = {**OPTIONS, "num_warps": blocks.warps}
+    if blocks.registers is not None and torch.version.hip is None:
+        options["maxnreg"] = blocks.registers
+    return Plan(grid(programs, shape), units, table, arguments, options)
 
 
 @lru_cache(maxsize=4096)
@@ -318,6 +321,11 @@ def check_shape(shape: Extents) -> None:
     if max(height, width, heads) > MAX_EXTENT:
         raise ValueError(
             f"query must have height, width and heads up to {MAX_EXTENT} on the Triton backend, "
+            f"got shape {shape}"
+        )
+    if height * width > MAX_PIXELS:
+        raise ValueError(
+            f"query must have maps of up to {MAX_PIXELS} pixels on the Triton backend, "
             f"got shape {shape}"
         )
     if width * heads * head_dim > MAX_ROW:
@@ -429,7 +437,7 @@ def _fastest_plan(
             attention_plan(
                 which, *problem, fit_blocks(candidate, element_size, shape[4], *shape[1:3])
             )
-            for candidate in candidates(which, element_size, shape[4], kernel_size)
+            for candidate in candidates(which, element_size, kernel_size)
         ]
         _FASTEST[key] = min(plans, key=lambda plan: do_bench(lambda: run(plan), warmup=5, rep=20))
     return _FASTEST[key]

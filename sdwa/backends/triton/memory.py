@@ -70,6 +70,19 @@ def chunk_mask(valid, chunk: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.c
 
 
 @inline
+def as_float32(value):
+    """`value` in float32.
+
+    A bfloat16 is the upper half of a float32. Said like this, it takes one instruction; Triton's
+    own conversion takes two for every second value.
+    """
+    if value.dtype == tl.bfloat16:
+        bits = value.to(tl.uint16, bitcast=True).to(tl.uint32) << 16
+        return bits.to(tl.float32, bitcast=True)
+    return value.to(tl.float32)
+
+
+@inline
 def load_token(
     view, y, x, valid, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, ALIGN: tl.constexpr
 ):
@@ -80,7 +93,7 @@ def load_token(
         feature = chunk * BLOCK_D + tl.arange(0, BLOCK_D)
         mask = chunk_mask(valid, chunk, HEAD_DIM, BLOCK_D)
         value = tl.load(pointers + feature[None, :], mask=mask, other=0.0)
-        token = token + (value.to(tl.float32),)
+        token = token + (as_float32(value),)
     return token
 
 
