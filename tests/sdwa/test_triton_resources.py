@@ -1,4 +1,4 @@
-"""The Triton kernels compiled to machine code, which needs no GPU: nothing spills."""
+"""The Triton kernels compiled to machine code, which needs no GPU: nothing spills, few waits."""
 
 import os
 
@@ -8,7 +8,7 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under TRITON_INTERPRET=1", allow_module_level=True)
 
-from benchmarks.gpu.triton_resources import Kernel, compile_kernel
+from benchmarks.gpu.triton_resources import Kernel, compile_kernel, count
 
 KERNELS = (
     # (pass, dtype, head_dim, window, bias, masked, key_mask)
@@ -45,3 +45,20 @@ def test_nothing_spills(arch, which, dtype, head_dim, window, bias, masked, key_
     resources = compile_kernel(Kernel(which, arch, dtype, head_dim, window, bias, masked, key_mask))
     assert resources.spills == 0
     assert resources.shared <= 1024  # only what the sums of dbias and the store of lse need
+
+
+@pytest.mark.parametrize("arch", [86, 90], ids=lambda arch: f"sm_{arch}")
+@pytest.mark.parametrize(
+    "which,dtype,window,most",
+    [
+        # For the table, then at most two or three times for each row of the window.
+        ("forward", "fp32", 3, (10,)),
+        ("forward", "bf16", 7, (22,)),
+        ("backward", "bf16", 3, (10, 10)),
+    ],
+)
+def test_loads_do_not_wait_for_each_other(which, dtype, window, most, arch):
+    kernel = Kernel(which, arch, dtype, 64, window)
+    counts = count(kernel, kernel.plan(), compile_kernel(kernel))
+    assert len(counts.waits) == len(most)
+    assert all(waits <= limit for waits, limit in zip(counts.waits, most, strict=True))
