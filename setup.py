@@ -11,7 +11,7 @@ The two libraries use PyTorch's stable ABI only, so the PyTorch that builds them
 runs them need not agree (2.10 or later).
 
 Environment: SDWA_BUILD_CUDA=auto|1|0 (1 makes a missing toolkit an error), TORCH_CUDA_ARCH_LIST
-("8.6;9.0+PTX"), CUDA_HOME, CXX, MAX_JOBS.
+("8.6;9.0+PTX"), SDWA_NVCC_FLAGS (more of them), CUDA_HOME, CXX, MAX_JOBS.
 """
 
 import os
@@ -235,6 +235,7 @@ class BuildKernels(build_ext):
                     "-Xcompiler " + ",".join(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]),
                     *(["-Werror all-warnings"] if strict else []),
                     *gencode(architectures),
+                    *os.environ.get("SDWA_NVCC_FLAGS", "").split(),
                     f"-I{CSRC}",
                     f"-I{work}",
                     *torch_include,

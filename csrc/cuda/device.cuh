@@ -186,13 +186,17 @@ struct SharedMemory {
   int reserved;        // that the system takes for each block
 };
 inline SharedMemory shared_memory() {
+  thread_local int asked = -1;  // the device that `bytes` belongs to
+  thread_local SharedMemory bytes{};
   int device = 0;
-  SharedMemory bytes{};
   cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&bytes.block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  cudaDeviceGetAttribute(&bytes.multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
-                         device);
-  cudaDeviceGetAttribute(&bytes.reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
+  if (device != asked) {
+    cudaDeviceGetAttribute(&bytes.block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+    cudaDeviceGetAttribute(&bytes.multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
+                           device);
+    cudaDeviceGetAttribute(&bytes.reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
+    asked = device;
+  }
   return bytes;
 }
 
