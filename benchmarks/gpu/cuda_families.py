@@ -115,7 +115,8 @@ def _matrix_launch(tensors: int, other_bytes: Callable[[int], int]) -> ChooseLau
         pixels = (MATRIX_PIXELS // tile_w + halo) * (tile_w + halo)
         features = instance.number("features") or 0
         best, resident = Launch(warps=1), 0
-        for slots in (2, 1):
+        fixed = instance.number("slot")
+        for slots in (2, 1) if fixed is None else (fixed,):
             size = slots * tensors * pixels * features * instance.element_bytes
             size += other_bytes(pixels)
             for warps in _MATRIX_WARPS:

@@ -161,7 +161,8 @@ def _attributes(lines: Iterable[str], arch: int) -> dict[tuple[int, str], dict[s
 
 
 def _short_names(mangled: list[str]) -> dict[str, str]:
-    """`forward_matrix<BFloat16, 3, 64 features, 16 bytes>`; mangled where c++filt is missing."""
+    """As `backward_matrix<BFloat16, 3, 64 features, 16 bytes, plain, 2 slots>`; mangled where c++filt
+    is missing."""
     tool = shutil.which("c++filt")
     if tool is None or not mangled:
         return {name: name for name in mangled}
@@ -174,6 +175,16 @@ def _short_names(mangled: list[str]) -> dict[str, str]:
         line = re.sub(
             r"Features<(\d+), (true|false), (\d+)>",
             lambda m: f"{m[1]} features{'' if m[2] == 'true' else ' at a time'}, {m[3]} bytes",
+            line,
+        )
+        line = re.sub(
+            r"(_matrix<.* bytes), (true|false)(?:, (\d))?>",
+            lambda m: (
+                m[1]
+                + (", plain" if m[2] == "true" else "")
+                + (f", {m[3]} slot{'s' * (m[3] != '1')}" if m[3] else "")
+                + ">"
+            ),
             line,
         )
         line = re.sub(r"StagedTile<(\d+), (\d+)>", r"float, \1, \2 lanes", line)
