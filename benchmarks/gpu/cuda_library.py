@@ -161,8 +161,10 @@ def _attributes(lines: Iterable[str], arch: int) -> dict[tuple[int, str], dict[s
 
 
 def _short_names(mangled: list[str]) -> dict[str, str]:
-    """As `backward_matrix<BFloat16, 3, 64 features, 16 bytes, plain, 2 slots>`; mangled where c++filt
-    is missing."""
+    """As `backward_matrix<BFloat16, 3, 64 features, 16 bytes, plain, 2 slots>`.
+
+    Mangled where c++filt is missing.
+    """
     tool = shutil.which("c++filt")
     if tool is None or not mangled:
         return {name: name for name in mangled}
