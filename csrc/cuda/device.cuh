@@ -16,8 +16,9 @@ constexpr int kWarpLanes = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr int kWideAccess = 16;  // bytes that a lane moves at most by one instruction
 
-// Probabilities are computed as powers of two, which the machine has an instruction for: scores are
-// multiplied by log2(e), and lse by ln 2.
+// Probabilities are computed as powers of two, which the machine has an instruction for. On the
+// matrix unit scores are multiplied by log2(e), and lse by ln 2; on groups of lanes the difference
+// of a score and lse is, which loses less.
 using std::numbers::ln2_v;
 using std::numbers::log2e_v;
 
@@ -105,6 +106,17 @@ __device__ __forceinline__ void store8(void* address, uint2 v, bool ok) {
       "{\n.reg .pred ok;\nsetp.ne.u32 ok, %3, 0;\n@ok st.global.v2.u32 [%0], {%1, %2};\n}" ::"l"(
           __cvta_generic_to_global(address)),
       "r"(v.x), "r"(v.y), "r"(static_cast<uint32_t>(ok))
+      : "memory");
+}
+
+// Writes four floats to an aligned address in global memory, if ok: by one instruction, which the
+// compiler may take apart otherwise.
+__device__ __forceinline__ void store16(float* address, float a, float b, float c, float d,
+                                        bool ok) {
+  asm volatile(
+      "{\n.reg .pred ok;\nsetp.ne.u32 ok, %5, 0;\n@ok st.global.v4.f32 [%0], {%1, %2, %3, "
+      "%4};\n}" ::"l"(__cvta_generic_to_global(address)),
+      "f"(a), "f"(b), "f"(c), "f"(d), "r"(static_cast<uint32_t>(ok))
       : "memory");
 }
 
