@@ -1,7 +1,13 @@
 // Backward on groups of lanes: float32 always, other types where the matrix unit does not fit.
 //
+// SDWA_CUDA_FORMER_FLOAT: with the float32 kernels from before backward_staged.cuh, until both have
+// been timed.
+//
 // A group gathers all three gradients of its pixel in one walk over the window: the neighbour at
 // tap t is the key that the pixel reads by t, and the query that reads the pixel by t mirrored.
+#ifndef SDWA_CUDA_FORMER_FLOAT
+#include "cuda/backward_staged.cuh"
+#endif
 #include "cuda/bias_parts.cuh"
 #include "cuda/kernels.h"
 #include "cuda/vector_group.cuh"
@@ -28,7 +34,7 @@ struct BackwardParams {
   T* grad_key;
   T* grad_value;
   BiasParts<A> bias_parts;
-  A scale, scale_log2;
+  A scale;
 };
 
 template <typename T, bool kWide>
@@ -43,19 +49,25 @@ __global__ void __launch_bounds__(kThreads) row_delta(const __grid_constant__ Ba
   const Row out = Row::load(p.out + token * head_dim, ok, place.lane, lanes, head_dim);
   const Row grad_out = Row::load(p.grad_out.data + p.grad_out.offset(tile, place.y, place.x), ok,
                                  place.lane, lanes, head_dim);
-  const auto sum = sum_over_group(out.dot(grad_out), lanes);
+  auto sum = out.dot(grad_out);
+  sum_over_group(lanes, sum);
   if (!ok || place.lane != 0) return;
-  p.delta[token] = delta_of(sum, lse_log2(p.lse, token, ok), p.grad_lse, token, ok);
+  p.delta[token] = delta_of(sum, lse_or_infinity(p.lse, token, ok), p.grad_lse, token, ok);
 }
 
-// kKernel 0: any window. kKeyMask: there is a key mask.
-template <typename T, int kKernel, bool kWide, bool kKeyMask>
+// Whether registers hold two rows of a neighbour at a time instead of four, and no walks.
+template <typename T>
+constexpr bool kInTurn = sizeof(T) == 8;
+
+// kKernel 0: any window, and there may be a key mask.
+template <typename T, int kKernel, bool kWide>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     backward_vector(const __grid_constant__ BackwardParams<T> p) {
   using A = Accumulation<T>;
   using Row = LaneRow<T, kWide>;
   const int kernel_h = kKernel > 0 ? kKernel : p.work.kernel_h;
   const int kernel_w = kKernel > 0 ? kKernel : p.work.kernel_w;
+  const bool has_key_mask = kKernel == 0 && p.work.key_mask != nullptr;
   const int warp_lane = threadIdx.x % kWarpLanes;
   const Tile tile = find_tile(p.work);
   if (!tile.inside) {
@@ -80,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
   const Row value = load(p.value, place.y, place.x, pixel_ok);
   const Row grad_out = load(p.grad_out, place.y, place.x, pixel_ok);
   const int64_t token = token_index(p.work, tile, place.y, place.x);
-  const A lse = lse_log2(p.lse, token, pixel_ok);
+  const A lse = lse_or_infinity(p.lse, token, pixel_ok);
   const A delta = pixel_ok ? p.delta[token] : A(0);
 
   // Walk the window by adding steps: an address from scratch for each tap costs more than its
@@ -106,38 +118,44 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
       const int tap = tap_h * kernel_w + tap_w;
       const int back = window_h.mirrored(tap_h) * kernel_w + window_w.mirrored(tap_w);
 
-      Row rows[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        rows[i] = Row::load(near[i].at, on_map, place.lane, lanes, head_dim);
-        near[i].at += near[i].step_w;
-      }
-      const Row &near_query = rows[0], &near_key = rows[1];
-      const Row &near_value = rows[2], &near_grad_out = rows[3];
+      const auto load_near = [&](const View<T>& view, Walk<T>& walk) {
+        if constexpr (kInTurn<T>) return load(view, y, x, on_map);
+        const Row row = Row::load(walk.at, on_map, place.lane, lanes, head_dim);
+        walk.at += walk.step_w;
+        return row;
+      };
+      const Row near_key = load_near(p.key, near[1]), near_value = load_near(p.value, near[2]);
       A score = query.dot(near_key), grad_probability = grad_out.dot(near_value);
-      A near_score = near_query.dot(key), near_grad_probability = near_grad_out.dot(value);
-      for (int step = lanes / 2; step > 0; step /= 2) {
-        score += __shfl_xor_sync(kFullWarp, score, step);
-        grad_probability += __shfl_xor_sync(kFullWarp, grad_probability, step);
-        near_score += __shfl_xor_sync(kFullWarp, near_score, step);
-        near_grad_probability += __shfl_xor_sync(kFullWarp, near_grad_probability, step);
+      Row near_query, near_grad_out;
+      A near_score, near_grad_probability;
+      const auto load_near_query = [&] {
+        near_query = load_near(p.query, near[0]);
+        near_grad_out = load_near(p.grad_out, near[3]);
+        near_score = near_query.dot(key), near_grad_probability = near_grad_out.dot(value);
+      };
+      if constexpr (kInTurn<T>) {
+        sum_over_group(lanes, score, grad_probability);
+      } else {
+        load_near_query();
+        sum_over_group(lanes, score, grad_probability, near_score, near_grad_probability);
       }
-      score *= p.scale_log2;
-      near_score *= p.scale_log2;
-      if (bias != nullptr) {
-        score += log2e_v<A> * bias[tap];
-        near_score += log2e_v<A> * bias[back];
-      }
-
-      A probability = power2(score - lse);
+      score = score * p.scale + (bias == nullptr ? 0 : bias[tap]);
+      A probability = power2((score - lse) * log2e_v<A>);
       if (!tap_counts(on_map, p.work.masked)) probability = 0;
-      if (kKeyMask && on_map && !keeps_key(p.work, tile, y, x)) probability = 0;
+      if (has_key_mask && on_map && !keeps_key(p.work, tile, y, x)) probability = 0;
       const A grad_score = probability * (grad_probability - delta);
       grad_query.add(grad_score, near_key);
 
-      const A near_lse = lse_log2(p.lse, near_token, on_map);
+      if constexpr (kInTurn<T>) {
+        __syncwarp();  // the compiler would load them above
+        load_near_query();
+        sum_over_group(lanes, near_score, near_grad_probability);
+      }
+      if (kInTurn<T>) near_token = token_index(p.work, tile, y, x);
+      near_score = near_score * p.scale + (bias == nullptr ? 0 : bias[back]);
+      const A near_lse = lse_or_infinity(p.lse, near_token, on_map);
       const A near_delta = on_map ? p.delta[near_token] : A(0);
-      const A near_probability = power2(near_score - near_lse);
+      const A near_probability = power2((near_score - near_lse) * log2e_v<A>);
       grad_key.add(near_probability * (near_grad_probability - near_delta), near_query);
       grad_value.add(near_probability, near_grad_out);
 
@@ -147,30 +165,30 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
           sum += __shfl_xor_sync(kFullWarp, sum, step);
         if (warp_lane == 0) p.bias_parts.row(p.work, tile)[tap] = sum;
       }
-      near_token += token_step_w;
+      if (!kInTurn<T>) near_token += token_step_w;
     }
 #pragma unroll
     for (int i = 0; i < 4; ++i) near[i].at += near[i].step_h;
     near_token += token_step_h;
   }
   if (!pixel_ok) return;
-  if (kKeyMask && !keeps_key(p.work, tile, place.y, place.x)) grad_key = {}, grad_value = {};
+  if (has_key_mask && !keeps_key(p.work, tile, place.y, place.x)) grad_key = {}, grad_value = {};
   grad_query.store(p.grad_query + token * head_dim, p.scale, place.lane, lanes, head_dim);
   grad_key.store(p.grad_key + token * head_dim, p.scale, place.lane, lanes, head_dim);
   grad_value.store(p.grad_value + token * head_dim, A(1), place.lane, lanes, head_dim);
 }
 
-// Windows of 3, 5 and 7 have kernels of their own in float32 alone: the matrix unit takes them in
-// half precision. A key mask is for the kernels of any window.
 template <typename T, bool kWide>
-auto backward_kernel(const BackwardArgs& args) {
-  if (args.key_mask != nullptr) return backward_vector<T, 0, kWide, true>;
+auto backward_kernel([[maybe_unused]] const BackwardArgs& args) {
+#ifdef SDWA_CUDA_FORMER_FLOAT
   if constexpr (std::is_same_v<T, float> && kWide) {
-    return with_window(args.problem,
-                       [](auto kernel) { return backward_vector<T, kernel, kWide, false>; });
-  } else {
-    return backward_vector<T, 0, kWide, false>;
+    if (args.key_mask == nullptr) {
+      return with_window(args.problem,
+                         [](auto kernel) { return backward_vector<T, kernel, kWide>; });
+    }
   }
+#endif
+  return backward_vector<T, 0, kWide>;
 }
 
 template <typename T, bool kWide>
@@ -195,8 +213,7 @@ void launch_one(const BackwardArgs& args, void* delta, void* bias_parts, Stream 
       static_cast<T*>(args.grad_value),
       {static_cast<A*>(bias_parts), bias_part_rows(problem, shape.tile_h, shape.tile_w),
        static_cast<int32_t>(problem.kernel_h * problem.kernel_w)},
-      static_cast<A>(problem.scale),
-      static_cast<A>(problem.scale * log2e_v<double>)};
+      static_cast<A>(problem.scale)};
   const auto launch_all = [&](const char* name, auto kernel) {
     for_each_launch(args, shape.tile_h, shape.tile_w, kWarps,
                     [&](const Work& work, int64_t blocks) {
@@ -213,8 +230,20 @@ void launch_one(const BackwardArgs& args, void* delta, void* bias_parts, Stream 
 
 }  // namespace
 
+VectorTile backward_vector_tile(const BackwardArgs& args) {
+  const GroupShape shape = group_shape(args.problem.head_dim, 1);
+  VectorTile result{shape.tile_h, shape.tile_w, true};
+#ifndef SDWA_CUDA_FORMER_FLOAT
+  with_backward_tile(args, [&](auto tile, int) { result = {tile.kTileH, tile.kTileW, false}; });
+#endif
+  return result;
+}
+
 void launch_backward_vector(const BackwardArgs& args, void* delta, void* bias_parts,
                             Stream stream) {
+#ifndef SDWA_CUDA_FORMER_FLOAT
+  if (launch_staged(args, static_cast<float*>(bias_parts), stream)) return;
+#endif
   with_type(args.problem.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if (row_alignment(args) == kWideAccess) {

@@ -1,4 +1,10 @@
 // Forward on groups of lanes: float32 always, other types where the matrix unit does not fit.
+//
+// SDWA_CUDA_FORMER_FLOAT: with the float32 kernels from before forward_staged.cuh, until both have
+// been timed.
+#ifndef SDWA_CUDA_FORMER_FLOAT
+#include "cuda/forward_staged.cuh"
+#endif
 #include "cuda/kernels.h"
 #include "cuda/vector_group.cuh"
 
@@ -16,9 +22,10 @@ struct ForwardParams {
   const Accumulation<T>* bias;
   T* out;
   Accumulation<T>* lse;
-  Accumulation<T> scale_log2;  // scale * log2(e)
+  Accumulation<T> scale;
 };
 
+#ifdef SDWA_CUDA_FORMER_FLOAT
 // Pixels of a strip: two that share keys and values, where registers hold the scores of both.
 SDWA_HD constexpr int strip_of(int kernel) { return kernel == 3 || kernel == 5 ? 2 : 1; }
 
@@ -96,10 +103,7 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int t = 0; t < kKernel * kKernel; ++t) {
       A& s = score[i][t];
-      s *= p.scale_log2;
-      if (p.bias != nullptr) {
-        s += log2e_v<A> * p.bias[tile.head * (kKernel * kKernel) + t];
-      }
+      s = s * p.scale + (p.bias == nullptr ? 0 : p.bias[tile.head * (kKernel * kKernel) + t]);
       const bool on_map = column_ok[t % kKernel + i] &&
                           on_axis(window_h.source(place.y, t / kKernel), p.work.height);
       s = tap_counts(on_map, p.work.masked) ? s : A(-INFINITY);
@@ -108,12 +112,12 @@ __global__ void __launch_bounds__(kThreads)
     sum[i] = 0;
 #pragma unroll
     for (int t = 0; t < kKernel * kKernel; ++t) {
-      score[i][t] = power2(score[i][t] - most);
+      score[i][t] = power2((score[i][t] - most) * log2e_v<A>);
       sum[i] += score[i][t];
     }
     if (place.lane == 0 && pixel_ok[i]) {
       p.lse[token_index(p.work, tile, place.y, place.x + i * tile.dilation_w)] =
-          (most + log2(sum[i])) * ln2_v<A>;
+          most + log2(sum[i]) * ln2_v<A>;
     }
   }
 
@@ -132,10 +136,15 @@ __global__ void __launch_bounds__(kThreads)
     out[i].store(p.out + token * head_dim, inverse_sum(sum[i]), place.lane, lanes, head_dim);
   }
 }
+#endif
 
-// Any window, one tap after the other with a running maximum. kKeyMask: there is a key mask.
-template <typename T, bool kWide, bool kKeyMask>
-__global__ void __launch_bounds__(kThreads)
+// Blocks that the compiler leaves registers for: left to itself it spills for the sake of more.
+template <typename T>
+constexpr int kResidentBlocks = sizeof(T) == 8 ? 3 : 4;
+
+// Any window, one tap after the other with a running maximum.
+template <typename T, bool kWide>
+__global__ void __launch_bounds__(kThreads, kResidentBlocks<T>)
     forward_any(const __grid_constant__ ForwardParams<T> p) {
   using A = Accumulation<T>;
   using Row = LaneRow<T, kWide>;
@@ -150,6 +159,7 @@ __global__ void __launch_bounds__(kThreads)
                               place.lane, lanes, head_dim);
   const int64_t taps = p.work.kernel_h * p.work.kernel_w;
   const A* bias = p.bias == nullptr ? nullptr : p.bias + tile.head * taps;
+  const bool has_key_mask = p.work.key_mask != nullptr;
 
   Walk<T> keys(p.key, tile, place, window_h, window_w);
   Walk<T> values(p.value, tile, place, window_h, window_w);
@@ -164,12 +174,14 @@ __global__ void __launch_bounds__(kThreads)
       const Row value = Row::load(values.at, on_map, place.lane, lanes, head_dim);
       keys.at += keys.step_w;
       values.at += values.step_w;
-      A s = sum_over_group(query.dot(key), lanes) * p.scale_log2;
+      A product = query.dot(key);
+      sum_over_group(lanes, product);
       if (!tap_counts(on_map, p.work.masked)) continue;
-      if (kKeyMask && on_map && !keeps_key(p.work, tile, y, x)) continue;
-      if (bias != nullptr) s += log2e_v<A> * bias[tap_h * p.work.kernel_w + tap_w];
+      if (has_key_mask && on_map && !keeps_key(p.work, tile, y, x)) continue;
+      const A s = product * p.scale + (bias == nullptr ? 0 : bias[tap_h * p.work.kernel_w + tap_w]);
       const A now_most = s > most ? s : most;
-      const A keep = power2(most - now_most), weight = power2(s - now_most);
+      const A keep = power2((most - now_most) * log2e_v<A>);
+      const A weight = power2((s - now_most) * log2e_v<A>);
       most = now_most;
       sum = sum * keep + weight;
 #pragma unroll
@@ -183,7 +195,7 @@ __global__ void __launch_bounds__(kThreads)
   if (!pixel_ok) return;
   const int64_t token = token_index(p.work, tile, place.y, place.x);
   out.store(p.out + token * head_dim, inverse_sum(sum), place.lane, lanes, head_dim);
-  if (place.lane == 0) p.lse[token] = (most + log2(sum)) * ln2_v<A>;
+  if (place.lane == 0) p.lse[token] = most + log2(sum) * ln2_v<A>;
 }
 
 template <typename T>
@@ -200,7 +212,7 @@ void launch_one(const char* name, void (*kernel)(ForwardParams<T>), int strip,
                                   static_cast<const A*>(args.bias),
                                   static_cast<T*>(args.out),
                                   static_cast<A*>(args.lse),
-                                  static_cast<A>(args.problem.scale * log2e_v<double>)};
+                                  static_cast<A>(args.problem.scale)};
     launch(name, kernel, blocks, kThreads, 0, stream, params);
   });
 }
@@ -208,12 +220,11 @@ void launch_one(const char* name, void (*kernel)(ForwardParams<T>), int strip,
 template <typename T>
 void launch_any(const ForwardArgs& args, Stream stream) {
   const bool wide = row_alignment(args) == kWideAccess;
-  const auto kernel = args.key_mask != nullptr
-                          ? (wide ? forward_any<T, true, true> : forward_any<T, false, true>)
-                          : (wide ? forward_any<T, true, false> : forward_any<T, false, false>);
+  const auto kernel = wide ? forward_any<T, true> : forward_any<T, false>;
   launch_one<T>("forward_any", kernel, 1, args, stream);
 }
 
+#ifdef SDWA_CUDA_FORMER_FLOAT
 void launch_float(const ForwardArgs& args, Stream stream) {
   if (row_alignment(args) < kWideAccess || args.key_mask != nullptr) {
     return launch_any<float>(args, stream);
@@ -227,6 +238,13 @@ void launch_float(const ForwardArgs& args, Stream stream) {
     }
   });
 }
+#else
+void launch_float(const ForwardArgs& args, Stream stream) {
+  const bool launched = with_staged_tile<48>(
+      args, [&](auto tile) { return launch_staged<decltype(tile)>(args, stream); });
+  if (!launched) launch_any<float>(args, stream);
+}
+#endif
 
 }  // namespace
 

@@ -18,7 +18,13 @@ void launch_forward_vector(const ForwardArgs& args, Stream stream);
 // bias_parts: for the sums of the tiles (see bias_parts.cuh), null where grad_bias is.
 void launch_backward_matrix_bfloat16(const BackwardArgs& args, float* bias_parts, Stream stream);
 void launch_backward_matrix_float16(const BackwardArgs& args, float* bias_parts, Stream stream);
-// delta: for (batch, height, width, heads) elements of the accumulation type.
+// How the kernels on groups of lanes cut a backward call.
+struct VectorTile {
+  int tile_h, tile_w;
+  bool needs_delta;
+};
+VectorTile backward_vector_tile(const BackwardArgs& args);
+// delta: for (batch, height, width, heads) elements of the accumulation type, where it is needed.
 void launch_backward_vector(const BackwardArgs& args, void* delta, void* bias_parts, Stream stream);
 
 // Calls f with the integral_constant of the window's side where windows of that size have kernels

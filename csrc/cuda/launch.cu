@@ -6,7 +6,6 @@
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
 #include "cuda/matrix_tile.cuh"
-#include "cuda/vector_group.cuh"
 
 namespace sdwa::cuda {
 namespace {
@@ -86,10 +85,12 @@ Workspace workspace_of(const BackwardArgs& args) {
       }
     });
   } else {
-    const GroupShape shape = group_shape(problem.head_dim, 1);
-    tile_h = shape.tile_h, tile_w = shape.tile_w;
-    bytes.delta = problem.batch * problem.height * problem.width * problem.heads * sum_size;
-    bytes.delta = ceil_div(bytes.delta, kWideAccess) * kWideAccess;  // bias_parts start aligned
+    const VectorTile tile = backward_vector_tile(args);
+    tile_h = tile.tile_h, tile_w = tile.tile_w;
+    if (tile.needs_delta) {
+      bytes.delta = problem.batch * problem.height * problem.width * problem.heads * sum_size;
+      bytes.delta = ceil_div(bytes.delta, kWideAccess) * kWideAccess;  // bias_parts start aligned
+    }
   }
   if (args.grad_bias != nullptr) {
     bytes.bias_parts = bias_part_rows(problem, tile_h, tile_w) * problem.heads * problem.kernel_h *

@@ -10,13 +10,13 @@ namespace sdwa::cuda {
 
 constexpr int kLaneFeatures = 8;  // as many as kWideAccess bytes hold in half precision
 
-template <typename T, bool kWide>
+template <typename T, bool kWide, int kFeatures = kLaneFeatures>
 struct LaneRow {
   using A = Accumulation<T>;
   static constexpr int kPiece = kWide ? kWideAccess / sizeof(T) : 1;  // neighbouring features
-  static constexpr int kPieces = kLaneFeatures / kPiece;
+  static constexpr int kPieces = kFeatures / kPiece;
 
-  A feature[kLaneFeatures];
+  A feature[kFeatures];
 
   static __device__ __forceinline__ int first(int piece, int lane, int lanes) {
     return (piece * lanes + lane) * kPiece;
@@ -45,8 +45,13 @@ struct LaneRow {
 #pragma unroll
     for (int piece = 0; piece < kPieces; ++piece) {
       const int f = first(piece, lane, lanes);
-      if (f >= head_dim) continue;
       const A* const from = feature + piece * kPiece;
+      if constexpr (kWide && sizeof(T) == 4) {
+        store16(row + f, from[0] * factor, from[1] * factor, from[2] * factor, from[3] * factor,
+                f < head_dim);
+        continue;
+      }
+      if (f >= head_dim) continue;
       if constexpr (!kWide) {
         row[f] = narrow(from[0] * factor);
       } else if constexpr (sizeof(T) == 2) {
@@ -55,10 +60,7 @@ struct LaneRow {
                        pack<T>(from[2] * factor, from[3] * factor),
                        pack<T>(from[4] * factor, from[5] * factor),
                        pack<T>(from[6] * factor, from[7] * factor));
-      } else if constexpr (sizeof(T) == 4) {
-        *reinterpret_cast<float4*>(row + f) =
-            make_float4(from[0] * factor, from[1] * factor, from[2] * factor, from[3] * factor);
-      } else {
+      } else if constexpr (sizeof(T) == 8) {
         *reinterpret_cast<double2*>(row + f) = make_double2(from[0] * factor, from[1] * factor);
       }
     }
@@ -68,12 +70,12 @@ struct LaneRow {
   __device__ __forceinline__ A dot(const LaneRow& other) const {
     A sum = 0;
 #pragma unroll
-    for (int i = 0; i < kLaneFeatures; ++i) sum += feature[i] * other.feature[i];
+    for (int i = 0; i < kFeatures; ++i) sum += feature[i] * other.feature[i];
     return sum;
   }
   __device__ __forceinline__ void add(A weight, const LaneRow& other) {
 #pragma unroll
-    for (int i = 0; i < kLaneFeatures; ++i) feature[i] += weight * other.feature[i];
+    for (int i = 0; i < kFeatures; ++i) feature[i] += weight * other.feature[i];
   }
 
  private:
@@ -172,10 +174,12 @@ struct Walk {
         step_h(view.height_stride * tile.dilation_h - window_w.size * step_w) {}
 };
 
-template <typename A>
-__device__ __forceinline__ A sum_over_group(A x, int lanes) {
-  for (int step = lanes / 2; step > 0; step /= 2) x += __shfl_xor_sync(kFullWarp, x, step);
-  return x;
+// Sums each over its group.
+template <typename... A>
+__device__ __forceinline__ void sum_over_group(int lanes, A&... x) {
+  for (int step = lanes / 2; step > 0; step /= 2) {
+    ((x += __shfl_xor_sync(kFullWarp, x, step)), ...);
+  }
 }
 
 }  // namespace sdwa::cuda

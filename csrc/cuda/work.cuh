@@ -267,21 +267,25 @@ __device__ __forceinline__ A inverse_sum(A sum) {
   return sum == 0 ? A(0) : A(1) / sum;
 }
 
-// lse for the backward pass, in powers of two: infinite, so that every probability is 0, where the
-// pixel is off the map (not ok), or its window has nothing left.
+// lse for the backward pass: infinite, so that every probability is 0, where the pixel is off the
+// map (not ok), or its window has nothing left.
 template <typename A>
-__device__ __forceinline__ A lse_log2(const A* lse, int64_t token, bool ok) {
+__device__ __forceinline__ A lse_or_infinity(const A* lse, int64_t token, bool ok) {
   if (!ok) return A(INFINITY);
-  const A x = lse[token] * log2e_v<A>;
+  const A x = lse[token];
   return x < kLowestScore<A> ? A(INFINITY) : x;
 }
-
-// delta of sum(grad_out * out) and of what lse_log2 gave. The gradient of an lse of -inf may be
-// anything, and is not read. lse_log2 tells of `ok` too, but the compiler then spills (sm_120).
+// The same in powers of two.
 template <typename A>
-__device__ __forceinline__ A delta_of(A sum, A lse_log2, const A* grad_lse, int64_t token,
-                                      bool ok) {
-  return ok && grad_lse != nullptr && lse_log2 != A(INFINITY) ? sum - grad_lse[token] : sum;
+__device__ __forceinline__ A lse_log2(const A* lse, int64_t token, bool ok) {
+  return lse_or_infinity(lse, token, ok) * log2e_v<A>;
+}
+
+// delta of sum(grad_out * out) and of what the functions above gave. The gradient of an lse of -inf
+// may be anything, and is not read. lse tells of `ok` too, but the compiler then spills (sm_120).
+template <typename A>
+__device__ __forceinline__ A delta_of(A sum, A lse, const A* grad_lse, int64_t token, bool ok) {
+  return ok && grad_lse != nullptr && lse != A(INFINITY) ? sum - grad_lse[token] : sum;
 }
 
 }  // namespace sdwa::cuda
