@@ -191,6 +191,16 @@ __device__ __forceinline__ void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
+// Four 8 x 8 matrices of 2-byte elements from shared memory, transposed. Lane 8m + r names row r of
+// matrix m, 16 bytes. With g = lane / 4 and j = lane % 4, each lane gets of every matrix the
+// elements of rows 2j and 2j + 1 in column g: transposed, row g at columns 2j and 2j + 1.
+__device__ __forceinline__ void load_transposed(uint32_t (&matrix)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
+               : "r"(static_cast<uint32_t>(__cvta_generic_to_shared(row)))
+               : "memory");
+}
+
 // Bytes of shared memory of the current device.
 struct SharedMemory {
   int block;           // that a block may have

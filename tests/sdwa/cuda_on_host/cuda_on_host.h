@@ -50,7 +50,7 @@ using Stream = void*;
 
 namespace emulation {
 
-enum class Meeting { kShuffle, kBallot, kMatrix, kWarp, kBlock };
+enum class Meeting { kShuffle, kBallot, kMatrix, kLoadMatrix, kWarp, kBlock };
 
 // What each lane brought to the collective that its warp has just met at.
 struct Offer {
@@ -189,6 +189,18 @@ V read_shared(const V* source) {
 template <typename V>
 void write_shared(V* target, V value) {
   emulation::write_shared(target, &value, sizeof(V));
+}
+inline void load_transposed(uint32_t (&matrix)[4], const void* row) {
+  const emulation::Offer* const rows =
+      emulation::meet(emulation::Meeting::kLoadMatrix, kFullWarp, &row, sizeof(row));
+  const int g = threadIdx.x % 32 / 4, j = threadIdx.x % 4;
+  for (int m = 0; m < 4; ++m) {
+    matrix[m] = 0;
+    for (int e = 0; e < 2; ++e) {
+      const auto* const at = emulation::offered<const uint16_t*>(rows[8 * m + 2 * j + e]) + g;
+      matrix[m] |= static_cast<uint32_t>(read_shared(at)) << (16 * e);
+    }
+  }
 }
 template <int kBytes>
 void copy_async(void* target, const void* source, bool ok) {
