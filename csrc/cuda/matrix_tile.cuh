@@ -175,7 +175,7 @@ struct Anchor {
   const T* origin;
   int32_t step_h, step_w;
 
-  __device__ __forceinline__ Anchor(const View<T>& view, const Tile& tile, const Work& work)
+  __device__ __forceinline__ Anchor(const View<T>& view, const Tile& tile, const LaunchPart& work)
       : origin(rooted(view.data + view.origin(tile), work.zero)),
         step_h(static_cast<int32_t>(view.height_stride) * tile.dilation_h),
         step_w(static_cast<int32_t>(view.width_stride) * tile.dilation_w) {}
@@ -242,11 +242,12 @@ SDWA_HD constexpr int small_quotient(int n) {
 // Of permute_bytes: a word of the lower, or upper, 16 bits of two.
 constexpr uint32_t kLowerHalves = 0x5410, kUpperHalves = 0x7632;
 
-template <typename T, int kKernel, typename Features>
+template <typename T, int kKernel, typename Features, typename N_ = Neighbourhood<kKernel>,
+          typename Place_ = LanePlace<kKernel>>
 struct Fragments {
-  using N = Neighbourhood<kKernel>;
+  using N = N_;
+  using Place = Place_;
   static constexpr int kChunk = Features::kChunk, kAccess = Features::kAccess;
-  using Place = LanePlace<kKernel>;
   using Stage = Staged<N::kRows, N::kColumns, kChunk * sizeof(T)>;
   static constexpr int kBlocks = kChunk / 32;  // 16-byte loads of a row
   static constexpr int kSlices = kChunk / 8;  // results of 8 features; also features of a pair load
@@ -413,10 +414,18 @@ struct Fragments {
     return rows;
   }
 
-  // result (16 pixels, kChunk features) += sum over the neighbourhood of weights times its pixels
+  // result (16 pixels, kChunk features) += sum over the neighbourhood of weights times its pixels.
+  // row_offset(t): bytes from the slot to row t.
   static __device__ __forceinline__ void gather(float (&result)[kSlices][4],
                                                 const Weights (&weights)[N::kRows / 2],
                                                 const unsigned char* slot, const Lane& lane) {
+    gather(result, weights, slot, lane, [](int t) { return Stage::row_offset(t); });
+  }
+  template <typename RowOffset>
+  static __device__ __forceinline__ void gather(float (&result)[kSlices][4],
+                                                const Weights (&weights)[N::kRows / 2],
+                                                const unsigned char* slot, const Lane& lane,
+                                                RowOffset&& row_offset) {
 #pragma unroll
     for (int u = 0; u < N::kRows / 2; ++u) {
       uint32_t pixel[2][2][kSlices / 2];
@@ -424,7 +433,7 @@ struct Fragments {
       for (int row = 0; row < 2; ++row) {
 #pragma unroll
         for (int e = 0; e < 2; ++e) {
-          const unsigned char* const at = slot + Stage::row_offset(2 * u + row) + lane.pair[e];
+          const unsigned char* const at = slot + row_offset(2 * u + row) + lane.pair[e];
           if constexpr (kSlices == 8) {
             const uint4 v = read_shared(reinterpret_cast<const uint4*>(at));
             pixel[row][e][0] = v.x, pixel[row][e][1] = v.y;
@@ -453,8 +462,8 @@ struct Fragments {
 
   // Writes a result of `gather` times a factor. A lane's slices lie side by side.
   static __device__ __forceinline__ void store(T* target, const float (&result)[kSlices][4],
-                                               float factor, const Work& work, const Place& place,
-                                               int chunk) {
+                                               float factor, const LaunchPart& work,
+                                               const Place& place, int chunk) {
     T* const origin = target + place.token * static_cast<uint32_t>(work.head_dim);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {

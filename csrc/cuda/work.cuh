@@ -100,17 +100,34 @@ constexpr int64_t kMostPerLaunch = INT32_MAX / 2;
 // one in as many.
 constexpr int64_t kChunkTiles = 32;
 
-struct Work {
+// What of a call one launch works on, however it is cut.
+struct LaunchPart {
   int64_t first_image;
   int32_t images;  // of this launch
   int32_t height, width, heads, head_dim, kernel_h, kernel_w;
   int32_t first_head, launch_heads;  // of this launch
-  Divisor image_tiles;               // numbers that an image takes, all heads together
-  Divisor chunk_tiles;               // and a chunk
-  int32_t tile_h, tile_w;            // pixels of a tile
   int32_t masked;
   const bool* key_mask;  // (batch, height, width), or null
   uint32_t zero;         // 0, unknown to the compiler (see matrix_tile.cuh)
+
+  template <typename Args>
+  void take_call(const Args& args) {
+    const Problem& problem = args.problem;
+    height = static_cast<int32_t>(problem.height);
+    width = static_cast<int32_t>(problem.width);
+    heads = static_cast<int32_t>(problem.heads);
+    head_dim = static_cast<int32_t>(problem.head_dim);
+    kernel_h = static_cast<int32_t>(problem.kernel_h);
+    kernel_w = static_cast<int32_t>(problem.kernel_w);
+    masked = problem.masked;
+    key_mask = args.key_mask;
+  }
+};
+
+struct Work : LaunchPart {
+  Divisor image_tiles;     // numbers that an image takes, all heads together
+  Divisor chunk_tiles;     // and a chunk
+  int32_t tile_h, tile_w;  // pixels of a tile
   HeadTiles head[kHeadsPerLaunch];
 
   // Numbers the tiles of the launch's heads: the images one after the other, each in chunks which
@@ -137,16 +154,9 @@ template <typename Args, typename Run>
 void for_each_launch(const Args& args, int tile_h, int tile_w, int warps, Run&& run) {
   const Problem& problem = args.problem;
   Work work{};
-  work.height = static_cast<int32_t>(problem.height);
-  work.width = static_cast<int32_t>(problem.width);
-  work.heads = static_cast<int32_t>(problem.heads);
-  work.head_dim = static_cast<int32_t>(problem.head_dim);
-  work.kernel_h = static_cast<int32_t>(problem.kernel_h);
-  work.kernel_w = static_cast<int32_t>(problem.kernel_w);
+  work.take_call(args);
   work.tile_h = tile_h;
   work.tile_w = tile_w;
-  work.masked = problem.masked;
-  work.key_mask = args.key_mask;
   // What is refused is so before the first launch.
   for (int64_t h = kHeadsPerLaunch; h < problem.heads; ++h) head_tiles(problem, h, tile_h, tile_w);
   for (int64_t head = 0; head < problem.heads; head += work.launch_heads) {
@@ -215,7 +225,7 @@ __device__ __forceinline__ Tile find_tile(const Work& work) {
 }
 
 // Whether the key mask, which there must be, keeps the key at a pixel of the map.
-__device__ __forceinline__ bool keeps_key(const Work& work, const Tile& tile, int32_t y,
+__device__ __forceinline__ bool keeps_key(const LaunchPart& work, const Tile& tile, int32_t y,
                                           int32_t x) {
   return work.key_mask[(tile.image * work.height + y) * work.width + x];
 }
