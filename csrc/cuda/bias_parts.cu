@@ -87,7 +87,7 @@ void launch_sum(const BackwardArgs& args, void* data, int tile_h, int tile_w, St
   const BiasParts<A> parts{static_cast<A*>(data), rows.all(), taps};
   const BiasParts<A> sums{parts.data + rows.tiles * taps, rows.all(), taps};
   const auto tiles = [&](int64_t head) {
-    return problem.batch * head_tiles(problem, head, tile_h, tile_w).tiles;
+    return problem.batch * image_rows(problem, head, tile_h, tile_w);
   };
   if (rows.splits == 1) {
     sum_rows(problem.heads, parts, grad_bias, 1, tiles, stream);

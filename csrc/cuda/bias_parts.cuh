@@ -20,6 +20,14 @@ struct BiasParts {
   }
 };
 
+// As the tile's height and width: the map is one tile, whatever the dilation.
+constexpr int kWholeMap = 0;
+
+// Rows that one image of a head has.
+inline int64_t image_rows(const Problem& problem, int64_t head, int tile_h, int tile_w) {
+  return tile_h == kWholeMap ? 1 : head_tiles(problem, head, tile_h, tile_w).tiles;
+}
+
 // Threads of a block that adds up, and values that each loads at once.
 constexpr int kSumThreads = 256, kSumLoads = 8;
 // Blocks that occupy every multiprocessor of the largest GPU.
@@ -33,7 +41,7 @@ struct BiasRows {
   static BiasRows of(const Problem& problem, int tile_h, int tile_w) {
     int64_t tiles = 0;
     for (int64_t h = 0; h < problem.heads; ++h) {
-      tiles = std::max<int64_t>(tiles, head_tiles(problem, h, tile_h, tile_w).tiles);
+      tiles = std::max(tiles, image_rows(problem, h, tile_h, tile_w));
     }
     tiles *= problem.batch;
     const int64_t taps = problem.kernel_h * problem.kernel_w;
