@@ -12,10 +12,12 @@
 
 namespace sdwa::cuda {
 
+void launch_forward_map(const ForwardArgs& args, Stream stream);
 void launch_forward_matrix(const ForwardArgs& args, Stream stream);
 void launch_forward_vector(const ForwardArgs& args, Stream stream);
 
 // bias_parts: for the sums of the tiles (see bias_parts.cuh), null where grad_bias is.
+void launch_backward_map(const BackwardArgs& args, float* bias_parts, Stream stream);
 void launch_backward_matrix_bfloat16(const BackwardArgs& args, float* bias_parts, Stream stream);
 void launch_backward_matrix_float16(const BackwardArgs& args, float* bias_parts, Stream stream);
 // How the kernels on groups of lanes cut a backward call.

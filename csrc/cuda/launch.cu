@@ -5,6 +5,7 @@
 #include "cuda/bias_parts.cuh"
 #include "cuda/kernels.h"
 #include "cuda/launch.h"
+#include "cuda/map_tile.cuh"
 #include "cuda/matrix_tile.cuh"
 
 namespace sdwa::cuda {
@@ -68,6 +69,18 @@ bool takes_matrix_path(const Args& args) {
          has_short_steps(args);
 }
 
+// Whether a call that takes the matrix path takes that of whole maps.
+template <typename Args>
+bool takes_map_path(const Args& args) {
+#ifdef SDWA_CUDA_NO_MAP_KERNEL
+  return false;
+#else
+  const Problem& problem = args.problem;
+  return problem.height <= kMapSide && problem.width <= kMapSide && problem.head_dim <= 64 &&
+         row_alignment(args) == kWideAccess;
+#endif
+}
+
 // Bytes of the parts of the workspace, which lie one after the other.
 struct Workspace {
   size_t delta, bias_parts;
@@ -80,6 +93,10 @@ Workspace workspace_of(const BackwardArgs& args) {
   int tile_h = 0, tile_w = 0;
   if (takes_matrix_path(args)) {
     with_window(problem, [&](auto kernel) {
+      if (takes_map_path(args)) {
+        tile_h = tile_w = kWholeMap;
+        return;
+      }
       if constexpr (kernel > 0) {
         tile_h = Neighbourhood<kernel>::kTileH, tile_w = Neighbourhood<kernel>::kTileW;
       }
@@ -105,7 +122,9 @@ void launch_forward(const ForwardArgs& args, void* stream_pointer) {
   if (is_empty(args.problem)) return;
   check_extents(args.problem);
   const Stream stream = static_cast<Stream>(stream_pointer);
-  if (takes_matrix_path(args)) {
+  if (takes_matrix_path(args) && takes_map_path(args)) {
+    launch_forward_map(args, stream);
+  } else if (takes_matrix_path(args)) {
     launch_forward_matrix(args, stream);
   } else {
     launch_forward_vector(args, stream);
@@ -130,6 +149,8 @@ void launch_backward(const BackwardArgs& args, void* workspace, void* stream_poi
   void* const bias_parts = args.grad_bias == nullptr ? nullptr : bytes + workspace_of(args).delta;
   if (!takes_matrix_path(args)) {
     launch_backward_vector(args, bytes, bias_parts, stream);
+  } else if (takes_map_path(args)) {
+    launch_backward_map(args, static_cast<float*>(bias_parts), stream);
   } else if (args.problem.dtype == Dtype::kBFloat16) {
     launch_backward_matrix_bfloat16(args, static_cast<float*>(bias_parts), stream);
   } else {

@@ -258,7 +258,7 @@ __device__ __forceinline__ int64_t token_index(const Work& work, const Tile& til
   return ((tile.image * work.height + y) * work.width + x) * work.heads + tile.head;
 }
 // Of the tile's first pixel.
-__device__ __forceinline__ int64_t first_token(const Work& work, const Tile& tile) {
+__device__ __forceinline__ int64_t first_token(const LaunchPart& work, const Tile& tile) {
   const auto size = [](int32_t n) { return static_cast<uint32_t>(n); };
   const int64_t row = tile.image * size(work.height) + size(tile.y);
   return (row * size(work.width) + size(tile.x)) * size(work.heads) + size(tile.head);
