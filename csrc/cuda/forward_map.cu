@@ -17,9 +17,7 @@ struct ForwardMapParams {
 
 // Blocks that a multiprocessor holds at once.
 template <int kKernel>
-constexpr int kResidentMaps = kKernel == 3   ? 6
-                              : kKernel == 5 ? 5
-                                             : 4;
+constexpr int kResidentMaps = kKernel == 3 ? 5 : 4;
 
 template <typename T, int kKernel, typename Features>
 __global__ void __launch_bounds__(kMapWarps* kWarpLanes, kResidentMaps<kKernel>)

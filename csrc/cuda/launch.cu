@@ -69,16 +69,20 @@ bool takes_matrix_path(const Args& args) {
          has_short_steps(args);
 }
 
-// Whether a call that takes the matrix path takes that of whole maps.
+// Whether a call that takes the matrix path takes the kernels on whole maps. The shapes are those
+// for which that starts no more warps, at any dilation, than there would be tiles: two rows of the
+// map for each warp, where a tile is 4 x 4 pixels of a phase, and each warp has less to do.
 template <typename Args>
 bool takes_map_path(const Args& args) {
 #ifdef SDWA_CUDA_NO_MAP_KERNEL
-  return false;
+  constexpr bool kTakes = false;
 #else
-  const Problem& problem = args.problem;
-  return problem.height <= kMapSide && problem.width <= kMapSide && problem.head_dim <= 64 &&
-         row_alignment(args) == kWideAccess;
+  constexpr bool kTakes = true;
 #endif
+  const Problem& problem = args.problem;
+  return kTakes && problem.height <= kMapSide && problem.width <= kMapSide &&
+         (problem.width > 4 || problem.height <= 2) && problem.head_dim <= kMapFeatures &&
+         row_alignment(args) == kWideAccess;
 }
 
 // Bytes of the parts of the workspace, which lie one after the other.

@@ -21,6 +21,7 @@
 namespace sdwa::cuda {
 
 constexpr int kMapSide = 8, kMapWarps = kMapSide / 2;
+constexpr int kMapFeatures = 64;  // of a token, at most
 
 template <int kKernel>
 struct MapNeighbourhood {

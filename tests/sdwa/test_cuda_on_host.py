@@ -59,6 +59,59 @@ EXTRA = (
         padding_mode="masked",
     ),
     Case("window_1x255_masked", (1, 2, 9, 1, 8), kernel_size=(1, 255), padding_mode="masked"),
+    # Whole maps.
+    Case("map_8x8", (2, 8, 8, 4, 64), dilation=(1, 2, 3, 4), bias=True),
+    Case("map_7x7_window_5", (1, 7, 7, 4, 48), kernel_size=5, dilation=(1, 2, 3, 4)),
+    Case(
+        "map_8x8_window_5",
+        (1, 8, 8, 4, 32),
+        kernel_size=5,
+        dilation=(1, 2, 3, 7),
+        bias=True,
+        key_mask=True,
+        padding_mode="masked",
+    ),
+    Case("map_7x7_window_7", (1, 7, 7, 4, 64), kernel_size=7, dilation=(1, 2, 3, 9), bias=True),
+    Case(
+        "map_7x8_window_7_masked",
+        (1, 7, 8, 3, 24),
+        kernel_size=7,
+        dilation=(1, 2, 3),
+        padding_mode="masked",
+    ),
+    Case("map_1x8", (2, 1, 8, 3, 32), dilation=(1, 3, 8), bias=True),
+    Case("map_2x3", (2, 2, 3, 3, 16), kernel_size=5, dilation=(1, 2, 4), bias=True),
+    Case(
+        "map_5x6_by_axis",
+        (1, 5, 6, 3, 8),
+        dilation=((1, 3), (3, 1), (5, 6)),
+        bias=True,
+        key_mask=True,
+    ),
+    Case(
+        "map_nothing_left",
+        (1, 7, 8, 3, 40),
+        dilation=(1, 2, 3),
+        bias=True,
+        strictly_causal=True,
+        padding_mode="masked",
+        key_mask=True,
+        layout="packed",
+    ),
+    Case("maps_of_many_heads", (2, 2, 5, 70, 8), dilation=tuple(1 + n % 3 for n in range(70))),
+    # Small maps that are cut into tiles: too narrow for that, or just beyond it.
+    Case("tiles_8x1", (2, 8, 1, 3, 32), dilation=(1, 3, 8), bias=True),
+    Case("tiles_5x3", (1, 5, 3, 3, 16), kernel_size=5, dilation=(1, 2, 4), bias=True),
+    Case("tiles_9x9", (2, 9, 9, 4, 64), dilation=(1, 2, 3, 4), bias=True, key_mask=True),
+    Case(
+        "tiles_nothing_left",
+        (1, 9, 7, 2, 24),
+        kernel_size=5,
+        dilation=(1, 2),
+        bias=True,
+        strictly_causal=True,
+        padding_mode="masked",
+    ),
 )
 
 
@@ -242,7 +295,7 @@ def test_golden(path, dtype, programs, tmp_path):
 
 
 def test_no_grad_lse_is_zero_grad_lse(programs, tensors, tmp_path):
-    chosen = ["paper-bfloat16", "bias-float32", "window_11x9-float32"]
+    chosen = ["paper-bfloat16", "bias-bfloat16", "bias-float32", "window_11x9-float32"]
     with_zeros = [
         (
             PROBLEMS[name][0],
@@ -262,8 +315,9 @@ def test_no_grad_lse_is_zero_grad_lse(programs, tensors, tmp_path):
         assert all(torch.equal(zero[output], none[output]) for output in zero)
 
 
-def test_layout_does_not_change_the_result(programs, tensors, tmp_path):
-    case = replace(PROBLEMS["paper-bfloat16"][0], layout="heads_first")
+@pytest.mark.parametrize("name", ("paper-bfloat16", "window_5-bfloat16"))
+def test_layout_does_not_change_the_result(name, programs, tmp_path):
+    case = replace(PROBLEMS[name][0], layout="heads_first")
     given = draw(case, torch.bfloat16)
     packed = {name: tensor.contiguous() for name, tensor in given.items()}
     strided, contiguous = cuda_on_host.run(programs, tmp_path, [(case, given), (case, packed)], 0)
@@ -278,7 +332,9 @@ def test_out_may_start_anywhere_in_its_storage(name, programs, tensors, tmp_path
     assert_results_match(case, dtype, tensors[name], result)
 
 
-@pytest.mark.parametrize("name", ("bias-bfloat16", "bias-float32", "window_7x3-float32"))
+@pytest.mark.parametrize(
+    "name", ("bias-bfloat16", "map_8x8-bfloat16", "bias-float32", "window_7x3-float32")
+)
 def test_a_bias_of_minus_infinity_leaves_taps_out(name, programs, tensors, tmp_path):
     case, dtype = PROBLEMS[name]
     bias = tensors[name]["bias"].clone()
@@ -289,7 +345,9 @@ def test_a_bias_of_minus_infinity_leaves_taps_out(name, programs, tensors, tmp_p
     assert_results_match(case, dtype, given, result)
 
 
-@pytest.mark.parametrize("name", ("nothing_left-bfloat16", "nothing_left_3x7-float32"))
+@pytest.mark.parametrize(
+    "name", ("map_nothing_left-bfloat16", "tiles_nothing_left-bfloat16", "nothing_left_3x7-float32")
+)
 def test_the_gradient_of_an_lse_of_minus_infinity_goes_nowhere(
     name, programs, tensors, results, tmp_path
 ):
