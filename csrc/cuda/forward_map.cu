@@ -25,12 +25,7 @@ __global__ void __launch_bounds__(kMapWarps* kWarpLanes, kResidentMaps<kKernel>)
   using N = MapNeighbourhood<kKernel>;
   using F = MapFragments<T, kKernel, Features>;
   const auto place = find_map<kKernel>(p.work);
-  unsigned char* const keys = dynamic_shared<unsigned char>();
-  unsigned char* const values = keys + F::map_bytes(p.work.height);
-  const typename F::Copies copies(place);
-  copies.start(keys, Anchor<T>(p.key, place.map, p.work));
-  copies.start(values, Anchor<T>(p.value, place.map, p.work));
-  commit_copies();
+  // Before the copies: loads behind them may come behind the wait, too.
   const Anchor<T> query_at(p.query, place.map, p.work);
   typename F::Rows rows[2];
 #pragma unroll
@@ -39,6 +34,13 @@ __global__ void __launch_bounds__(kMapWarps* kWarpLanes, kResidentMaps<kKernel>)
     rows[half] =
         F::load_row(query_at.origin, place.tile_ok[half] ? offset : 0, place.j, 0, p.work.head_dim);
   }
+
+  unsigned char* const keys = dynamic_shared<unsigned char>();
+  unsigned char* const values = keys + F::map_bytes(p.work.height);
+  const typename F::Copies copies(place);
+  copies.start(keys, Anchor<T>(p.key, place.map, p.work));
+  copies.start(values, Anchor<T>(p.value, place.map, p.work));
+  commit_copies();
   const typename F::Lane lane(place);
   const uint32_t kept = place.kept();
   wait_copies<0>();
