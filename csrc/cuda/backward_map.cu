@@ -61,6 +61,14 @@ struct MapGradients {
   const typename F::Lane lane{place};
 
   __device__ __forceinline__ void compute() const {
+    // Before the copies: loads behind them may come behind the wait, too.
+    float lse_log2[2], grad_lse[2];
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t token = place.tile_token(half);
+      lse_log2[half] = place.tile_ok[half] ? p.lse[token] * log2e_v<float> : -INFINITY;
+      grad_lse[half] = place.tile_ok[half] && p.grad_lse != nullptr ? p.grad_lse[token] : 0.f;
+    }
     const typename F::Copies copies(place);
     copies.start(keys, Anchor<T>(p.key, place.map, p.work));
     copies.start(values, Anchor<T>(p.value, place.map, p.work));
@@ -68,7 +76,7 @@ struct MapGradients {
     copies.start(grad_outs, Anchor<T>(p.grad_out, place.map, p.work));
     commit_copies();
     Weights probabilities[N::kRows / 2], grad_scores[N::kRows / 2];
-    query(probabilities, grad_scores);
+    query(lse_log2, grad_lse, probabilities, grad_scores);
     __syncthreads();  // keys and values are not read any more
     give(probabilities, grad_scores);
     __syncthreads();
@@ -77,15 +85,9 @@ struct MapGradients {
   }
 
  private:
-  __device__ __forceinline__ void query(Weights (&probabilities)[N::kRows / 2],
+  __device__ __forceinline__ void query(float (&lse_log2)[2], float (&grad_lse)[2],
+                                        Weights (&probabilities)[N::kRows / 2],
                                         Weights (&grad_scores)[N::kRows / 2]) const {
-    float lse_log2[2], grad_lse[2];
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t token = place.tile_token(half);
-      lse_log2[half] = place.tile_ok[half] ? p.lse[token] * log2e_v<float> : -INFINITY;
-      grad_lse[half] = place.tile_ok[half] && p.grad_lse != nullptr ? p.grad_lse[token] : 0.f;
-    }
     const uint32_t kept = place.kept();
     wait_copies<0>();
     __syncthreads();
