@@ -194,8 +194,10 @@ _MAP_WARPS = 4
 
 
 def _map_launch(instance: Instance, *, backward: bool) -> Launch:
-    """A block copies two or four tensors of the map, in rows of 8 pixels; see map_tile.cuh."""
-    tensor = MAP_SIDE * 8 * (instance.number("features") or 0) * instance.element_bytes
+    """A block copies two or four tensors of the map, in pairs of rows of 8 pixels; see
+    map_tile.cuh."""
+    rows = round_up(MAP_SIDE, 2)
+    tensor = rows * 8 * (instance.number("features") or 0) * instance.element_bytes
     exchange = MAP_SIDE * instance.window * 2 * 128 + 128
     offset = 2 * tensor + max(2 * tensor, exchange)
     shared = offset if backward else 2 * tensor
