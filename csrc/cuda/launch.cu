@@ -69,9 +69,10 @@ bool takes_matrix_path(const Args& args) {
          has_short_steps(args);
 }
 
-// Whether a call that takes the matrix path takes the kernels on whole maps. The shapes are those
-// for which that starts no more warps, at any dilation, than there would be tiles: two rows of the
-// map for each warp, where a tile is 4 x 4 pixels of a phase, and each warp has less to do.
+// Whether a call that takes the matrix path takes the kernels on whole maps. On maps of these
+// shapes they start no more warps than there would be tiles of 4 x 4 pixels, at any dilation, and
+// each warp has less to do: three quarters of the instructions forward, six tenths backward. (Tiles
+// for windows of 7 are 8 x 2 pixels: up to a third fewer, but with twice as much to do.)
 template <typename Args>
 bool takes_map_path(const Args& args) {
 #ifdef SDWA_CUDA_NO_MAP_KERNEL
