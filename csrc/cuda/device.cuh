@@ -111,8 +111,8 @@ __device__ __forceinline__ void store8(void* address, uint2 v, bool ok) {
 
 // Writes four floats to an aligned address in global memory, if ok: by one instruction, which the
 // compiler may take apart otherwise.
-__device__ __forceinline__ void store16(float* address, float a, float b, float c, float d,
-                                        bool ok) {
+__device__ __forceinline__ void store_floats(float* address, float a, float b, float c, float d,
+                                             bool ok) {
   asm volatile(
       "{\n.reg .pred ok;\nsetp.ne.u32 ok, %5, 0;\n@ok st.global.v4.f32 [%0], {%1, %2, %3, "
       "%4};\n}" ::"l"(__cvta_generic_to_global(address)),

@@ -5,10 +5,10 @@
 // tile with one row of the neighbourhood, and the window picks the useful ones: for 3 x 3 that is 9
 // of 48 products, and still a small part of what the unit can do in the time the bytes take.
 //
-// The neighbourhood is staged in shared memory, the tile's own rows come straight from global memory,
-// both by 16 bytes: the order of the summed index of a product is free as long as both factors
-// agree, so each lane takes 8 neighbouring features where the layout in the manual has pairs. With
-// g = lane / 4 and j = lane % 4:
+// The neighbourhood is staged in shared memory, the tile's own rows come straight from global
+// memory, both by 16 bytes: the order of the summed index of a product is free as long as both
+// factors agree, so each lane takes 8 neighbouring features where the layout in the manual has
+// pairs. With g = lane / 4 and j = lane % 4:
 //   rows   lane holds features 8j .. 8j+7 of each 32 of pixel g (a factor summed over features)
 //   pairs  lane holds features g n .. g n + n-1 of each 8n of columns 2j and 2j + 1 of the
 //          neighbourhood (a factor summed over pixels)

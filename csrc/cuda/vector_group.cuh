@@ -47,8 +47,8 @@ struct LaneRow {
       const int f = first(piece, lane, lanes);
       const A* const from = feature + piece * kPiece;
       if constexpr (kWide && sizeof(T) == 4) {
-        store16(row + f, from[0] * factor, from[1] * factor, from[2] * factor, from[3] * factor,
-                f < head_dim);
+        store_floats(row + f, from[0] * factor, from[1] * factor, from[2] * factor,
+                     from[3] * factor, f < head_dim);
         continue;
       }
       if (f >= head_dim) continue;

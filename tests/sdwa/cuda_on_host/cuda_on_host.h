@@ -156,7 +156,7 @@ inline void store16(void* address, uint4 value, bool ok) {
 inline void store8(void* address, uint2 value, bool ok) {
   if (ok) *static_cast<uint2*>(address) = value;
 }
-inline void store16(float* address, float a, float b, float c, float d, bool ok) {
+inline void store_floats(float* address, float a, float b, float c, float d, bool ok) {
   if (ok) *reinterpret_cast<float4*>(address) = {a, b, c, d};
 }
 
