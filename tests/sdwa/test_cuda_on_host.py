@@ -419,3 +419,28 @@ def test_the_bias_of_an_empty_map_has_no_gradient(programs, tmp_path):
     given = draw(case, torch.float32)
     (result,) = cuda_on_host.run(programs, tmp_path, [(case, given)], 0)
     assert (result["grad_bias"] == 0).all()
+
+
+DILATIONS = (1, 1, 2, 2, 2, 3, 3, 3)
+
+
+@pytest.mark.parametrize(
+    "batch, height, width, tile, dilations, limit",
+    [
+        (3, 7, 7, (4, 4), DILATIONS, None),
+        (2, 28, 28, (4, 4), DILATIONS, 1.02),
+        (1, 56, 56, (4, 4), DILATIONS, 1.02),
+        (1, 112, 112, (4, 4), DILATIONS, 1.02),
+        (1, 40, 40, (4, 4), tuple(1 + n % 3 for n in range(70)), None),
+        (2, 13, 29, (8, 2), (1, 13, 5, 40), None),
+        (1, 1, 300, (2, 4), (1, 7), None),
+    ],
+    ids=str,
+)
+def test_every_pixel_is_in_one_tile(batch, height, width, tile, dilations, limit, programs):
+    """limit: of warps launched over those that have a tile on the map."""
+    command = [programs / "tiles", *map(str, (batch, height, width, *tile, *dilations))]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    launched, useful = map(int, done.stdout.split())
+    assert limit is None or launched <= limit * useful, (launched, useful)

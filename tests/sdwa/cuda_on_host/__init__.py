@@ -56,7 +56,7 @@ def missing_tools() -> str | None:
 
 
 def build(folder: Path) -> Path:
-    """Compiles what has changed; returns the folder of the programs `emulate` and `races`."""
+    """Compiles what has changed; returns the folder of `emulate`, `races` and `tiles`."""
     import ninja
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +66,7 @@ def build(folder: Path) -> Path:
     programs = {
         "emulate": [*kernels, HERE / "fibers.cpp", HERE / "main.cpp"],
         "races": [HERE / "fibers.cpp", HERE / "races.cpp"],
+        "tiles": [HERE / "fibers.cpp", HERE / "tiles.cpp"],
     }
     sources = sorted({source for needed in programs.values() for source in needed})
     lines = [
