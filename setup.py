@@ -107,13 +107,16 @@ def cuda_architectures(nvcc: str) -> list[str]:
 
 
 def gencode(architectures: list[str]) -> list[str]:
-    flags = []
-    for entry in architectures:
-        number = entry.removesuffix("+PTX").replace(".", "")
-        flags.append(f"-gencode=arch=compute_{number},code=sm_{number}")
-        if entry.endswith("+PTX"):
-            flags.append(f"-gencode=arch=compute_{number},code=compute_{number}")
-    return flags
+    """One intermediate code, for the oldest architecture, and machine code of it for each.
+
+    The intermediate code is most of the compiler's work.
+    """
+    numbers = [entry.removesuffix("+PTX").replace(".", "") for entry in architectures]
+    oldest = min(numbers, key=int)
+    codes = [f"sm_{number}" for number in numbers]
+    if any(entry.endswith("+PTX") for entry in architectures):
+        codes.append(f"compute_{oldest}")
+    return [f"-gencode=arch=compute_{oldest},code={code}" for code in codes]
 
 
 def instruction_sets_header(sets: dict[str, tuple[str, ...]]) -> str:

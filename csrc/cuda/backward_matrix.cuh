@@ -411,18 +411,8 @@ struct Gradients {
 template <typename Features, bool kPlain, int kSlots>
 constexpr int kResidentBlocks = !kPlain ? 2 : kSlots + (Features::kChunk == 32 ? 2 : 1);
 
-// Where a multiprocessor's shared memory is too small for a third block of two slots, there is no
-// need to spill for it.
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
-template <typename Features, bool kPlain, int kSlots>
-constexpr int kCompiledBlocks = std::min(2, kResidentBlocks<Features, kPlain, kSlots>);
-#else
-template <typename Features, bool kPlain, int kSlots>
-constexpr int kCompiledBlocks = kResidentBlocks<Features, kPlain, kSlots>;
-#endif
-
 template <typename T, int kKernel, typename Features, bool kPlain, int kSlots>
-__global__ void __launch_bounds__(kMostWarps* kWarpLanes, kCompiledBlocks<Features, kPlain, kSlots>)
+__global__ void __launch_bounds__(kMostWarps* kWarpLanes, kResidentBlocks<Features, kPlain, kSlots>)
     backward_matrix(const __grid_constant__ BackwardParams<T> p) {
   const Tile tile = find_tile(p.work);
   if (!tile.inside) {

@@ -153,19 +153,22 @@ struct StagedGradients {
     if (pixel.ok(place)) store(p.grad_query, grad_query, p.scale, pixel);
   }
 
-  // Waits for the copies, then calls work(pixel, rows of two tensors there) for each pass. The
-  // first rows are under way before the wait, the next ones when a pass ends: registers hold no
-  // more.
-  template <typename Work>
+  // Calls copy(), which starts copies, waits for them, and calls work(pixel, rows of two tensors
+  // there) for each pass. The first rows are under way before the copies, where the compiler leaves
+  // them, the next ones when a pass ends: registers hold no more.
+  template <typename Copy, typename Work>
   __device__ __forceinline__ void for_each_pass(const View<float>& first, const View<float>& second,
-                                                Work&& work) const {
+                                                Copy&& copy, Work&& work) const {
     StagedPixel<S> pixel(place);
     StagedRow a = pixel.load(first, place, p.work.zero), b = pixel.load(second, place, p.work.zero);
+    copy();
+    commit_copies();
     wait_copies<0>();
     __syncwarp();
 #pragma unroll 1
     for (int pass = 0; pass < S::kPasses; ++pass) {
       work(pixel, a, b);
+      if (pass + 1 == S::kPasses) break;
       pixel.next();
       a = pixel.load(first, place, p.work.zero), b = pixel.load(second, place, p.work.zero);
     }
@@ -214,17 +217,17 @@ __global__ void __launch_bounds__(kStagedWarps* kWarpLanes, kMostBackward<S> / k
   gradients.note_deltas();
   __syncwarp();
 
-  copy_neighbourhood<S>(shared.tensor[0], p.query, place);
-  commit_copies();
-  gradients.for_each_pass(p.key, p.value,
-                          [&](const auto&... own) { gradients.key_and_value(own...); });
-
+  gradients.for_each_pass(
+      p.key, p.value, [&] { copy_neighbourhood<S>(shared.tensor[0], p.query, place); },
+      [&](const auto&... own) { gradients.key_and_value(own...); });
   __syncwarp();  // all lanes have read queries and grad_outs
-  copy_neighbourhood<S>(shared.tensor[0], p.key, place);
-  copy_neighbourhood<S>(shared.tensor[1], p.value, place);
-  commit_copies();
-  gradients.for_each_pass(p.query, p.grad_out,
-                          [&](const auto&... own) { gradients.query(own...); });
+  gradients.for_each_pass(
+      p.query, p.grad_out,
+      [&] {
+        copy_neighbourhood<S>(shared.tensor[0], p.key, place);
+        copy_neighbourhood<S>(shared.tensor[1], p.value, place);
+      },
+      [&](const auto&... own) { gradients.query(own...); });
   __syncwarp();
   if (p.bias_parts.data != nullptr) gradients.sum_bias();
 }

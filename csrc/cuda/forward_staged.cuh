@@ -41,22 +41,23 @@ __global__ void __launch_bounds__(kStagedWarps* kWarpLanes, kMostForward<S> / kS
                                                       threadIdx.x / kWarpLanes * p.warp_bytes);
   float* const values = shared.tensor + p.value_floats;
 
+  // Before the copies: the compiler may move loads behind them past the wait.
+  static_assert(S::kPasses <= 2);
+  StagedPixel<S> pixel(place), next = pixel;
+  next.next();
+  StagedRow query = pixel.load(p.query, place, p.work.zero);
+  const StagedRow next_query = next.load(p.query, place, p.work.zero);
   if (leaves_out(p.work)) note_exclusions<S>(shared, p.work, place);
   copy_bias<S>(shared, p.bias, place);
   copy_neighbourhood<S>(shared.tensor, p.key, place);
   commit_copies();
   if (p.value_floats > 0) copy_neighbourhood<S>(values, p.value, place);
   commit_copies();
-  StagedPixel<S> pixel(place);
-  StagedRow query = pixel.load(p.query, place, p.work.zero);
   wait_copies<1>();
   __syncwarp();
 
 #pragma unroll 1
   for (int pass = 0; pass < S::kPasses; ++pass) {
-    StagedPixel<S> next = pixel;
-    next.next();
-    const StagedRow next_query = next.load(p.query, place, p.work.zero);
     float* const scores = shared.score[pixel.in_tile()];
     float most = kLowestScore<float>;
 #pragma unroll 1
