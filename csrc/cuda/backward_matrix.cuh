@@ -140,8 +140,11 @@ struct Gradients {
       __syncwarp();
     };
     const auto ready = [&] {
+      // These lanes hold the diagonals.
+      if (place.j == place.g / 2 && place.g < N::kColumns) {
 #pragma unroll
-      for (int t = 0; t < N::kRows; ++t) write_facts(t, dot[t]);
+        for (int t = 0; t < N::kRows; ++t) write_facts(t, dot[t]);
+      }
       __syncwarp();
     };
     products(pipeline, 0, key_at, value_at, load, arrived, ready,
@@ -327,7 +330,6 @@ struct Gradients {
   }
   // Makes the facts of row t, column g, of what copy_facts has brought; dot: <out, grad_out>.
   __device__ __forceinline__ void write_facts(int t, float dot) const {
-    if (place.j != place.g / 2 || place.g >= N::kColumns) return;
     QueryFacts* const at = facts(t, place.g);
     const float lse_log2 = read_shared(&at->lse_log2) * log2e_v<float>;
     QueryFacts result{lse_log2, dot};
