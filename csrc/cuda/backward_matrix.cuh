@@ -315,6 +315,7 @@ struct Gradients {
   __device__ __forceinline__ void copy_facts() const {
     constexpr int kPixels = N::kRows * N::kColumns;
     const WindowAxis steps = Place::kSteps;
+    const float* const grad_lse = p.grad_lse != nullptr ? p.grad_lse : p.lse;  // not read then
 #pragma unroll
     for (int first = 0; first < kPixels; first += kWarpLanes) {
       const int pixel = first + threadIdx.x % kWarpLanes;
@@ -325,15 +326,15 @@ struct Gradients {
                                            steps.offset(column) * place.token_step_w);
       QueryFacts* const to = facts(row, column);
       copy_async<4>(&to->lse_log2, p.lse + token, ok);
-      if (p.grad_lse != nullptr) copy_async<4>(&to->delta, p.grad_lse + token, ok);
+      copy_async<4>(&to->delta, grad_lse + token, ok && p.grad_lse != nullptr);
     }
   }
   // Makes the facts of row t, column g, of what copy_facts has brought; dot: <out, grad_out>.
   __device__ __forceinline__ void write_facts(int t, float dot) const {
     QueryFacts* const at = facts(t, place.g);
-    const float lse_log2 = read_shared(&at->lse_log2) * log2e_v<float>;
-    QueryFacts result{lse_log2, dot};
-    if (p.grad_lse != nullptr) result.delta -= read_shared(&at->delta);
+    const QueryFacts given = read_shared(at);  // lse and grad_lse
+    const float lse_log2 = given.lse_log2 * log2e_v<float>;
+    QueryFacts result{lse_log2, dot - given.delta};
     // Nothing goes back through a window with nothing left, nor off the map.
     const bool on_map = place.row_on_map(t) && place.column_on_map(place.g);
     if (!on_map || lse_log2 < kLowestScore<float>) result = {INFINITY, 0.f};

@@ -1,6 +1,7 @@
 // Which family of kernels takes a call, and the workspace of the backward pass.
 #include <cmath>
 #include <string>
+#include <type_traits>
 
 #include "cuda/bias_parts.cuh"
 #include "cuda/kernels.h"
@@ -13,6 +14,25 @@ namespace {
 
 bool is_empty(const Problem& problem) {
   return problem.batch == 0 || problem.height == 0 || problem.width == 0 || problem.heads == 0;
+}
+
+// The stride of a dimension of one says nothing, and may be anything: zeros let every row be
+// aligned as the others are, also those that would lie off the map.
+InputView with_used_strides(const Problem& problem, InputView view) {
+  if (problem.batch == 1) view.batch_stride = 0;
+  if (problem.height == 1) view.height_stride = 0;
+  if (problem.width == 1) view.width_stride = 0;
+  if (problem.heads == 1) view.head_stride = 0;
+  return view;
+}
+template <typename Args>
+Args with_used_strides(Args args) {
+  const auto replace = [&](auto&... views) {
+    ((views = with_used_strides(args.problem, views)), ...);
+  };
+  replace(args.query, args.key, args.value);
+  if constexpr (std::is_same_v<Args, BackwardArgs>) replace(args.grad_out);
+  return args;
 }
 
 // Refuses what the 32-bit numbers of the kernels do not hold; head_tiles does so with the tiles.
@@ -123,8 +143,9 @@ Workspace workspace_of(const BackwardArgs& args) {
 
 }  // namespace
 
-void launch_forward(const ForwardArgs& args, void* stream_pointer) {
-  if (is_empty(args.problem)) return;
+void launch_forward(const ForwardArgs& given, void* stream_pointer) {
+  if (is_empty(given.problem)) return;
+  const ForwardArgs args = with_used_strides(given);
   check_extents(args.problem);
   const Stream stream = static_cast<Stream>(stream_pointer);
   if (takes_matrix_path(args) && takes_map_path(args)) {
@@ -136,14 +157,16 @@ void launch_forward(const ForwardArgs& args, void* stream_pointer) {
   }
 }
 
-size_t backward_workspace_bytes(const BackwardArgs& args) {
-  if (is_empty(args.problem)) return 0;
+size_t backward_workspace_bytes(const BackwardArgs& given) {
+  if (is_empty(given.problem)) return 0;
+  const BackwardArgs args = with_used_strides(given);
   check_extents(args.problem);
   const Workspace bytes = workspace_of(args);
   return bytes.delta + bytes.bias_parts;
 }
 
-void launch_backward(const BackwardArgs& args, void* workspace, void* stream_pointer) {
+void launch_backward(const BackwardArgs& given, void* workspace, void* stream_pointer) {
+  const BackwardArgs args = with_used_strides(given);
   const Stream stream = static_cast<Stream>(stream_pointer);
   if (is_empty(args.problem)) {
     if (args.grad_bias != nullptr) launch_sum_bias_parts(args, nullptr, 1, 1, stream);

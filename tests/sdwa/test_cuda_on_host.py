@@ -404,6 +404,21 @@ def test_strides_may_be_beyond_32_bits(dtype, programs, tmp_path):
     assert_results_match(case, dtype, packed, result)
 
 
+@pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16))
+@pytest.mark.parametrize("width", (7, 9))
+def test_the_stride_of_a_dimension_of_one_may_be_anything(width, dtype, programs, tmp_path):
+    case = Case("one_row", (2, 1, width, 3, 16), dilation=(1, 2, 3))
+    packed = draw(case, dtype)
+    given = {
+        name: tensor.as_strided(tensor.shape, (tensor.stride(0), 1, *tensor.stride()[2:]))
+        for name, tensor in packed.items()
+        if name != "grad_lse"
+    }
+    given["grad_lse"] = packed["grad_lse"]
+    (result,) = cuda_on_host.run(programs, tmp_path, [(case, given)], 0)
+    assert_results_match(case, dtype, packed, result)
+
+
 def test_coordinates_beyond_32_bits_are_refused(programs, tmp_path):
     height = 8_000_000
     zeros = torch.zeros(1, 1, 1, 1, 1).expand(1, height, 1, 1, 1)

@@ -78,9 +78,10 @@ unsigned char* shared_memory();
 void read_shared(void* to, const void* source, size_t bytes);
 void write_shared(void* target, const void* from, size_t bytes);
 
-// Copies are made when they are waited for, as late as a device may; zeros where source is null.
+// Copies are made when they are waited for, as late as a device may; zeros where not
+// ok, and the source must be aligned all the same.
 // Until then not even the thread itself may touch their targets.
-void start_copy(void* target, const void* source, size_t bytes);
+void start_copy(void* target, const void* source, bool ok, size_t bytes);
 void commit_copies();
 void wait_copies(int pending);
 
@@ -204,7 +205,7 @@ inline void load_transposed(uint32_t (&matrix)[4], const void* row) {
 }
 template <int kBytes>
 void copy_async(void* target, const void* source, bool ok) {
-  emulation::start_copy(target, ok ? source : nullptr, kBytes);
+  emulation::start_copy(target, source, ok, kBytes);
 }
 inline void commit_copies() { emulation::commit_copies(); }
 template <int kPending>

@@ -387,11 +387,11 @@ void write_shared(void* target, const void* from, size_t bytes) {
   std::memcpy(&shared_content[check_write(target, bytes, false)], from, bytes);
 }
 
-void start_copy(void* target, const void* source, size_t bytes) {
+void start_copy(void* target, const void* source, bool ok, size_t bytes) {
   if (reinterpret_cast<uintptr_t>(source) % bytes != 0) fail("a copy that is not aligned");
   const size_t offset = check_write(target, bytes, true);
   Fiber& fiber = block.fibers[threadIdx.x];
-  fiber.copies.push_back({offset, source, bytes, fiber.open_group});
+  fiber.copies.push_back({offset, ok ? source : nullptr, bytes, fiber.open_group});
 }
 
 void commit_copies() { ++block.fibers[threadIdx.x].open_group; }
