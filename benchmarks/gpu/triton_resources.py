@@ -38,7 +38,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from benchmarks.gpu import cuda_model, machine_code, warp_clock
+from benchmarks.gpu import cuda_model, machine_code, warp_clock, warp_path
 from sdwa.backends.triton import interpreted
 from sdwa.backends.triton.blocks import Blocks
 from sdwa.backends.triton.geometry import head_tiles
@@ -96,7 +96,7 @@ class Kernel(NamedTuple):
         )
 
 
-Steps = tuple[machine_code.Step, ...]
+Steps = tuple[warp_path.Step, ...]
 
 
 class Resources(NamedTuple):
@@ -169,7 +169,7 @@ def paths(program: Sequence[machine_code.Instruction], arch: int, rounds: int) -
     """
 
     def walk(turned: dict[int, bool]) -> tuple[dict[int, bool], Steps]:
-        follower = machine_code.Follower(program, {}, PARAMETERS[arch], rounds, 200_000, turned)
+        follower = warp_path.Follower(program, {}, PARAMETERS[arch], rounds, 200_000, turned)
         path = follower.run()
         assert path.ended
         return follower.to_the_work, path.steps
@@ -215,19 +215,25 @@ def count(kernel: Kernel, plan: Plan, resources: Resources) -> Counts:
     used, of_copy, limit = sum(tiles) / HEADS, None, ""
     gpu = next((g for g in cuda_model.GPUS if g.arch == kernel.arch), None)
     if gpu:
-        family = cuda_model.Family(lambda _: tile // warps, rows, fewest, before)
-        dtype = "float" if kernel.dtype == "fp32" else "BFloat16"
-        instance = cuda_model.Instance((dtype, str(kernel.window), f"{kernel.head_dim} features"))
+        pixels = tile // warps
+
+        def memory_bytes(rows: int) -> float:
+            """Each pixel has 4 bytes of lse beside its rows."""
+            return pixels * (rows * kernel.head_dim * DTYPES[kernel.dtype] + 4)
+
         traffic = [warp_clock.traffic(steps) for steps in sides]
         clocks = [warp_clock.by_latency(steps, gpu.latency, 0) for steps in sides]
         counts = cuda_model.Counts(
+            fewest_bytes=memory_bytes(fewest),
+            memory_bytes=memory_bytes(rows),
+            bytes_before=memory_bytes(before) if before else 0,
             issued=issued,
             products=0,
             l1_bytes=sum(t.l1_bytes for t in traffic),
             cycles=lambda latency: sum(clock(latency) for clock in clocks),
             warps=blocks * warps,
         )
-        prediction = cuda_model.predict(gpu, family, instance, counts)
+        prediction = cuda_model.predict(gpu, counts)
         of_copy, limit = prediction.fraction, prediction.limit
     return Counts(
         warps=blocks * warps,
