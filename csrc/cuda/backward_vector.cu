@@ -1,13 +1,8 @@
 // Backward on groups of lanes: float32 always, other types where the matrix unit does not fit.
 //
-// SDWA_CUDA_FORMER_FLOAT: with the float32 kernels from before backward_staged.cuh, until both have
-// been timed.
-//
 // A group gathers all three gradients of its pixel in one walk over the window: the neighbour at
 // tap t is the key that the pixel reads by t, and the query that reads the pixel by t mirrored.
-#ifndef SDWA_CUDA_FORMER_FLOAT
 #include "cuda/backward_staged.cuh"
-#endif
 #include "cuda/bias_parts.cuh"
 #include "cuda/kernels.h"
 #include "cuda/vector_group.cuh"
@@ -42,7 +37,7 @@ __global__ void __launch_bounds__(kThreads) row_delta(const __grid_constant__ Ba
   using Row = LaneRow<T, kWide>;
   const Tile tile = find_tile(p.work);
   if (!tile.inside) return;
-  const auto place = GroupPlace::of<1>(p.groups, tile);
+  const auto place = GroupPlace::of(p.groups, tile);
   const int lanes = p.groups.lanes, head_dim = p.work.head_dim;
   const bool ok = place.y < p.work.height && place.x < p.work.width;
   const int64_t token = token_index(p.work, tile, place.y, place.x);
@@ -59,15 +54,14 @@ __global__ void __launch_bounds__(kThreads) row_delta(const __grid_constant__ Ba
 template <typename T>
 constexpr bool kInTurn = sizeof(T) == 8;
 
-// kKernel 0: any window, and there may be a key mask.
-template <typename T, int kKernel, bool kWide>
+template <typename T, bool kWide>
 __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     backward_vector(const __grid_constant__ BackwardParams<T> p) {
   using A = Accumulation<T>;
   using Row = LaneRow<T, kWide>;
-  const int kernel_h = kKernel > 0 ? kKernel : p.work.kernel_h;
-  const int kernel_w = kKernel > 0 ? kKernel : p.work.kernel_w;
-  const bool has_key_mask = kKernel == 0 && p.work.key_mask != nullptr;
+  const int kernel_h = p.work.kernel_h;
+  const int kernel_w = p.work.kernel_w;
+  const bool has_key_mask = p.work.key_mask != nullptr;
   const int warp_lane = threadIdx.x % kWarpLanes;
   const Tile tile = find_tile(p.work);
   if (!tile.inside) {
@@ -77,7 +71,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
     }
     return;
   }
-  const auto place = GroupPlace::of<1>(p.groups, tile);
+  const auto place = GroupPlace::of(p.groups, tile);
   const int lanes = p.groups.lanes, head_dim = p.work.head_dim;
   const WindowAxis window_h{kernel_h, tile.dilation_h}, window_w{kernel_w, tile.dilation_w};
   const bool pixel_ok = place.y < p.work.height && place.x < p.work.width;
@@ -111,7 +105,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 #pragma unroll 1
   for (int tap_h = 0; tap_h < kernel_h; ++tap_h) {
     const int32_t y = window_h.source(place.y, tap_h);
-#pragma unroll(kKernel == 3 ? 3 : 1)
+#pragma unroll 1
     for (int tap_w = 0; tap_w < kernel_w; ++tap_w) {
       const int32_t x = window_w.source(place.x, tap_w);
       const bool on_map = on_axis(y, p.work.height) && on_axis(x, p.work.width);
@@ -179,23 +173,10 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
 }
 
 template <typename T, bool kWide>
-auto backward_kernel([[maybe_unused]] const BackwardArgs& args) {
-#ifdef SDWA_CUDA_FORMER_FLOAT
-  if constexpr (std::is_same_v<T, float> && kWide) {
-    if (args.key_mask == nullptr) {
-      return with_window(args.problem,
-                         [](auto kernel) { return backward_vector<T, kernel, kWide>; });
-    }
-  }
-#endif
-  return backward_vector<T, 0, kWide>;
-}
-
-template <typename T, bool kWide>
 void launch_one(const BackwardArgs& args, void* delta, void* bias_parts, Stream stream) {
   using A = Accumulation<T>;
   const Problem& problem = args.problem;
-  const GroupShape shape = group_shape(problem.head_dim, 1);
+  const GroupShape shape = group_shape(problem.head_dim);
   BackwardParams<T> params{
       {},
       shape.groups,
@@ -222,7 +203,7 @@ void launch_one(const BackwardArgs& args, void* delta, void* bias_parts, Stream 
                     });
   };
   launch_all("row_delta", row_delta<T, kWide>);
-  launch_all("backward_vector", backward_kernel<T, kWide>(args));
+  launch_all("backward_vector", backward_vector<T, kWide>);
   if (bias_parts != nullptr) {
     launch_sum_bias_parts(args, bias_parts, shape.tile_h, shape.tile_w, stream);
   }
@@ -231,19 +212,15 @@ void launch_one(const BackwardArgs& args, void* delta, void* bias_parts, Stream 
 }  // namespace
 
 VectorTile backward_vector_tile(const BackwardArgs& args) {
-  const GroupShape shape = group_shape(args.problem.head_dim, 1);
+  const GroupShape shape = group_shape(args.problem.head_dim);
   VectorTile result{shape.tile_h, shape.tile_w, true};
-#ifndef SDWA_CUDA_FORMER_FLOAT
   with_backward_tile(args, [&](auto tile, int) { result = {tile.kTileH, tile.kTileW, false}; });
-#endif
   return result;
 }
 
 void launch_backward_vector(const BackwardArgs& args, void* delta, void* bias_parts,
                             Stream stream) {
-#ifndef SDWA_CUDA_FORMER_FLOAT
   if (launch_staged(args, static_cast<float*>(bias_parts), stream)) return;
-#endif
   with_type(args.problem.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
     if (row_alignment(args) == kWideAccess) {

@@ -115,11 +115,10 @@ struct LaneRow {
   }
 };
 
-// How the groups of a warp cover its tile. Each works on one strip, a number of neighbouring pixels
-// of a row.
+// How the groups of a warp cover its tile, each of them one pixel.
 struct Groups {
-  int32_t lanes;          // of a group
-  int32_t strips_w_log2;  // strips in a row of the tile, a power of two
+  int32_t lanes;        // of a group
+  int32_t tile_w_log2;  // pixels in a row of the tile, a power of two
 };
 
 struct GroupShape {
@@ -127,8 +126,7 @@ struct GroupShape {
   int tile_h, tile_w;
 };
 
-// strip: pixels of a strip.
-inline GroupShape group_shape(int64_t head_dim, int strip) {
+inline GroupShape group_shape(int64_t head_dim) {
   if (head_dim > kWarpLanes * kLaneFeatures) {
     throw std::runtime_error("sdwa: head_dim must be at most " +
                              std::to_string(kWarpLanes * kLaneFeatures) +
@@ -136,28 +134,27 @@ inline GroupShape group_shape(int64_t head_dim, int strip) {
   }
   int lanes = 1;
   while (lanes * kLaneFeatures < head_dim) lanes *= 2;
-  // As square a tile as the strips of all groups of a warp make.
+  // As square a tile as the groups of a warp make.
   const int groups = kWarpLanes / lanes;
-  int strips_w = 1, strips_w_log2 = 0;
-  while (strips_w * strips_w * strip <= groups && 2 * strips_w <= groups) {
-    strips_w *= 2;
-    ++strips_w_log2;
+  int tile_w = 1, tile_w_log2 = 0;
+  while (tile_w * tile_w <= groups && 2 * tile_w <= groups) {
+    tile_w *= 2;
+    ++tile_w_log2;
   }
-  return {{lanes, strips_w_log2}, groups / strips_w, strips_w * strip};
+  return {{lanes, tile_w_log2}, groups / tile_w, tile_w};
 }
 
 struct GroupPlace {
   int lane;      // within the group
-  int32_t y, x;  // first pixel of the strip
+  int32_t y, x;  // the pixel
 
-  template <int kStrip>
   static __device__ __forceinline__ GroupPlace of(const Groups& groups, const Tile& tile) {
     const int warp_lane = threadIdx.x % kWarpLanes;
     const int group = warp_lane / groups.lanes;
-    const int strip_y = group >> groups.strips_w_log2;
-    const int strip_x = group - (strip_y << groups.strips_w_log2);
-    return {warp_lane % groups.lanes, tile.y + strip_y * tile.dilation_h,
-            tile.x + strip_x * kStrip * tile.dilation_w};
+    const int row = group >> groups.tile_w_log2;
+    const int column = group - (row << groups.tile_w_log2);
+    return {warp_lane % groups.lanes, tile.y + row * tile.dilation_h,
+            tile.x + column * tile.dilation_w};
   }
 };
 
