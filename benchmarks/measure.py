@@ -202,22 +202,22 @@ def peak_memory(call: Call, device: torch.device) -> tuple[int, float]:
 # The machine's own limits
 
 
-def copy_bandwidth(device: torch.device) -> float:
+def copy_bandwidth(device: torch.device, seconds: float = 1.0) -> float:
     """Bytes per second, read plus written, of a copy far larger than the caches."""
     # Many times the last-level cache, which is at most 128 MiB on a GPU and mostly less on a CPU.
     size = 2**28 if device.type == "cpu" else 2**30
     source = torch.ones(size, dtype=torch.uint8, device=device)
     target = torch.zeros_like(source)
-    timing = time_call(lambda: target.copy_(source), device)
+    timing = time_call(lambda: target.copy_(source), device, seconds=seconds)
     return 2 * size / timing.p50_ms * 1e3
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+def matrix_rate(device: torch.device, dtype: torch.dtype, seconds: float = 1.0) -> float:
     """Operations per second of a large matrix product, a multiply-add counted as two."""
     # Large enough for the full rate, and milliseconds long on either.
     size = 1024 if device.type == "cpu" else 8192
     left, right = torch.randn(2, size, size, device=device).to(dtype)
-    timing = time_call(lambda: left @ right, device)
+    timing = time_call(lambda: left @ right, device, seconds=seconds)
     return 2 * size**3 / timing.p50_ms * 1e3
 
 
@@ -234,10 +234,11 @@ def cache_bytes(device: torch.device) -> int:
 
 def note_limits(record: Record, device: torch.device, dtypes: Sequence[torch.dtype]) -> None:
     """Measures the machine's copy bandwidth and matrix rate, where the record lacks them."""
+    seconds = 1.0 if device.type == "cpu" else 0.2  # a copy takes a GPU less than a millisecond
     if "copy_bytes_per_second" not in record.setting:
-        record.setting["copy_bytes_per_second"] = copy_bandwidth(device)
+        record.setting["copy_bytes_per_second"] = copy_bandwidth(device, seconds)
     rates = record.setting.setdefault("matrix_operations_per_second", {})
     for dtype in dtypes:
         name = dtype_name(dtype)
         if name not in rates:
-            rates[name] = matrix_rate(device, dtype)
+            rates[name] = matrix_rate(device, dtype, seconds)

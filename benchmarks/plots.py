@@ -32,11 +32,13 @@ RC = {  # for every plot
 OVERVIEW = "peers"
 TITLES = {
     OVERVIEW: "Times as long as sdwa over the side of the map; dashed: another function",
+    "copy": "Fraction of the copy bandwidth over the side of the map",
     "maps": "Nanoseconds per pixel over the side of the map",
     "kernels": "Milliseconds over the kernel size",
     "roofline": "Operations per second over operations per byte",
 }
 PASSES = ("forward", "forward+backward")
+SINGLE_PASSES = ("forward", "backward")
 OURS = ("cuda", "triton", "cpu")
 # Colours that most colour-blind readers tell apart (Okabe and Ito's), one per contender.
 MARKS = {
@@ -67,7 +69,7 @@ def draw(record: Record, folder: Path) -> list[Path]:
     """Draws every plot that the record has data for, without a background.
 
     Returns:
-        The files written: `FOLDER/DEVICE-DTYPE-{peers,maps,kernels,roofline}.svg`.
+        The files written: `FOLDER/DEVICE-DTYPE-{peers,copy,maps,kernels,roofline}.svg`.
     """
     import matplotlib
 
@@ -75,29 +77,32 @@ def draw(record: Record, folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     device = "gpu" if record.on_gpu else "cpu"
     plots = {
-        OVERVIEW: _over_sdwa,
-        "maps": _over_maps,
-        "kernels": _over_kernels,
-        "roofline": _roofline,
+        OVERVIEW: (_over_sdwa, PASSES),
+        "copy": (_of_copy, SINGLE_PASSES),
+        "maps": (_over_maps, PASSES),
+        "kernels": (_over_kernels, PASSES),
+        "roofline": (_roofline, PASSES),
     }
     paths = []
     for dtype in dict.fromkeys(m.dtype for m in record.measurements):
-        for name, plot in plots.items():
+        for name, (plot, passes) in plots.items():
             path = folder / f"{device}-{dtype}-{name}.svg"
             with matplotlib.rc_context(RC):
-                if _draw_panels(plot, TITLES[name], record, dtype, path):
+                if _draw_panels(plot, passes, TITLES[name], record, dtype, path):
                     paths.append(path)
     return paths
 
 
-def _draw_panels(plot: Plot, title: str, record: Record, dtype: str, path: Path) -> bool:
+def _draw_panels(
+    plot: Plot, passes: Sequence[str], title: str, record: Record, dtype: str, path: Path
+) -> bool:
     """Draws one panel per pass into a file, unless one of them has no data."""
     from matplotlib import pyplot
 
     rows = [m for m in record.measurements if m.dtype == dtype and "shape" in m.details]
     figure, axes = pyplot.subplots(1, 2, figsize=(8, 4.6), sharey=True)
     drawn = []
-    for axis, what in zip(axes, PASSES, strict=True):
+    for axis, what in zip(axes, passes, strict=True):
         drawn.append(plot(axis, [m for m in rows if m.what == what], record, dtype))
         axis.set_title(what.replace("+", " + "))
         axis.grid(True, which="major", alpha=0.25)
@@ -160,6 +165,26 @@ def _over_sdwa(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: s
     ticks = [10**power for power in range(5)]
     axis.set_yticks(ticks, [f"{tick:,}x" for tick in ticks])
     return len(compared) > 1
+
+
+def _of_copy(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: str) -> bool:
+    """The fewest bytes over the time, over the copy bandwidth, over the side of the map."""
+    bandwidth = record.setting["copy_bytes_per_second"]
+    names = (*OURS, "copy")
+    by_side = _by_side(m for m in rows if m.contender in names and "fewest_bytes" in m.details)
+
+    def point(m: Measurement) -> tuple[int, float]:
+        # Launches are left out where that was measured: they take longer than work on a small map.
+        fastest = min(m.timing.p50_ms, m.details.get("graph_p50_ms", m.timing.p50_ms))
+        fraction = m.details["fewest_bytes"] / (fastest / 1e3) / bandwidth
+        return m.details["shape"]["height"], fraction
+
+    _lines(axis, by_side, point)
+    axis.set(xscale="log", ylabel="fraction of the copy bandwidth", ylim=(0, None))
+    axis.set_xlabel("side of the map" + _heads(by_side))
+    axis.set_xticks(list(by_side), [str(side) for side in by_side])
+    axis.minorticks_off()
+    return len(by_side) > 1
 
 
 def _by_side(rows: Iterable[Measurement]) -> dict[int, list[Measurement]]:

@@ -26,6 +26,8 @@ from sdwa import problem
 
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = ("triton", "natten", "timm", "torchvision")
+# Names a file: processes that are given it measure one after the other, see `wait_for_turn`.
+TURN = "SDWA_BENCHMARK_TURN"
 # What a measured figure depends on; other changes in a checkout do not make a commit "changed".
 MEASURED_PATHS = ("sdwa", "csrc", "cfmrfn", "setup.py")
 
@@ -162,6 +164,7 @@ def start_record(
     Raises:
         UserError: the file to be resumed was made by another tool, machine or commit.
     """
+    wait_for_turn()
     record = Record(benchmark, setting(device))
     if not resume or path is None or not path.exists():
         return record
@@ -175,6 +178,18 @@ def start_record(
     if old.benchmark != benchmark:
         raise UserError(f"{path} cannot be resumed: benchmarks.{old.benchmark} made it")
     return old
+
+
+def wait_for_turn() -> None:
+    """Waits until no other process measures that shares the file of `TURN`; kept until the exit.
+
+    What a process does before, such as importing, so falls into the time in which others measure.
+    """
+    if path := os.environ.get(TURN):
+        import fcntl  # not on every system
+
+        turn = os.open(path, os.O_CREAT | os.O_RDWR)
+        fcntl.flock(turn, fcntl.LOCK_EX)
 
 
 def setting(device: torch.device) -> dict[str, Any]:
@@ -198,7 +213,10 @@ def command() -> str:
 
 
 def commit() -> str:
-    """The commit checked out, with "+changes" where the measured code is not what it holds."""
+    """The commit checked out, with "+changes" where the measured code is not what it holds.
+
+    A copy without the repository's history is told by the variable SDWA_COMMIT.
+    """
 
     def git(*arguments: str) -> str:
         result = subprocess.run(
@@ -210,7 +228,7 @@ def commit() -> str:
         changed = git("status", "--porcelain", "--", *MEASURED_PATHS)
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("SDWA_COMMIT", "unknown")
 
 
 def machine(device: torch.device) -> str:

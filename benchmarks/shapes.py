@@ -99,6 +99,10 @@ def _kernel(size: int) -> Shape:
     return Shape(name, 4, 28, 28, 6, 32, _dilations(6), kernel_size=size, gpu_batch=128)
 
 
+def _head_dim(size: int) -> Shape:
+    return Shape(f"head_dim{size}", 4, 28, 28, 6, size, _dilations(6), gpu_batch=8192 // size)
+
+
 SHAPE_SETS: dict[str, tuple[Shape, ...]] = {
     # The network's own: 224 x 224 images, 8 heads of 64 channels.
     "paper": (
@@ -120,6 +124,8 @@ SHAPE_SETS: dict[str, tuple[Shape, ...]] = {
         _map(112, 1, 16),
         _map(224, 1, 4),
     ),
+    # Rows whose bytes divide by 16, by 8, by less; and several parts of a row.
+    "head_dims": tuple(_head_dim(size) for size in (12, 16, 20, 31, 60, 96, 128, 256)),
     "kernels": tuple(_kernel(size) for size in (3, 5, 7, 9, 11, 13)),
     # More than 2^31 elements per tensor.
     "large": (Shape("large", 86, 224, 224, 8, 64, PAPER, gpu_only=True),),

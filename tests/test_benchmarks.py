@@ -5,6 +5,7 @@ import itertools
 import json
 import subprocess
 import sys
+import tarfile
 from functools import partial
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 
 from benchmarks import attention, compare, latency, measure, peers, plots, report, supported
 from benchmarks.gpu import profiling, small_set
+from benchmarks.gpu.check import MOST_CHARACTERS, Check, Step, summary
 from benchmarks.record import ROOT, Measurement, Record, Timing, UserError, start_record
 from benchmarks.shapes import Shape
 from tests.sdwa.cases import draw
@@ -187,8 +189,9 @@ def test_a_backend_that_nothing_was_run_on_is_a_sentence(record, on_cuda):
 
 def test_slow_single_passes_of_several_images_are_profiled(record):
     chosen = profiling.slowest(record, 9, "cpu")
-    assert {(m.case, m.what) for m in chosen} == {("map6", "forward"), ("map7", "forward")}
-    bandwidths = [m.details["fewest_bytes"] / m.timing.p50_ms for m in chosen]
+    assert {(p.shape, p.what) for p in chosen} == {("map6", "forward"), ("map7", "forward")}
+    found = [record.find((p.shape, "cpu", p.what, p.dtype)) for p in chosen]
+    bandwidths = [m.details["fewest_bytes"] / m.timing.p50_ms for m in found]
     assert bandwidths == sorted(bandwidths)
     one_image = dataclasses.replace(SMALL, batch=1)
     assert profiling.slowest(small_record((one_image,)), 9, "cpu") == []
@@ -258,3 +261,70 @@ def test_small_set_lies_on_the_device_as_it_was_drawn(case):
         drawn = draw(case, torch.bfloat16)[name]
         assert torch.equal(tensor, drawn.to(tensor.dtype))
         assert tensor.stride() == drawn.stride(), name
+
+
+def python_step(name, code, seconds=60, aside=False):
+    return Step(name, seconds, (sys.executable, "-c", code), aside)
+
+
+WRITE = "import json, pathlib; pathlib.Path('{}').write_text('{}'); "
+FOREVER = "print('so far', flush=True); import time; time.sleep(600)"
+
+
+def test_a_check_keeps_what_was_measured_whatever_fails(record, tmp_path):
+    folder, archive = tmp_path / "results", tmp_path / "results.tar.gz"
+    folder.mkdir()
+    record.save(folder / "gpu-fine.json")
+    check = Check(folder, limit=60, pack=archive)
+    check.run([
+        python_step("beside", "print('fine')", aside=True),
+        python_step("beside-forever", FOREVER, seconds=1, aside=True),
+        python_step("fails", "print('why it failed'); raise SystemExit(3)"),
+        python_step("overruns", WRITE.format(folder / "gpu-half.json", "{") + FOREVER, seconds=2),
+        Step("absent", 60, ("no-such-program",)),
+        python_step("after", "print('fine')"),
+    ])  # fmt: skip
+    status = {o.step.name: o.status for o in check.outcomes}
+    assert status["beside"] == status["after"] == "passed"
+    assert status["beside-forever"].startswith("stopped after")
+    assert status["overruns"].startswith("stopped after")
+    assert status["fails"] == "status 3"
+    assert status["absent"] == "no-such-program is not installed"
+    entries = json.loads((folder / "check.json").read_text())
+    assert {entry["step"]: entry["status"] for entry in entries} == status
+    with tarfile.open(archive) as packed:
+        names = packed.getnames()
+    assert {"results/gpu-fine.json", "results/gpu-half.json", "results/logs/overruns.txt"} <= {
+        *names
+    }
+    text = summary(check)
+    assert "map6 float32 cpu: f" in text
+    assert "why it failed" in text and "so far" in text
+    assert "passed: 2 of 6" in text
+
+
+def test_a_check_without_time_starts_nothing(tmp_path):
+    check = Check(tmp_path, limit=1)
+    check.run([python_step("late", "print('fine')"), python_step("aside", "", aside=True)])
+    assert {o.status for o in check.outcomes} == {"no time left"}
+
+
+def test_steps_measure_one_after_the_other(tmp_path):
+    code = (
+        "import time; from benchmarks.record import wait_for_turn; wait_for_turn(); "
+        "print(time.monotonic()); time.sleep(0.2); print(time.monotonic())"
+    )
+    check = Check(tmp_path, limit=60)
+    check.run([python_step(name, code) for name in ("one", "two", "three")])
+    spans = [[float(line) for line in o.output.split()] for o in check.outcomes]
+    assert all(end < start for (_, end), (start, _) in itertools.pairwise(spans))
+
+
+def test_a_summary_fits(tmp_path):
+    check = Check(tmp_path, limit=60)
+    check.run(
+        [python_step(f"step{n}", "print('x' * 5000); raise SystemExit(1)") for n in range(20)]
+    )
+    text = summary(check)
+    assert len(text) <= MOST_CHARACTERS + 4
+    assert "FAILED: step19" in text.splitlines()[-1]
