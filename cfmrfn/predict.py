@@ -13,7 +13,7 @@ import tyro
 from cfmrfn import checkpoint, errors
 from cfmrfn.batches import evaluation_loader
 from cfmrfn.config import check_at_least, parse
-from cfmrfn.data import Sample, is_image
+from cfmrfn.data import Sample, find_images
 from cfmrfn.distributed import World
 
 
@@ -48,7 +48,7 @@ def image_files(paths: Sequence[Path]) -> list[Path]:
     """
     files = []
     for path in paths:
-        inside = sorted(p for p in path.iterdir() if is_image(p.name)) if path.is_dir() else [path]
+        inside = [Path(p) for p in find_images(path).paths] if path.is_dir() else [path]
         if not inside:
             raise errors.ConfigError(f"there are no images in folder {path}")
         files += inside

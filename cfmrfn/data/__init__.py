@@ -6,8 +6,9 @@ everywhere, never by number.
 """
 
 from cfmrfn.data.catalog import LAYOUTS, layout_named, open_set
-from cfmrfn.data.dataset import ExpressionDataset, read_image, why_unreadable
-from cfmrfn.data.folder import is_image
+from cfmrfn.data.dataset import ExpressionDataset
+from cfmrfn.data.files import FoundImages, find_images
+from cfmrfn.data.reading import read_image, why_unreadable
 from cfmrfn.data.samples import (
     EXPRESSIONS,
     ExpressionSet,
@@ -23,10 +24,11 @@ __all__ = [
     "DataError",
     "ExpressionDataset",
     "ExpressionSet",
+    "FoundImages",
     "Sample",
     "canonical_name",
     "eval_transform",
-    "is_image",
+    "find_images",
     "layout_named",
     "open_set",
     "read_image",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 
 import torch
@@ -10,38 +9,11 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from cfmrfn.data.reading import UNREADABLE, read_image
 from cfmrfn.data.samples import Sample
 from cfmrfn.data.transforms import Transform
 from cfmrfn.errors import DataError
 from cfmrfn.seeds import derived_seed
-
-# What Pillow raises on files that are missing, cut off, or no images.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-
-
-def read_image(sample: Sample, at_least: int | None = None) -> Image.Image:
-    """Decodes one image to RGB, cropped to its box.
-
-    Args:
-        sample: names the file and the box.
-        at_least: side in pixels that will be used; a large JPEG is then decoded at a half, a
-            quarter or an eighth of its size, which is several times faster. None: at full size.
-
-    Raises:
-        UNREADABLE: one of these errors, where the file cannot be decoded.
-    """
-    with Image.open(sample.path) as image:
-        width, height = image.size
-        left, top, right, bottom = sample.box or (0, 0, width, height)
-        if at_least is not None:
-            scale = at_least / min(right - left, bottom - top)
-            # draft never goes below the size asked for, and affects JPEG only
-            image.draft("RGB", (round(width * scale), round(height * scale)))
-        decoded = image.convert("RGB")
-    if sample.box is None:
-        return decoded
-    x, y = decoded.width / width, decoded.height / height
-    return decoded.crop((round(left * x), round(top * y), round(right * x), round(bottom * y)))
 
 
 class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
@@ -160,12 +132,3 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
                     raise DataError(f"cannot read image {sample.path}: {error}") from error
                 self.is_broken[candidate] = True
         raise DataError(f"not one of {len(self)} images can be read, {self.samples[0].path} first")
-
-
-def why_unreadable(sample: Sample) -> str | None:
-    """None if the image can be decoded, else `"path: reason"`."""
-    try:
-        read_image(sample)
-    except UNREADABLE as error:
-        return f"{sample.path}: {error if os.path.exists(sample.path) else 'missing'}"
-    return None

@@ -8,12 +8,13 @@ labels if they start at 0 and as RAF-DB's if they start at 1, as both sets circu
 from __future__ import annotations
 
 import os
+from collections import Counter
 
 from cfmrfn.data import affectnet
+from cfmrfn.data.files import find_images, is_visible, why_no_image
 from cfmrfn.data.samples import EXPRESSIONS, ExpressionSet, Sample, canonical_name
 from cfmrfn.errors import DataError
 
-_IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 _SPLITS = {
     "train": ("train", "training"),
     "val": ("val", "valid", "validation"),
@@ -30,8 +31,11 @@ def recognise(root: str) -> bool:
     known = {name for spellings in _SPLITS.values() for name in spellings} | set(EXPRESSIONS)
     with os.scandir(root) as entries:
         return any(
-            canonical_name(entry.name) in known if entry.is_dir() else is_image(entry.name)
+            canonical_name(entry.name) in known
+            if entry.is_dir()
+            else why_no_image(entry.name) is None
             for entry in entries
+            if is_visible(entry.name)
         )
 
 
@@ -57,7 +61,8 @@ def load(root: str, classes: int | None = None) -> ExpressionSet:
         raise DataError(f"{root} has {what}; {_LAYOUT}")
     folders = {split: _class_folders(path) for split, path in found.items()}
     class_names, note = _class_names(folders["train"], found["train"])
-    splits = {}
+    splits: dict[str, list[Sample]] = {}
+    left_out: Counter[str] = Counter()
     for split, names in folders.items():
         unknown = set(names) - set(class_names)
         if unknown:
@@ -66,21 +71,22 @@ def load(root: str, classes: int | None = None) -> ExpressionSet:
                 f"{', '.join(sorted(unknown))}"
             )
         order = sorted(names, key=lambda name: class_names[name][0])
-        splits[split] = [
-            Sample(os.path.join(found[split], name, image), class_names[name][0])
-            for name in order
-            for image in sorted(os.listdir(os.path.join(found[split], name)))
-            if is_image(image)
-        ]
+        splits[split] = []
+        for name in order:
+            images = find_images(os.path.join(found[split], name))
+            splits[split] += [Sample(path, class_names[name][0]) for path in images.paths]
+            left_out.update(images.left_out)
     ordered = tuple(name for _, name in sorted(class_names.values()))
-    return ExpressionSet(f"class folders{note}", ordered, splits)
+    return ExpressionSet(f"class folders{note}", ordered, splits, dropped=dict(left_out))
 
 
 def _class_folders(path: str) -> list[str]:
     with os.scandir(path) as entries:
-        contents = list(entries)
+        contents = [entry for entry in entries if is_visible(entry.name)]
     folders = sorted(entry.name for entry in contents if entry.is_dir())
-    if not folders or any(is_image(entry.name) for entry in contents):
+    if not folders or any(
+        why_no_image(entry.name) is None for entry in contents if entry.is_file()
+    ):
         raise DataError(
             f"{path} holds images beside, or instead of, class folders, "
             f"so they have no label; {_LAYOUT}"
@@ -111,8 +117,3 @@ def _class_names(folders: list[str], path: str) -> tuple[dict[str, tuple[int, st
     known = [name for name in EXPRESSIONS if name in names_found]
     order = known + sorted(set(names_found) - set(known))
     return {folder: (order.index(name), name) for folder, name in by_name.items()}, ""
-
-
-def is_image(name: str) -> bool:
-    """Whether a file's name ends as an image's does."""
-    return name.lower().endswith(_IMAGES)

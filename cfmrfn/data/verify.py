@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cfmrfn.data.dataset import why_unreadable
 from cfmrfn.data.parallel import parallel_map
+from cfmrfn.data.reading import why_unreadable
 from cfmrfn.data.samples import ExpressionSet
 
 
