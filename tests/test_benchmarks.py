@@ -24,14 +24,14 @@ OTHER = dataclasses.replace(SMALL, name="map7", height=7, width=7)
 QUICK = attention.Options(seconds=0.001)
 
 
-def small_record(shapes=(SMALL, OTHER)):
+def small_record(shapes=(SMALL, OTHER), options=QUICK):
     record = start_record("attention", CPU)
     record.setting |= {
         "copy_bytes_per_second": 1e10,
         "matrix_operations_per_second": {"float32": 1e11},
     }
     chosen = [c for c in peers.contenders() if c.name in ("cpu", "reference", "global")]
-    assert attention.run(record, shapes, chosen, torch.float32, CPU, QUICK) == 0
+    assert attention.run(record, shapes, chosen, torch.float32, CPU, options) == 0
     return record
 
 
@@ -201,6 +201,12 @@ def test_plots_are_drawn(tmp_path):
     record = small_record((dataclasses.replace(SMALL, width=6), OTHER))
     names = {path.name for path in plots.draw(record, tmp_path)}
     assert names == {f"cpu-float32-{plot}.svg" for plot in ("peers", "maps", "roofline")}
+
+
+def test_single_passes_are_drawn_over_the_copy_bandwidth(tmp_path):
+    passes = dataclasses.replace(QUICK, passes=("forward", "backward"))
+    record = small_record((dataclasses.replace(SMALL, width=6), OTHER), passes)
+    assert [path.name for path in plots.draw(record, tmp_path)] == ["cpu-float32-copy.svg"]
 
 
 def test_records_survive_a_file(record, tmp_path):
