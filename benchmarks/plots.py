@@ -180,7 +180,9 @@ def _of_copy(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: str
         return m.details["shape"]["height"], fraction
 
     _lines(axis, by_side, point)
-    axis.set(xscale="log", ylabel="fraction of the copy bandwidth", ylim=(0, None))
+    axis.set(xscale="log", ylabel="fraction of the copy bandwidth")
+    highest = max((point(m)[1] for group in by_side.values() for m in group), default=1)
+    axis.set_ylim(0, max(axis.get_ylim()[1], 1.05 * highest))  # the panels share it
     axis.set_xlabel("side of the map" + _heads(by_side))
     axis.set_xticks(list(by_side), [str(side) for side in by_side])
     axis.minorticks_off()
