@@ -49,7 +49,10 @@ def map_of_key_mask(ptr, batch, height, width, INDEX_64: tl.constexpr):
 @inline
 def head_of_bias(ptr, head, TAPS: tl.constexpr):
     """Pointer to what is one head's of a tensor (heads, TAPS), None where that is None."""
-    return None if ptr is None else ptr + head.to(tl.int64) * TAPS
+    start = None  # not returned as it stands, which Triton before 3.7 would make a tensor
+    if ptr is not None:
+        start = ptr + head.to(tl.int64) * TAPS
+    return start
 
 
 @inline
