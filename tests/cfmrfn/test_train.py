@@ -9,6 +9,7 @@ import pytest
 
 from cfmrfn import checkpoint, errors, evaluate, predict, run_folder, train
 from cfmrfn.config import parse_config
+from cfmrfn.distributed import World
 from cfmrfn.errors import CheckpointError, ConfigError, TrainingError
 from cfmrfn.train import Trainer
 
@@ -102,7 +103,9 @@ def test_same_seed_same_run_whatever_the_workers(options, tmp_path):
 def test_evaluate_and_predict_read_the_run(run, faces, tmp_path, capsys):
     folder = run("--epochs", "1", "--color", "BGR")
     rows = read_metrics(folder)
-    report, about, *_ = evaluate.evaluate_checkpoint(folder / "best.pt", faces, workers=0)
+    report, about, *_ = evaluate.evaluate_checkpoint(
+        folder / "best.pt", faces, workers=0, world=World("cpu")
+    )
     assert report.images == 15
     assert report.accuracy == pytest.approx(rows[0]["test_accuracy"])
     assert report.loss == pytest.approx(rows[0]["test_loss"])
