@@ -106,11 +106,11 @@ def run(
                 fits = not isinstance(error, torch.OutOfMemoryError)
                 failures += contender.is_ours and (fits or contender.name != "reference")
             save()
+        del tensors, exact  # their memory is the copy's
         _measure_copy(record, shape, dtype, device, options)
         save()
         if len(record.measurements) > before:
             print(table(record, shape.name), flush=True)
-        del tensors
     return failures
 
 
@@ -206,10 +206,7 @@ def _measure_copy(
         if record.find((shape.name, COPY, what, dtype_name(dtype))):
             continue
         size = shape.fewest_bytes(what, dtype) // 2
-        sets = input_sets(shape, dtype, device)
-        sources = [torch.ones(size, dtype=torch.uint8, device=device) for _ in range(sets)]
-        targets = [torch.zeros_like(source) for source in sources]
-        calls = [partial(t.copy_, s) for s, t in zip(sources, targets, strict=True)]
+        calls = _copies(size, input_sets(shape, dtype, device), device)
         timing = measure.time_call(calls, device, seconds=min(0.5, options.seconds))
         details: dict[str, Any] = {"fewest_bytes": 2 * size, "shape": shape.as_json()}
         if options.replay and device.type == "cuda":
@@ -217,6 +214,13 @@ def _measure_copy(
         record.measurements.append(
             Measurement(shape.name, COPY, what, dtype_name(dtype), timing, None, details)
         )
+        del calls  # before the next are made: of the largest shape both would not fit
+
+
+def _copies(size: int, sets: int, device: torch.device) -> list[Callable[[], Tensor]]:
+    """Functions that copy so many bytes each, between memory of their own."""
+    sources = [torch.ones(size, dtype=torch.uint8, device=device) for _ in range(sets)]
+    return [partial(torch.zeros_like(source).copy_, source) for source in sources]
 
 
 # Correctness comes first
