@@ -1,5 +1,7 @@
 """Runs forward and backward of a few small problems on a GPU: what compute-sanitizer watches.
 
+    compute-sanitizer python -m benchmarks.gpu.small_set --part 2/4    a quarter of them
+
 With a filter on kernel names, initcheck knows what kernels of others write as never written. So
 inputs are made on the CPU and copied as they lie in memory, which no kernel does, and none of them
 is cast on the GPU.
@@ -8,7 +10,7 @@ is cast on the GPU.
 from __future__ import annotations
 
 import argparse
-import sys
+import re
 from collections.abc import Sequence
 
 import torch
@@ -16,6 +18,7 @@ from torch import Tensor
 
 import sdwa
 from benchmarks.command_line import run_main
+from benchmarks.record import UserError
 from tests.sdwa.assertions import run
 from tests.sdwa.cases import CASES, Case, draw
 
@@ -39,6 +42,7 @@ NAMES = (
     "key_mask_7_masked",
 )
 DTYPES = (torch.float32, torch.bfloat16)
+Problem = tuple[Case, torch.dtype]
 
 
 def cases() -> list[Case]:
@@ -60,18 +64,41 @@ def inputs(case: Case, dtype: torch.dtype, device: str) -> dict[str, Tensor]:
     return {name: copied(tensor, device) for name, tensor in tensors.items()}
 
 
+def part_of(problems: Sequence[Problem], part: str) -> list[Problem]:
+    """Those of part "2/4": every fourth from the second on.
+
+    Raises:
+        UserError: the part is none.
+    """
+    numbers = re.fullmatch(r"([0-9]+)/([0-9]+)", part)
+    first, parts = map(int, numbers.groups()) if numbers else (0, 0)
+    if not 1 <= first <= parts:
+        raise UserError(f'--part must be one such as "1/4", got {part!r}')
+    return list(problems[first - 1 :: parts])
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu.small_set", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.gpu.small_set",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--backend", default="cuda", help="cuda or triton (%(default)s)")
-    backend = parser.parse_args(arguments).backend
+    parser.add_argument(
+        "--part",
+        default="1/1",
+        metavar="N/M",
+        help="the Nth of M parts, to run them side by side (%(default)s)",
+    )
+    options = parser.parse_args(arguments)
+    problems = part_of([(case, dtype) for case in cases() for dtype in DTYPES], options.part)
+    backend = options.backend
     if missing := sdwa.available_backends("cuda").get(backend, ("there is no such backend",)):
-        print(f"error: --backend {backend}: {'; '.join(missing)}", file=sys.stderr)
-        return 2
-    for case in cases():
-        for dtype in DTYPES:
-            run(case, inputs(case, dtype, "cuda"), backend=backend)
-            torch.cuda.synchronize()
-    print(f"{len(cases())} problems in {len(DTYPES)} dtypes ran on {backend}")
+        raise UserError(f"--backend {backend}: {'; '.join(missing)}")
+    for case, dtype in problems:
+        run(case, inputs(case, dtype, "cuda"), backend=backend)
+        torch.cuda.synchronize()
+    print(f"{len(problems)} problems ran on {backend}: part {options.part} of {len(cases())} cases")
     return 0
 
 
