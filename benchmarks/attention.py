@@ -165,6 +165,8 @@ def _measure(
         error = check(shape, attend, tensors, exact[contender.computes], problem.training)
         if options.repeats:
             notes["identical_repeats"] = check_repeats(attend, tensors, what, options.repeats)
+            if contender.is_ours and not notes["identical_repeats"]:
+                raise WrongResult(f"{what}: the bits differ from run to run")
         details = {
             "error": error,
             "fewest_bytes": shape.fewest_bytes(what, query.dtype),

@@ -5,7 +5,8 @@
     python -m benchmarks.gpu.check more        what takes longest and decides least
     python -m benchmarks.gpu.check large peers some steps, by name
 
-Needs a machine with PyTorch, pytest and the compiled libraries; it builds nothing. Steps that time
+Needs a machine with PyTorch, pytest-xdist, ncu, compute-sanitizer and the compiled libraries; it
+builds nothing. Steps that time
 nothing run side by side. Steps that time run one after the other, and the next one already imports
 while the one before measures. What a step measured stands in its file at once. A step that fails
 or overruns is reported, and the rest runs; the exit status is then 1.
@@ -27,6 +28,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+import sdwa
 from benchmarks.command_line import run_main
 from benchmarks.record import ROOT, TURN, Record, UserError
 from benchmarks.report import training_table
@@ -35,10 +37,15 @@ PYTHON = sys.executable
 # Of output that comes back from a machine that is reached by commands alone, the end is kept.
 MOST_CHARACTERS = 11_000
 # Each takes seconds to compile. They are of every kind: window, bias, mask, border, layout, row.
-TRITON_TESTS = (
-    "test_cases and (bfloat16 or float32) and (paper or bias_5x5 or window_7_masked or "
-    "key_mask_masked or strided_map or dilation_beyond_map or head_dim_3 or scale_large)"
-)
+TRITON_CASES = {
+    "bfloat16": "paper strided_map heads_first bias window_1x1 window_5 window_11x9 head_dim_3 "
+    "head_dim_100 head_dim_256 scale_zero larger_map key_mask key_mask_masked key_mask_7_masked "
+    "nothing_left_5x5",
+    "float32": "paper_masked wide_packed expanded_key bias_masked bias_5x5 dilation_beyond_map "
+    "window_3x5 window_7_masked window_13_beyond_map head_dim_3 head_dim_256 scale_large "
+    "key_mask_5x5 nothing_left",
+}
+SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 TAIL = 700  # characters of a failed step's output
 LEAST_SECONDS = 5  # nothing starts with less
 
@@ -201,11 +208,15 @@ def tool(name: str, *arguments: str) -> tuple[str, ...]:
     return (PYTHON, "-m", f"benchmarks.{name}", *arguments)
 
 
-def tests(*arguments: str) -> tuple[str, ...]:
-    """The command of tests of the operator, spread over processes."""
+def tests(files: str, processes: int, chosen: str) -> tuple[str, ...]:
+    """The command of tests of the operator, chosen by names and spread over processes."""
+    names = [f"tests/sdwa/test_{name}.py" for name in files.split()]
+    plugins = ("-p", "xdist.plugin", "-p", "pytest_timeout", "-p", "pytest_benchmark.plugin")
+    spread = ("-n", str(processes), "--dist", "worksteal")
     # Warnings of the machine's versions are not what is asked.
-    options = ("-q", "--dist", "worksteal", "-o", "filterwarnings=default", "--maxfail", "20")
-    return (PYTHON, "-m", "pytest", "tests/sdwa/test_operator.py", *options, *arguments)
+    options = ("-q", "--tb=short", "--disable-warnings", "-o", "filterwarnings=default")
+    limits = ("--maxfail=20", "--timeout=90")
+    return (PYTHON, "-m", "pytest", *plugins, *spread, *options, *limits, *names, "-k", chosen)
 
 
 def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None) -> dict[str, list]:
@@ -229,14 +240,26 @@ def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None)
     passes = ("--passes", "forward,backward,forward+backward")
     both = ("--dtype", "bfloat16,float32")
 
-    def sanitizer(name: str) -> Step:
+    of_ours, but_gradcheck = f"([{ours}] or [{ours}-)", " and not gradcheck"
+    of_triton = " or ".join(
+        f"[{second}-{case}-torch.{dtype}]"
+        for dtype, cases in TRITON_CASES.items()
+        for case in cases.split()
+    )
+
+    def aside(name: str, command: tuple[str, ...]) -> Step:
+        # Plugins that are not named take their time to be imported.
+        environment = {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "OMP_NUM_THREADS": "1"}
+        return Step(name, 100, command, True, environment)
+
+    def sanitizer(name: str, part: str) -> Step:
         command = (
             "compute-sanitizer", "--tool", name, "--kernel-name", "kns=sdwa",
             "--error-exitcode", "9", PYTHON, "-m", "benchmarks.gpu.small_set",
-            "--backend", ours,
+            "--backend", ours, "--part", part,
         )  # fmt: skip
-        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-        return Step(name, 100, command, True, environment)
+        environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1", "OMP_NUM_THREADS": "1"}
+        return Step(f"{name}-{part[0]}", 100, command, True, environment)
 
     profile = [
         Step(
@@ -254,7 +277,7 @@ def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None)
     ]  # fmt: skip
     variants = [
         attention(f"variant-{path.name}", 40, ours, "paper,map28,map56,map224", *both, *passes)
-        ._replace(environment={"PYTHONPATH": str(path)})
+        ._replace(environment={"PYTHONPATH": os.pathsep.join((str(path), *sys.path[1:]))})
         for path in sorted(libraries.iterdir() if libraries else ())
     ]  # fmt: skip
     training = tool(
@@ -269,10 +292,12 @@ def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None)
     )  # fmt: skip
     return {
         "first": [
-            Step("tests-cuda", 100, tests("-n", "6", "-k", f"{ours} and not gradcheck"), True),
-            Step("tests-triton", 100, tests("-n", "8", "-k", f"{second} and {TRITON_TESTS}"), True),
-            *map(sanitizer, ("memcheck", "racecheck", "synccheck", "initcheck")),
-            attention("bfloat16", 60, ours, "paper,maps,dilateformer", *passes, "--graph"),
+            aside("tests", tests("operator arguments modules swap", 6, of_ours + but_gradcheck)),
+            aside("tests-pytorch", tests("opcheck functorch autocast tracing export", 6, of_ours)),
+            aside("tests-triton", tests("operator", 8, of_triton)),
+            *(sanitizer(name, f"{number}/2") for name in SANITIZERS for number in (1, 2)),
+            attention("bfloat16", 60, ours, "paper,maps,dilateformer", *passes, "--graph",
+                      "--dtype", "bfloat16"),
             attention("float32", 60, ours, "paper,maps,dilateformer", *passes, "--graph",
                       "--dtype", "float32"),
             *profile,
@@ -281,19 +306,22 @@ def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None)
             # Fills the caches of what is compiled at run time, so that no timed step compiles.
             attention("compile-triton", 100, second, "paper,maps,dilateformer", *both)
             ._replace(aside=True),
-            attention("compile-flex", 100, "flex", "paper,map28,map56")._replace(aside=True),
+            attention("compile-flex", 100, "flex", "paper,map28,map56", *both)
+            ._replace(aside=True),
             attention("triton", 60, second, "paper,maps,dilateformer", *both, *passes),
             attention("peers", 60, f"{ours},natten,flex,reference,global", "paper,map28,map56",
                       *both),
             attention("choice", 60, f"{ours},{second}", "kernels,head_dims", *both, *passes),
             attention("repeats", 30, ours, "paper,base28,map14", *both, "--repeats", "20",
                       "--passes", "forward+backward"),
-            attention("large", 40, ours, "large", *passes),
+            attention("large", 40, ours, "large", *passes, "--dtype", "bfloat16"),
             Step("training", 60, training),
             Step("network", 60, network),
         ],
         "more": [
             *variants,
+            aside("tests-compile", tests("compile onnx", 8, of_ours)),
+            aside("tests-gradcheck", tests("operator", 1, f"{of_ours} and gradcheck")),
             attention("float16", 40, ours, "paper,maps", *passes, "--dtype", "float16"),
             Step("train", 180, (PYTHON, "-m", "cfmrfn.train", "--device", device, "--precision",
                                 "bf16", "--output", str(folder / "run"))),
@@ -323,19 +351,22 @@ def summary(check: Check) -> str:
     return text if len(text) <= MOST_CHARACTERS else "...\n" + text[-MOST_CHARACTERS:]
 
 
+INITIALS = {"forward": "f", "backward": "b", "forward+backward": "fb"}
+
+
 def attention_lines(record: Record) -> list[str]:
     """A line per shape, dtype and contender: milliseconds and fraction of copy of each pass."""
     bandwidth = record.setting["copy_bytes_per_second"]
     lines: dict[tuple[str, str, str], str] = {}
     for m in record.measurements:
+        if m.contender == "copy":
+            continue
         key = (m.case, m.dtype, m.contender)
         fraction = m.per_second("fewest_bytes") / bandwidth
         line = lines.get(key, f"{m.case} {m.dtype} {m.contender}:")
-        line += f" {m.what[0]}{m.what[-1]} {m.timing.p50_ms:.4f} {fraction:.2f}"
+        line += f" {INITIALS[m.what]} {m.timing.p50_ms:.4f} {fraction:.2f}"
         if "graph_p50_ms" in m.details:
             line += f" g{m.details['graph_p50_ms']:.4f}"
-        if m.details.get("identical_repeats") is False:
-            line += " NOT IDENTICAL"
         lines[key] = line
     return [f"copy {bandwidth / 1e9:.0f} GB/s", *lines.values()]
 
@@ -354,13 +385,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=290, help="seconds in all (%(default)s)")
     parser.add_argument("--pack", type=Path, metavar="FILE.tar.gz", help="keep all results there")
     parser.add_argument("--libraries", type=Path, metavar="FOLDER",
-                        help="variants of the CUDA library, NAME/sdwa/_lib/libsdwa_cuda.so each: "
-                        "those of benchmarks.gpu.variants")  # fmt: skip
+                        help="variants of the CUDA library, NAME/sdwa/_lib/libsdwa_cuda.so each, "
+                        "by benchmarks.gpu.variants; the checkout must then have none")  # fmt: skip
     parser.add_argument("--poster", type=Path, metavar="PATH", help="a checkout of POSTER")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"),
                         help="cpu: a rehearsal where there is no GPU")  # fmt: skip
     options = parser.parse_args(arguments)
     folder = options.folder.resolve()
+    if options.device == "cuda":
+        # Else tests would be skipped, and pass.
+        available = sdwa.available_backends("cuda")
+        if missing := [
+            f"{name}: {'; '.join(available[name])}"
+            for name in ("cuda", "triton")
+            if available[name]
+        ]:
+            raise UserError(f"nothing can be checked here. {'. '.join(missing)}")
     known = runs(folder, options.device, options.libraries, options.poster)
     by_name = {step.name: step for steps in known.values() for step in steps}
     chosen = []
