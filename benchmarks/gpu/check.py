@@ -45,6 +45,12 @@ TRITON_CASES = {
     "window_3x5 window_7_masked window_13_beyond_map head_dim_3 head_dim_256 scale_large "
     "key_mask_5x5 nothing_left",
 }
+# Settings of a patched library, see benchmarks.gpu.variants.
+KNOBS = (
+    "SDWA_SLOTS=1", "SDWA_SLOTS=2", "SDWA_WARPS=1", "SDWA_WARPS=2", "SDWA_BLOCKS=2",
+    "SDWA_CARVEOUT=100", "SDWA_CARVEOUT=72", "SDWA_MAP_SIDE=0", "SDWA_CHUNK=8", "SDWA_CHUNK=1000",
+    "SDWA_PLAIN=0",
+)  # fmt: skip
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 TAIL = 700  # characters of a failed step's output
 LEAST_SECONDS = 5  # nothing starts with less
@@ -276,9 +282,15 @@ def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None)
         for dtype, shapes in (("bfloat16", "paper,map56,map224"), ("float32", "map56"))
     ]  # fmt: skip
     variants = [
-        attention(f"variant-{path.name}", 40, ours, "paper,map28,map56,map224", *both, *passes)
+        attention(f"variant-{path.name}", 30, ours, "paper,map28,map56", *both,
+                  "--passes", "forward,backward")
         ._replace(environment={"PYTHONPATH": os.pathsep.join((str(path), *sys.path[1:]))})
         for path in sorted(libraries.iterdir() if libraries else ())
+    ]  # fmt: skip
+    knobs = [
+        Step("knobs", 60, tool("gpu.knobs", *KNOBS, "--json", str(folder / "gpu-knobs.json")),
+             environment=variant.environment)
+        for variant in variants if variant.name == "variant-knobs"
     ]  # fmt: skip
     training = tool(
         "training", "--device", device, "--precision", "bf16", "--measures", "sam step",
@@ -308,6 +320,8 @@ def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None)
             ._replace(aside=True),
             attention("compile-flex", 100, "flex", "paper,map28,map56", *both)
             ._replace(aside=True),
+            *knobs,
+            *variants,
             attention("triton", 60, second, "paper,maps,dilateformer", *both, *passes),
             attention("peers", 60, f"{ours},natten,flex,reference,global", "paper,map28,map56",
                       *both),
@@ -319,7 +333,6 @@ def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None)
             Step("network", 60, network),
         ],
         "more": [
-            *variants,
             aside("tests-compile", tests("compile onnx", 8, of_ours)),
             aside("tests-gradcheck", tests("operator", 1, f"{of_ours} and gradcheck")),
             attention("float16", 40, ours, "paper,maps", *passes, "--dtype", "float16"),

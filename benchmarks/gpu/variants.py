@@ -2,9 +2,23 @@
 
     python -m benchmarks.gpu.variants --arch 9.0 build/variants
 
-Writes FOLDER/NAME.so for each; copied to sdwa/_lib/libsdwa_cuda.so, a library is what sdwa loads.
-Needs nvcc and the repository's history, no GPU. Where a variant is a commit, its kernels are built
-with the operators of the checkout, so that all libraries suit one installation.
+Writes FOLDER/NAME/sdwa/_lib/libsdwa_cuda.so for each: with FOLDER/NAME on the import path, and none
+in the checkout's own sdwa/_lib, that is what sdwa loads. Needs nvcc and the repository's history,
+no GPU. Where a variant is a commit, its kernels are built with the operators of the checkout, so
+that all libraries suit one installation.
+
+What has been thought of and waits for a GPU to choose is in variants.patch, behind macros. Its
+libraries also read these environment variables at every launch (`benchmarks.gpu.knobs` times them);
+what does not fit a kernel leaves it as it is:
+
+    SDWA_SLOTS     1, 2: slots of the matrix kernels; float32 forward: 2 has keys and values at once
+    SDWA_WARPS     1, 2, 4: warps of a block
+    SDWA_BLOCKS    at most so many blocks on a multiprocessor, to see whether latency decides
+    SDWA_CARVEOUT  percent of L1 that is shared memory
+    SDWA_MAP_SIDE  0 to 8: the largest map that the map kernels take
+    SDWA_CHUNK     fewest tiles of a head that are numbered one after the other (32)
+    SDWA_PLAIN     0: kernels with code for a bias also without one
+    SDWA_L2_FETCH  32, 64, 128: bytes that L2 fetches at least, for the whole process
 """
 
 from __future__ import annotations
@@ -21,21 +35,46 @@ from typing import NamedTuple
 ROOT = Path(__file__).parents[2]
 
 
+PATCH = Path(__file__).with_suffix(".patch")
+
+
 class Variant(NamedTuple):
-    """Kernels of a commit (of the checkout where empty), compiled with more flags."""
+    """Kernels of a commit (of the checkout where empty), patched or not, compiled with flags."""
 
-    commit: str
-    flags: str
     what: str
+    flags: str = ""
+    commit: str = ""
+    patched: bool = False
 
 
+def _patched(what: str, flags: str = "") -> Variant:
+    return Variant(what, flags, patched=True)
+
+
+# The fewest blocks of 3 x 3 kernels on a multiprocessor, which limits their registers.
+_FIVE_FORWARD = "-DSDWA_FORWARD_BLOCKS=5"
+_BLOCKS = f"{_FIVE_FORWARD} -DSDWA_BACKWARD_BLOCKS=3 -DSDWA_BACKWARD_BLOCKS_32=5"
+_PAST_L1 = '-DSDWA_CG=\\"\\"'
+_STREAM = '-DSDWA_STREAM=\\".cs\\" -DSDWA_LOAD=\\".L1::no_allocate\\"'
 VARIANTS = {
-    "now": Variant("", "", "the checkout"),
-    "no_map": Variant("", "-DSDWA_CUDA_NO_MAP_KERNEL", "tiles for small maps too"),
+    "now": Variant("the checkout"),
+    "no_map": Variant("tiles for small maps too", "-DSDWA_CUDA_NO_MAP_KERNEL"),
     "numbering": Variant(
-        "0847e4e", "", "fragments from global memory, tiles numbered without padding"
+        "fragments from global memory, tiles numbered without padding", commit="0847e4e"
     ),
-    "former": Variant("a316019", "", "fragments from global memory, tiles in padded regions"),
+    "former": Variant("fragments from global memory, tiles in padded regions", commit="a316019"),
+    "knobs": _patched("the checkout with the environment variables"),
+    "rows": _patched("backward 3 x 3 reads the tile's own rows from both slots", "-DSDWA_ROWS"),
+    "cg": _patched("copies of 16 bytes past L1", _PAST_L1),
+    "rows_cg": _patched("both", f"-DSDWA_ROWS {_PAST_L1}"),
+    "regs": _patched("3 x 3: one more block, fewer registers", _BLOCKS),
+    "rows_regs": _patched("both", f"-DSDWA_ROWS {_BLOCKS}"),
+    "regs6": _patched("3 x 3 forward: two more blocks", "-DSDWA_FORWARD_BLOCKS=6"),
+    "stream": _patched("results leave the caches first, tile rows pass L1 by", _STREAM),
+    "rows_cg_stream": _patched(
+        "nothing goes through L1", f"-DSDWA_ROWS {_PAST_L1} {_STREAM} {_FIVE_FORWARD}"
+    ),
+    "prefetch": _patched("backward: what is read late is fetched into L2", "-DSDWA_PREFETCH"),
 }
 
 
@@ -55,6 +94,8 @@ def build(variant: Variant, arch: str, target: Path) -> None:
             shutil.rmtree(tree / "csrc/cuda")
             subprocess.run(["tar", "-x"], cwd=tree, input=kernels, check=True)
             (tree / "csrc/cuda/operators.cpp").write_bytes(operators)
+        if variant.patched:
+            subprocess.run(["git", "apply", PATCH], cwd=tree, check=True)
         environment = {
             **os.environ,
             "SDWA_BUILD_CUDA": "1",
@@ -80,7 +121,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     options.folder.mkdir(parents=True, exist_ok=True)
     for name in options.only:
-        target = options.folder / f"{name}.so"
+        target = options.folder / name / "sdwa/_lib/libsdwa_cuda.so"
+        target.parent.mkdir(parents=True, exist_ok=True)
         try:
             build(VARIANTS[name], options.arch, target)
         except subprocess.CalledProcessError as error:
