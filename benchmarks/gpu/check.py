@@ -288,7 +288,8 @@ def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None)
         for path in sorted(libraries.iterdir() if libraries else ())
     ]  # fmt: skip
     knobs = [
-        Step("knobs", 60, tool("gpu.knobs", *KNOBS, "--json", str(folder / "gpu-knobs.json")),
+        Step("knobs", 60, tool("gpu.knobs", *KNOBS, "--backend", ours, "--device", device,
+                               "--json", str(folder / "gpu-knobs.json")),
              environment=variant.environment)
         for variant in variants if variant.name == "variant-knobs"
     ]  # fmt: skip
