@@ -10,6 +10,7 @@ A checkpoint is a dictionary of tensors and plain values::
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import platform
@@ -45,15 +46,18 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
         # torch.save hides a failed write behind errors about its own position in the file
         reason: BaseException = error
         while reason.__context__ is not None:
             reason = reason.__context__
-        kept = "; the checkpoint before it is intact" if path.exists() else ""
-        raise CheckpointError(f"cannot write {path}: {reason}{kept}") from error
+        kept = "the checkpoint before it is intact" if path.exists() else "there is none before it"
+        raise CheckpointError(
+            f"cannot write {path}: {reason}; {kept}. Once files can be written there, go on with "
+            f"--resume {path.parent}"
+        ) from error
+    _sync_folder(path.parent)
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -236,8 +240,13 @@ def part(checkpoint: dict[str, Any], name: str, path: Path) -> Any:
 
 
 def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Makes a renaming in `folder` last through a power cut, where the file system can.
+
+    CIFS, vboxsf and Windows cannot; the file is whole under its name all the same.
+    """
+    with contextlib.suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -1,7 +1,10 @@
 """Checkpoints are whole or absent, and hold no code."""
 
 import contextlib
+import errno
+import os
 import resource
+import stat
 from pathlib import Path
 
 import pytest
@@ -32,6 +35,39 @@ def test_full_disk_leaves_the_previous_checkpoint(tmp_path, free_bytes):
         checkpoint.save(path, {"model": {"weight": torch.zeros(100_000)}})
     assert checkpoint.load(path)["model"]["weight"].tolist() == [1, 1, 1]
     assert [file.name for file in tmp_path.iterdir()] == ["last.pt"]
+
+
+def fail_to_sync(kind):
+    """`os.fsync` that fails on files, or on folders, as CIFS and vboxsf do."""
+    real = os.fsync
+
+    def fsync(descriptor):
+        if kind(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(descriptor)
+
+    return fsync
+
+
+def test_a_folder_that_cannot_be_synchronised(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", fail_to_sync(stat.S_ISDIR))
+    for value in (1, 2):
+        checkpoint.save(tmp_path / "last.pt", {"value": value})
+        assert checkpoint.load(tmp_path / "last.pt")["value"] == value
+
+
+def test_a_file_that_cannot_be_synchronised(tmp_path, monkeypatch):
+    path = tmp_path / "last.pt"
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail_to_sync(stat.S_ISREG))
+        with pytest.raises(CheckpointError, match="Invalid argument; there is none before it"):
+            checkpoint.save(path, {"value": 1})
+    assert not list(tmp_path.iterdir())
+    checkpoint.save(path, {"value": 1})
+    monkeypatch.setattr(os, "fsync", fail_to_sync(stat.S_ISREG))
+    with pytest.raises(CheckpointError, match="the checkpoint before it is intact"):
+        checkpoint.save(path, {"value": 2})
+    assert checkpoint.load(path)["value"] == 1
 
 
 def test_missing_folder(tmp_path):
