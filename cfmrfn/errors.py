@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+import codecs
+import io
+import os
+import re
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
 
 
 class ConfigError(ValueError):
@@ -22,25 +32,136 @@ class TrainingError(RuntimeError):
     """Training cannot go on: the loss or its gradient is not finite."""
 
 
-USER_ERRORS = (ConfigError, CheckpointError, DataError, TrainingError)
+class OutOfMemory(RuntimeError):
+    """The device, or the machine, has not the memory for what was asked."""
+
+
+USER_ERRORS = (ConfigError, CheckpointError, DataError, TrainingError, OutOfMemory)
 
 
 def run(main: Callable[[], object]) -> None:
     """Runs a command-line tool: a user's error becomes one line on stderr and exit status 2.
 
     So does an error of the file system, such as a full disk or a folder that may not be written.
-    Ctrl-C ends with the customary status 130.
+    Ctrl-C ends with the customary status 130. Of several processes under `torchrun` the first one
+    that fails tells it, and the others, which fail with it, end without a word.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors=_ANY_NAME)
     try:
         main()
-    except USER_ERRORS as error:
-        # an error in a loader's worker arrives with the worker's traceback in front of it
-        message = str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
-        print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        where = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)
+    except Exception as error:
+        message = _for_user(error)
+        if not _is_first_to_fail():
+            sys.exit(2)
+        if message is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+
+
+@contextmanager
+def memory_options(options: str) -> Iterator[None]:
+    """Within it, and in a function that it decorates, lack of memory is an `OutOfMemory`.
+
+    Args:
+        options: what lowers the memory that is needed, as in "lower --batch-size".
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not _is_lack_of_memory(error):
+            raise
+        asked = re.search(r"[Tt]ried to allocate ([\d.]+ \w+)", str(error))
+        amount = f", {asked[1]} more were asked for" if asked else ""
+        raise OutOfMemory(f"out of memory{amount}: {options}") from error
+
+
+def text_of(error: Exception) -> str:
+    """The message of `error`; one of a loader's worker comes with its traceback in front of it."""
+    return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
+
+
+def printable(text: str) -> str:
+    """`text` as a terminal and a picture can show it: without control codes and stray bytes."""
+    plain = re.sub(r"\x1b\[[\d;]*m", "", text)
+    odd = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+    return re.sub(odd, lambda found: found[0].encode("unicode_escape").decode(), plain)
+
+
+def _for_user(error: Exception) -> str | None:
+    """One line for an error that a user can mend, or None."""
+    text = str(error)
+    if isinstance(error, USER_ERRORS):
+        message = text_of(error)
+    elif isinstance(error, OSError):
+        where = "" if error.filename is None else f"{error.filename}: "
+        message = f"{where}{error.strerror or error}"
+    elif _is_lack_of_memory(error):
+        message = "out of memory: ask for less at a time, such as smaller batches"
+    elif re.search(r"DataLoader worker .* (killed by signal|exited unexpectedly)", text):
+        message = (
+            "a process that decodes images was ended by the system, likely for lack of memory, or "
+            "of shared memory in a container (docker run --shm-size): lower --workers"
+        )
+    elif isinstance(error, NotImplementedError) and "MPS" in text:
+        message = (
+            f"{text.partition('. ')[0]}; take --device cpu, or set PYTORCH_ENABLE_MPS_FALLBACK=1"
+        )
+    elif isinstance(error, RuntimeError) and _is_lost_connection(error):
+        message = (
+            "the connection to another process of the run was lost; its own message, or the "
+            "system's, says why. Go on with --resume"
+        )
+    else:
+        return None
+    # PyTorch's advice here is to load the file in a way that lets it run code
+    message = re.sub(
+        r"Weights only load failed.*",
+        "it holds more than weights and plain values, and such a file can run code",
+        message,
+        flags=re.DOTALL,
+    )
+    return " ".join(printable(message).split())
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    # of Apple's GPUs, of a GPU that other processes filled, and of the CPU
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )
+
+
+def _is_lost_connection(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or "gloo/transport/" in str(error)
+
+
+def _is_first_to_fail() -> bool:
+    """Whether no other process of this run has failed before; the question is asked once."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return True
+    try:
+        # where the process that keeps the store has ended, a store would try for long and loudly
+        address = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        socket.create_connection(address, timeout=5).close()
+        store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=5)))
+        attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+        return store.add(f"cfmrfn failed, {attempt}", 1) == 1
+    except (RuntimeError, ValueError, LookupError, OSError):
+        return True  # better told twice than not at all
+
+
+def _encode_any_name(error: UnicodeError) -> tuple[str | bytes, int]:
+    """File names come out as the bytes they are; what else has no code, as an escape."""
+    try:
+        return codecs.lookup_error("surrogateescape")(error)
+    except UnicodeError:
+        return codecs.lookup_error("backslashreplace")(error)
+
+
+_ANY_NAME = "cfmrfn.any_name"
+codecs.register_error(_ANY_NAME, _encode_any_name)

@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from cfmrfn.errors import printable
 from cfmrfn.metrics import Report
 
 # Okabe-Ito colours, which colour-blind readers can tell apart
@@ -60,13 +61,14 @@ def plot_confusion(path: Path, report: Report, title: str) -> None:
     for (row, column), value in np.ndenumerate(percent):
         color = "white" if value > 55 else "black" if value >= 0.5 else "0.7"
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color)
-    axes.set_xticks(range(classes), report.class_names, rotation=40, ha="right")
-    rows = zip(report.class_names, counts[:, 0], strict=True)
+    names = [printable(name) for name in report.class_names]
+    axes.set_xticks(range(classes), names, rotation=40, ha="right")
+    rows = zip(names, counts[:, 0], strict=True)
     axes.set_yticks(range(classes), [f"{name} ({count})" for name, count in rows])
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (images)")
     axes.set_title(
-        f"{title}\naccuracy {report.accuracy:.1%}, mean of classes "
+        f"{printable(title)}\naccuracy {report.accuracy:.1%}, mean of classes "
         f"{report.mean_class_accuracy:.1%}",
         fontsize=10,
     )
@@ -110,12 +112,12 @@ def plot_faces(
     streams = list(faces[0].attention)
     width = 1 + with_landmarks + 2 * len(streams)
     figure = Figure(figsize=(1 + 1.7 * width, 1.3 + 1.75 * len(faces)), layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(printable(title), fontsize=9)
     grid = figure.subplots(len(faces), width, squeeze=False)
     for face, axes in zip(faces, grid, strict=True):
         for one in axes:
             _show_face(one, face)
-        axes[0].set_ylabel(face.title, fontsize=7)
+        axes[0].set_ylabel(printable(face.title), fontsize=7)
         if face.landmarks is not None:
             axes[1].plot(*face.landmarks.T, ".", markersize=2.5, color="#00E0FF")
     grid[0, 0].set_title("face", fontsize=8)
@@ -164,7 +166,7 @@ def plot_heads(
     """
     heads = len(next(iter(face.attention.values())))
     figure = Figure(figsize=(1 + 1.5 * heads, 1 + 1.7 * len(face.attention)), layout="constrained")
-    figure.suptitle(title, fontsize=9)
+    figure.suptitle(printable(title), fontsize=9)
     grid = figure.subplots(len(face.attention), heads, squeeze=False)
     norm = Normalize(0, max(maps.max() for maps in face.attention.values()))
     for row, (stream, maps) in zip(grid, face.attention.items(), strict=True):
@@ -202,10 +204,10 @@ def plot_tsne(
     axes = figure.subplots()
     for label, name in enumerate(class_names):
         x, y = points[labels == label].T
-        axes.scatter(x, y, s=9, color=CLASS_COLORS[label], linewidths=0, label=name)
+        axes.scatter(x, y, s=9, color=CLASS_COLORS[label], linewidths=0, label=printable(name))
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(title, fontsize=9)
+    axes.set_title(printable(title), fontsize=9)
     figure.legend(loc="outside right center", markerscale=2, fontsize=8)
     _save(figure, path)
 
