@@ -9,7 +9,6 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 from cfmrfn.errors import ConfigError
 
@@ -20,7 +19,8 @@ class World:
     """The processes of a run: `rank` of `size`, and the `device` of this one.
 
     Args:
-        device: "auto", or what `torch.device` takes. On GPUs each process takes its own.
+        device: "auto", or what `torch.device` takes. On GPUs each process takes its own. "auto"
+            leaves Apple's GPU alone: the network was never tried on one.
 
     Raises:
         ConfigError: there is no such device.
@@ -29,7 +29,7 @@ class World:
     def __init__(self, device: str = "auto") -> None:
         self.rank = int(os.environ.get("RANK", 0))
         self.size = int(os.environ.get("WORLD_SIZE", 1))
-        self.device = _device(device, int(os.environ.get("LOCAL_RANK", 0)))
+        self.device = _device(device, int(os.environ.get("LOCAL_RANK", 0)), self.size)
         if self.size > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
 
@@ -114,9 +114,26 @@ class GlobalBatchNorm2d(nn.BatchNorm2d):
         self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
 
 
+class _SumOverProcesses(torch.autograd.Function):
+    """The gradient of a sum over processes is the sum of their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, values: Tensor) -> Tensor:
+        total = values.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+
 def _sum_over_processes(values: Tensor) -> Tensor:
     """Differentiable sum over the processes."""
-    return all_reduce(values)
+    total: Tensor = _SumOverProcesses.apply(values)
+    return total
 
 
 def synchronise_batchnorm(network: nn.Module) -> None:
@@ -127,22 +144,38 @@ def synchronise_batchnorm(network: nn.Module) -> None:
             module.__class__ = GlobalBatchNorm2d
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def _device(name: str, local_rank: int, processes: int) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    legal = f"device must be auto, cpu, cuda, cuda:N or mps, got {name}"
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {name}") from None
+        raise ConfigError(legal) from None
+    asked = f"device {name} was asked for, but"
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise ConfigError(f"device {name} was asked for, but PyTorch sees no GPU")
-        device = torch.device("cuda", device.index if device.index is not None else local_rank)
-        if device.index >= torch.cuda.device_count():
             raise ConfigError(
-                f"device {device} was asked for, but there are {torch.cuda.device_count()} GPUs"
+                f"{asked} PyTorch sees no GPU: take --device cpu, or install the PyTorch that is "
+                "built for your GPU and driver"
+            )
+        device = torch.device("cuda", device.index if device.index is not None else local_rank)
+        count = torch.cuda.device_count()
+        if device.index >= count:
+            raise ConfigError(
+                f"device {device} was asked for, but PyTorch sees {count} GPU(s): take a lower "
+                "number, or start fewer processes"
             )
         torch.cuda.set_device(device)
+    elif device.type == "mps":
+        if not torch.backends.mps.is_built():
+            raise ConfigError(f"{asked} this PyTorch is built without it: take --device cpu")
+        if not torch.backends.mps.is_available():
+            raise ConfigError(
+                f"{asked} PyTorch sees no Apple GPU, or needs a newer macOS: take --device cpu"
+            )
+        if processes > 1:
+            raise ConfigError(f"{asked} it serves one process: leave torchrun out")
     elif device.type != "cpu":
-        raise ConfigError(f"device must be auto, cpu, cuda or cuda:N, got {name}")
+        raise ConfigError(legal)
     return device
