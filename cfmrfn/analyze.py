@@ -249,6 +249,7 @@ class Analyze:
     """Folder for the figures, which must not exist."""
 
 
+@errors.memory_options("lower --batch-size, give fewer images, or take --device cpu")
 def main(args: list[str] | None = None) -> None:
     """The command line."""
     tool = parse(Analyze, sys.argv[1:] if args is None else args, prog="python -m cfmrfn.analyze")
@@ -357,7 +358,7 @@ def _write_points(
     points: np.ndarray,
     class_names: Sequence[str],
 ) -> None:
-    with open(path, "w", encoding="utf-8", newline="") as file:
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "true", "predicted", "x", "y"])
         for sample, guess, (x, y) in zip(samples, predicted, points, strict=True):

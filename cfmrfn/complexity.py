@@ -276,6 +276,7 @@ class ComplexityTool:
     """Print the paper's Tables 3 and 5 with our counts beside them, instead."""
 
 
+@errors.memory_options("lower --batch-size or --image-size")
 def main(args: Sequence[str] | None = None) -> None:
     """The command line."""
     tool = parse(

@@ -22,7 +22,7 @@ from cfmrfn.distributed import World
 from cfmrfn.errors import DataError
 from cfmrfn.metrics import Report, confusion_matrix
 from cfmrfn.pictures import plot_confusion
-from cfmrfn.precision import Precision, autocast
+from cfmrfn.precision import Precision, autocast, sum_dtype
 
 # Split that chose the epoch -> how the epoch was chosen; None: not by any results.
 HOW_CHOSEN = {
@@ -44,7 +44,7 @@ def evaluate(
     network.eval()
     classes = len(class_names)
     matrix = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
-    loss = torch.zeros((), dtype=torch.float64, device=world.device)
+    loss = torch.zeros((), dtype=sum_dtype(world.device), device=world.device)
     for images, labels in loader:
         images = images.to(world.device, non_blocking=True)
         labels = labels.to(world.device, non_blocking=True)
@@ -130,6 +130,7 @@ class Evaluate:
         check_at_least(self, batch_size=1, workers=0)
 
 
+@errors.memory_options("lower --batch-size, or take --precision bf16")
 def main(args: list[str] | None = None) -> None:
     """The command line."""
     tool = parse(Evaluate, sys.argv[1:] if args is None else args, prog="python -m cfmrfn.evaluate")

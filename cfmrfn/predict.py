@@ -74,6 +74,7 @@ class Predict:
         check_at_least(self, top=1)
 
 
+@errors.memory_options("take --device cpu")
 def main(args: list[str] | None = None) -> None:
     """The command line."""
     tool = parse(Predict, sys.argv[1:] if args is None else args, prog="python -m cfmrfn.predict")

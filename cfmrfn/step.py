@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 from cfmrfn.config import OptimConfig
 from cfmrfn.distributed import World
 from cfmrfn.models import CFMRFN
-from cfmrfn.precision import autocast
+from cfmrfn.precision import autocast, sum_dtype
 from cfmrfn.seeds import derived_seed
 
 # images (part, 3, size, size), landmark features, targets
@@ -123,7 +123,7 @@ class TrainingStep:
 
     def _backward(self, parts: list[Part], number: int, *, synchronise: bool) -> tuple[float, int]:
         """Forward and backward of every part; the batch's mean loss and correct predictions."""
-        sums = torch.zeros(2, dtype=torch.float64, device=self.world.device)
+        sums = torch.zeros(2, dtype=sum_dtype(self.world.device), device=self.world.device)
         for index, (images, features, targets) in enumerate(parts):
             torch.manual_seed(
                 derived_seed(self.optim.seed, number, self.world.rank * len(parts) + index)

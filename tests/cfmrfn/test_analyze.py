@@ -1,6 +1,7 @@
 """The paper's figures of a checkpoint: what their maps hold, and the tool that draws them."""
 
 import csv
+import os
 import sys
 
 import numpy as np
@@ -9,9 +10,9 @@ import timm
 import torch
 from PIL import Image
 
-from cfmrfn import analyze, checkpoint, errors
+from cfmrfn import analyze, checkpoint, errors, pictures
 from cfmrfn.config import parse_config
-from cfmrfn.data import open_set
+from cfmrfn.data import Sample, open_set
 from cfmrfn.distributed import World
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
@@ -180,3 +181,11 @@ def test_without_scikit_learn_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(errors.ConfigError, match="pip install scikit-learn, or give --no-tsne"):
         analyze.embed(np.zeros((40, 8)), 30, seed=0)
+
+
+def test_names_that_are_no_text(tmp_path):
+    name = os.fsdecode(b"bl\xe9")
+    points, labels = np.zeros((1, 2)), np.zeros(1, int)
+    analyze._write_points(tmp_path / "a.csv", [Sample(f"{name}.jpg", 0)], labels, points, [name])
+    assert b"\nbl\xe9.jpg,bl\xe9,bl\xe9,0" in (tmp_path / "a.csv").read_bytes()
+    pictures.plot_tsne(tmp_path / "a.png", points, labels, [name], f"{name}/best.pt")
