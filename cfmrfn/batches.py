@@ -8,17 +8,22 @@ seen.
 from __future__ import annotations
 
 import hashlib
+import math
+import multiprocessing
 import os
 import signal
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence, Set
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.utils.data import DataLoader
+from tqdm import tqdm
 
 from cfmrfn.checkpoint import About
 from cfmrfn.config import ImageConfig
@@ -38,6 +43,10 @@ from cfmrfn.seeds import derived_seed
 
 Key = tuple[int, int]  # (index of the image, its position in the epoch)
 
+# What opening images before training may take: all of most sets, and the evaluation images of the
+# largest.
+CHECK_SECONDS = 20
+
 
 @dataclass(frozen=True)
 class Splits:
@@ -49,6 +58,7 @@ class Splits:
         train: images to train on.
         validation: images that choose the best epoch, `val` in files; may be empty.
         held_out: images that results are reported on, `test` in files.
+        dropped: number of files and images left out, by reason.
     """
 
     name: str
@@ -56,14 +66,36 @@ class Splits:
     train: list[Sample]
     validation: list[Sample]
     held_out: list[Sample]
+    dropped: Mapping[str, int] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
         """Changes with any file name or label, so that a run is resumed on its own data only."""
-        digest = hashlib.sha256("\n".join(self.class_names).encode())
+        # names are bytes on some systems, and not always of UTF-8
+        digest = hashlib.sha256(os.fsencode("\n".join(self.class_names)))
         for samples in (self.train, self.validation, self.held_out):
             for sample in samples:
-                digest.update(f"{Path(sample.path).name} {sample.label}\n".encode())
+                digest.update(os.fsencode(f"{os.path.basename(sample.path)} {sample.label}\n"))
         return digest.hexdigest()[:16]
+
+    def without(self, unreadable: Set[Sample]) -> Splits:
+        """The same without the evaluation images that are `unreadable`, each of which counts.
+
+        Training images stay: training takes another image in the place of one it cannot read.
+
+        Raises:
+            DataError: no held-out image is left.
+        """
+        validation, held_out = (
+            [sample for sample in samples if sample not in unreadable]
+            for samples in (self.validation, self.held_out)
+        )
+        if not held_out:
+            raise DataError(f"{self.name}: not one of the held-out images can be read")
+        count = len(self.validation) - len(validation) + len(self.held_out) - len(held_out)
+        dropped = dict(self.dropped)
+        if count:
+            dropped["evaluation image that cannot be read"] = count
+        return replace(self, validation=validation, held_out=held_out, dropped=dropped)
 
 
 def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
@@ -86,14 +118,11 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
     else:
         train, validation = stratified_split(train, images.validation, seed)
     held_out = opened.splits[opened.held_out]
-    if images.on_broken == "skip":
-        # training takes another image in their place; evaluation must count each image once
-        validation, held_out = readable(validation), readable(held_out)
     if not held_out:
         raise DataError(
             f"{opened.name}: no image in the {opened.held_out} split, which results are reported on"
         )
-    return Splits(opened.name, opened.class_names, train, validation, held_out)
+    return Splits(opened.name, opened.class_names, train, validation, held_out, opened.dropped)
 
 
 def _drawn_faces(images: ImageConfig) -> Path:
@@ -102,16 +131,60 @@ def _drawn_faces(images: ImageConfig) -> Path:
     return write_faces(root, classes=classes, train=images.drawn_train, test=images.drawn_test)
 
 
-def readable(samples: Sequence[Sample]) -> list[Sample]:
-    """Those of `samples` that can be decoded; the others are named on stderr."""
-    kept = []
-    for sample in samples:
-        reason = why_unreadable(sample)
-        if reason is None:
-            kept.append(sample)
-        else:
-            print(f"left out of evaluation: {reason}", file=sys.stderr)
-    return kept
+class Checked(NamedTuple):
+    """What `check_readable` found.
+
+    Attributes:
+        number: of the images that were opened, the first of `total`.
+        total: of the images that were given.
+        unreadable: those that cannot be decoded, and why: `"path: reason"`.
+    """
+
+    number: int
+    total: int
+    unreadable: Mapping[Sample, str]
+
+    def __str__(self) -> str:
+        result = f"{len(self.unreadable)} cannot be read" if self.unreadable else "all readable"
+        return f"{self.number} of {self.total} images were opened before training, {result}"
+
+
+def check_images(splits: Splits, on_broken: str) -> Checked:
+    """Opens images before training, which is better told of an unreadable one now than in hours.
+
+    With "skip" these are all images that are evaluated, each of which must count once. With "error"
+    they are as many as `CHECK_SECONDS` allow, of those to evaluate first, then those to train on.
+
+    Raises:
+        DataError: an image cannot be read, and that is an error.
+    """
+    evaluated = [*splits.validation, *splits.held_out]
+    if on_broken == "skip":
+        return check_readable(evaluated)
+    checked = check_readable([*evaluated, *splits.train], CHECK_SECONDS)
+    if reasons := list(checked.unreadable.values()):
+        more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+        raise DataError(
+            f"{len(reasons)} of {checked.number} images cannot be read: {'; '.join(reasons[:3])}"
+            f"{more}. Put readable files in their place, or leave them out with --on-broken skip"
+        )
+    return checked
+
+
+def check_readable(samples: Sequence[Sample], seconds: float = math.inf) -> Checked:
+    """Decodes `samples` in order, several at a time, until all are done or `seconds` are over."""
+    ends = time.monotonic() + seconds
+    answers: list[str | None] = []
+    bar = tqdm(total=len(samples), desc="opening images", unit="img", leave=False, disable=None)
+    # decoding is done without Python's lock, so threads are enough
+    with bar, ThreadPoolExecutor(min(8, _cores())) as pool:
+        while len(answers) < len(samples) and time.monotonic() < ends:
+            some = samples[len(answers) : len(answers) + 256]
+            answers += pool.map(why_unreadable, some)
+            bar.update(len(some))
+    reasons = zip(samples, answers, strict=False)
+    unreadable = {sample: why for sample, why in reasons if why is not None}
+    return Checked(len(answers), len(samples), unreadable)
 
 
 def stratified_split(
@@ -186,7 +259,9 @@ class EpochBatches:
             yield self.batch(step)[self.world.rank * share :][:share]
 
 
-def training_dataset(splits: Splits, images: ImageConfig, seed: int) -> ExpressionDataset:
+def training_dataset(
+    splits: Splits, images: ImageConfig, seed: int, on_broken: str
+) -> ExpressionDataset:
     """The training images, augmented as `images` says; the seed decides how each is augmented."""
     transform = train_transform(
         images.image_size,
@@ -201,7 +276,7 @@ def training_dataset(splits: Splits, images: ImageConfig, seed: int) -> Expressi
         splits.class_names,
         transform,
         color=images.color,
-        on_broken=images.on_broken,
+        on_broken=on_broken,
         soft_labels=images.soft_labels,
         at_least=images.image_size,
         seed=seed,
@@ -255,14 +330,34 @@ def evaluation_loader(
 
 def default_workers() -> int:
     """A worker for each core that computing leaves spare, at most 8, in each process of the run."""
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return min(8, max(_cores() // processes - 1, 0))
+
+
+def _cores() -> int:
     # not every system tells which cores a process may use
     affinity = getattr(os, "sched_getaffinity", None)
-    cores = (os.cpu_count() or 1) if affinity is None else len(affinity(0))
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return min(8, max(cores // processes - 1, 0))
+    return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
 
 
 def _leave_signals_to_main(_: int) -> None:
-    # Ctrl-C reaches the whole process group; the main process finishes its step and saves
+    """Makes a worker outlive what reaches all processes of a run: the main one ends the workers.
+
+    Ctrl-C, schedulers and service managers signal every process; the main one then finishes its
+    step, for which it needs its workers, and saves.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # Only `sigwaitinfo` tells who sent a signal. Without it PyTorch's handler stays, which ends the
+    # worker without a word where the main process asks for it, and with an error else.
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_main_asks, daemon=True).start()
+
+
+def _end_when_main_asks() -> None:
+    main = multiprocessing.parent_process()
+    assert main is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:
+        pass
+    # as PyTorch's handler does: another status would be taken for a worker that failed
+    os._exit(0)

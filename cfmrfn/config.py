@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,10 +74,9 @@ class ImageConfig:
     """Draw training images so that every class is equally likely, with repetition."""
     soft_labels: bool = False
     """Train on the annotators' votes instead of the winning label (FERPlus)."""
-    on_broken: Literal["error", "skip"] = "error"
-    """What an unreadable image does: stop with its name, or be counted, named and skipped."""
 
     def __post_init__(self) -> None:
+        _take_texts_as_paths(self)
         _require(self.classes in (None, 7, 8), "classes", self.classes, "7 or 8")
         check_at_least(self, drawn_train=1, drawn_test=1, image_size=32)
         _check_fractions_below_1(self, "validation")
@@ -119,6 +119,7 @@ class NetworkConfig:
     """Pretrained weights of the landmark backbone. None: random weights."""
 
     def __post_init__(self) -> None:
+        _take_texts_as_paths(self)
         check_at_least(self, depth=1)
         _check_fractions(self, "drop_path_rate")
 
@@ -195,11 +196,13 @@ class RunConfig:
     recipe: str = "drawn"
     """Named recipe (affectnet7, affectnet8, drawn, ferplus, rafdb), or a YAML file."""
     resume: Path | None = None
-    """Run folder to continue."""
+    """Run folder to continue, or a checkpoint in it. --data (the same images, moved) and --epochs
+    (more than before) may then be given too."""
     output: Path | None = None
     """Run folder, which must not exist. None: runs/DATA-DATE-TIME, DATA as in --data, or drawn."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one."""
+    """cpu, cuda, cuda:1, ..., mps; auto takes the NVIDIA or AMD GPU where there is one, else the
+    CPU."""
     workers: int | None = None
     """Processes that decode images. None: one per spare core, at most 8."""
     checkpoint_every: int | None = None
@@ -208,8 +211,11 @@ class RunConfig:
     """Compile the network with torch.compile."""
     tensorboard: bool = True
     """Write TensorBoard events into the run folder."""
+    on_broken: Literal["error", "skip"] = "error"
+    """What an unreadable image does: stop with its name, or be counted, named and skipped."""
 
     def __post_init__(self) -> None:
+        _take_texts_as_paths(self)
         check_at_least(self, workers=0, checkpoint_every=1)
 
 
@@ -243,15 +249,39 @@ class Config:
             for name, values in self.sections().items()
         )
 
-    def differences(self, other: Config) -> list[str]:
-        """What decides the weights and is not the same in both, as `"lr: 0.1, not 0.2"`."""
-        mine, theirs = self.sections(), other.sections()
-        return [
-            f"{key}: {value}, not {theirs[section][key]}"
+    def absolute(self) -> Config:
+        """The same with absolute paths, so that it holds in any working directory."""
+        return dataclasses.replace(
+            self,
+            **{
+                section.name: _with_absolute_paths(getattr(self, section.name))
+                for section in dataclasses.fields(self)
+            },
+        )
+
+    def differences(self, saved: Config) -> list[str]:
+        """What decides the weights and is not as in the `saved` run, as `"lr: 0.1, not 0.2"`.
+
+        `data` is none of it: the fingerprint of the images guards that, wherever they are. Nor are
+        more epochs, unless the learning rate before them depends on their number.
+        """
+        mine, theirs = self.absolute().sections(), saved.absolute().sections()
+        changed = {
+            key: f"{key}: {value}, not {theirs[section][key]}"
             for section in ("images", "network", "optim")
             for key, value in mine[section].items()
             if value != theirs[section][key]
-        ]
+        }
+        changed.pop("data", None)
+        if self.optim.epochs > saved.optim.epochs:
+            if saved.optim.schedule == "cosine":
+                changed["epochs"] += (
+                    " (the cosine schedule falls to 0 at the last epoch: towards another one, "
+                    "every step so far would have had another learning rate)"
+                )
+            else:
+                del changed["epochs"]
+        return list(changed.values())
 
 
 C = TypeVar("C")
@@ -303,16 +333,36 @@ def parse_config(args: Sequence[str], prog: str | None = None) -> Config:
     """The configuration of a command line: recipe (or resumed run) first, then its flags.
 
     Raises:
-        ConfigError: an unknown name, a value that is not legal, or a resumed run whose flags differ
-            from its saved configuration in what decides the weights.
+        ConfigError: an unknown name, a value that is not legal, or no run to resume.
     """
     resume = _peek(args, "--resume")
     if resume is None:
         return parse(Config, args, default=recipe_of(args), prog=prog)
-    saved = from_yaml(Path(resume) / "config.yaml")
+    folder = run_folder_of(Path(resume))
+    saved = from_yaml(folder / "config.yaml")
     config = parse(Config, args, default=saved, prog=prog)
-    refuse_differences(config, Path(resume))
-    return config
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, resume=folder))
+
+
+def run_folder_of(path: Path) -> Path:
+    """The run folder that `path` is, or that the checkpoint `path` lies in.
+
+    Raises:
+        ConfigError: there is no run.
+    """
+    folder = path if path.is_dir() else path.parent
+    if path.exists() and (folder / "config.yaml").is_file():
+        return folder
+    if not path.exists():
+        what = f"there is no {path}"
+    else:
+        what = f"{folder} is no run folder, it has no config.yaml"
+    runs = sorted(path.glob("*/config.yaml"), key=lambda file: file.stat().st_mtime)
+    hint = f"; the latest in it is {runs[-1].parent}" if runs else ""
+    raise ConfigError(
+        f"cannot resume: {what}. --resume takes the folder that a run names in its first line, or "
+        f"a checkpoint in it{hint}"
+    )
 
 
 def recipe_of(args: Sequence[str]) -> Config:
@@ -402,6 +452,27 @@ def from_mapping(values: Any, source: str) -> Config:
         return parse(Config, args)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+Section = TypeVar("Section", ImageConfig, NetworkConfig, OptimConfig, RunConfig)
+
+
+def _with_absolute_paths(section: Section) -> Section:
+    values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
+    paths: dict[str, Any] = {
+        name: Path(os.path.abspath(value))
+        for name, value in values.items()
+        if isinstance(value, Path)
+    }
+    return dataclasses.replace(section, **paths)
+
+
+def _take_texts_as_paths(section: Any) -> None:
+    """In Python a path may be given as text; the command line makes paths by itself."""
+    for option in dataclasses.fields(section):
+        value = getattr(section, option.name)
+        if isinstance(value, str) and "Path" in str(option.type):
+            object.__setattr__(section, option.name, Path(value))  # the section is frozen
 
 
 def _plain(value: Any) -> Any:

@@ -16,17 +16,19 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
+import re
 import time
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
-from cfmrfn.config import Config
-from cfmrfn.errors import CheckpointError
+from cfmrfn.config import Config, from_yaml
+from cfmrfn.errors import CheckpointError, printable
 
 Row = dict[str, Any]
 
@@ -38,12 +40,28 @@ class RunFolder:
         self.path = path
         self.last = path / "last.pt"
         self.best = path / "best.pt"
+        self.report = path / "report.json"
 
     def log(self, text: str) -> None:
         """Prints `text` above the progress bar, and keeps it in `log.txt`."""
-        tqdm.write(text)
-        with open(self.path / "log.txt", "a", encoding="utf-8") as file:
+        tqdm.write(printable(text))
+        # file names in it may be bytes that are no UTF-8
+        with open(self.path / "log.txt", "a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+
+    def reopen(self, config: Config, *, is_complete: bool) -> None:
+        """Records what a resumed run may have changed for good: its epochs and where its data are.
+
+        A run that `is_complete` keeps its report.
+        """
+        if not is_complete:
+            self.report.unlink(missing_ok=True)
+        saved = from_yaml(self.path / "config.yaml")
+        images = dataclasses.replace(saved.images, data=config.absolute().images.data)
+        optim = dataclasses.replace(saved.optim, epochs=config.optim.epochs)
+        changed = dataclasses.replace(saved, images=images, optim=optim)
+        if changed != saved:
+            self.write("config.yaml", changed.to_yaml())
 
     def write_metrics(self, rows: list[Row]) -> None:
         """Writes `metrics.csv` anew; confusion matrices stay out of it."""
@@ -56,7 +74,7 @@ class RunFolder:
 
     def write_report(self, report: dict[str, Any]) -> None:
         """Writes `report.json`, whose presence says that the run is complete."""
-        self.write("report.json", json.dumps(report, indent=1) + "\n")
+        self.write(self.report.name, json.dumps(report, indent=1) + "\n")
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file, whole or not at all."""
@@ -75,8 +93,9 @@ def create(config: Config) -> RunFolder:
         CheckpointError: the folder exists, or cannot be made.
     """
     data = config.images.data
-    # absolute, so that `--data .` has a name too
+    # absolute, so that `--data .` has a name too; stray bytes in it are not TensorBoard's to write
     name = "drawn" if data is None else Path(os.path.abspath(data)).name
+    name = re.sub(r"[\ud800-\udfff]", "_", name)
     path = config.run.output or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     if path.exists():
         raise CheckpointError(
@@ -87,8 +106,10 @@ def create(config: Config) -> RunFolder:
     partial = path.with_name(f".{path.name}.partial")
     try:
         partial.mkdir(parents=True, exist_ok=True)
-        RunFolder(partial).write("config.yaml", config.to_yaml())
+        RunFolder(partial).write("config.yaml", config.absolute().to_yaml())
         partial.rename(path)
     except OSError as error:
-        raise CheckpointError(f"cannot make run folder {path}: {error}") from error
+        raise CheckpointError(
+            f"cannot make run folder {path}: {error}; choose another --output"
+        ) from error
     return RunFolder(path)

@@ -21,9 +21,9 @@ import tyro
 
 from cfmrfn import errors
 from cfmrfn.complexity import measure
-from cfmrfn.config import Config, parse, recipe_of, refuse_differences
+from cfmrfn.config import Config, from_yaml, parse, recipe_of, refuse_differences
 from cfmrfn.evaluate import HOW_CHOSEN
-from cfmrfn.train import Interrupted, Trainer
+from cfmrfn.train import MEMORY_OPTIONS, Interrupted, Trainer
 
 
 class Row(NamedTuple):
@@ -131,11 +131,14 @@ def run_once(config: Config) -> dict[str, Any]:
     """The final results of one run, which is started, continued, or already done."""
     path = config.run.output
     assert path is not None
-    if (path / "config.yaml").exists():
+    report, started = path / "report.json", path / "config.yaml"
+    is_done = False
+    if started.exists():
         refuse_differences(config, path)
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, resume=path))
-    report = path / "report.json"
-    if not report.exists():
+        # a run that is complete goes on to more epochs
+        is_done = report.exists() and from_yaml(started).optim.epochs == config.optim.epochs
+    if not is_done:
         Trainer(config).train()
     result: dict[str, Any] = json.loads(report.read_text("utf-8"))
     return result
@@ -175,6 +178,7 @@ def format_table(
     )
 
 
+@errors.memory_options(MEMORY_OPTIONS)
 def main(args: list[str] | None = None) -> None:
     """The command line."""
     args = sys.argv[1:] if args is None else args

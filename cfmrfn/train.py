@@ -11,6 +11,7 @@ import math
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,14 +28,15 @@ from tqdm import tqdm
 from cfmrfn import checkpoint, errors, run_folder, weights
 from cfmrfn.batches import (
     EpochBatches,
+    check_images,
     evaluation_loader,
     open_splits,
     training_dataset,
     training_loader,
 )
-from cfmrfn.config import Config, parse_config
+from cfmrfn.config import Config, parse_config, refuse_differences, run_folder_of
 from cfmrfn.distributed import World, synchronise_batchnorm
-from cfmrfn.errors import CheckpointError, ConfigError, TrainingError
+from cfmrfn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from cfmrfn.evaluate import HOW_CHOSEN, evaluate
 from cfmrfn.losses import ExpressionLoss
 from cfmrfn.metrics import Report
@@ -42,6 +44,11 @@ from cfmrfn.optim import build_ema, build_optimizer, learning_rate_factor, set_l
 from cfmrfn.pictures import plot_confusion, plot_curves
 from cfmrfn.run_folder import Row, RunFolder
 from cfmrfn.step import StepResult, TrainingStep
+
+MEMORY_OPTIONS = (
+    "start a new run with a lower --batch-size or --image-size, with --accumulate 2 or more, which "
+    "takes a batch in parts, or with --precision bf16"
+)
 
 
 @dataclass
@@ -74,18 +81,29 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        optim, images = config.optim, config.images
-        self.world = World(config.run.device)
+        optim, images, run = config.optim, config.images, config.run
+        if run.resume is not None:
+            self.folder = RunFolder(run_folder_of(run.resume))
+            refuse_differences(config, self.folder.path)
+        self.world = World(run.device)
         if optim.batch_size % (self.world.size * optim.accumulate):
             raise ConfigError(
                 f"batch-size must be a multiple of processes x accumulate, {self.world.size} x "
                 f"{optim.accumulate}; got {optim.batch_size}"
             )
+        if run.resume is not None and images.data is not None and not images.data.is_dir():
+            raise DataError(
+                f"the images of {self.folder.path} are no longer in {images.data}: say with --data "
+                "where they are now"
+            )
 
         # Data
-        self.splits = open_splits(images, optim.seed, self.world)
+        splits = open_splits(images, optim.seed, self.world)
+        self.fingerprint = splits.fingerprint()
+        self.checked = self.world.on_main(lambda: check_images(splits, run.on_broken))
+        self.splits = splits.without(self.checked.unreadable.keys())
         self.class_names = self.splits.class_names
-        self.dataset = training_dataset(self.splits, images, optim.seed)
+        self.dataset = training_dataset(self.splits, images, optim.seed, run.on_broken)
         self.batches = EpochBatches(
             [sample.label for sample in self.splits.train],
             optim.batch_size,
@@ -93,7 +111,7 @@ class Trainer:
             images.balanced,
             self.world,
         )
-        self.loader = training_loader(self.dataset, self.batches, config.run.workers)
+        self.loader = training_loader(self.dataset, self.batches, run.workers)
         self.about = checkpoint.About.of_run(config, self.class_names)
         evaluated = {"val": self.splits.validation, "test": self.splits.held_out}
         self.evaluation_loaders = {
@@ -102,7 +120,7 @@ class Trainer:
                 self.about,
                 batch_size=optim.batch_size // (self.world.size * optim.accumulate),
                 world=self.world,
-                workers=config.run.workers,
+                workers=run.workers,
             )
             for name, samples in evaluated.items()
             if samples
@@ -112,10 +130,8 @@ class Trainer:
 
         # The state to resume from; a run killed before its first checkpoint starts anew
         saved = None
-        if config.run.resume is not None:
-            self.folder = RunFolder(config.run.resume)
-            if self.folder.last.exists():
-                saved = checkpoint.load_training(self.folder.last)
+        if run.resume is not None and self.folder.last.exists():
+            saved = checkpoint.load_training(self.folder.last)
 
         # Network and optimizer
         torch.manual_seed(optim.seed)
@@ -127,7 +143,7 @@ class Trainer:
         self.ema = build_ema(self.network, optim.ema) if optim.ema else None
         self.optimizer = build_optimizer(self.network, optim)
         model: nn.Module = self.network
-        if config.run.compile:
+        if run.compile:
             model = cast(nn.Module, torch.compile(model))
         if self.world.size > 1:
             model = DistributedDataParallel(model)
@@ -136,10 +152,13 @@ class Trainer:
 
         # Run folder, and where the run stands
         self.progress = Progress()
-        if config.run.resume is None:
+        if run.resume is None:
             self.folder = self.world.on_main(lambda: run_folder.create(config))
         if saved is not None:
             self._load_state(saved)
+        if run.resume is not None:
+            is_complete = self.progress.epoch >= optim.epochs
+            self.world.on_main(lambda: self.folder.reopen(config, is_complete=is_complete))
         self.log(self._description(random_parts))
 
     def train(self) -> Path:
@@ -153,7 +172,7 @@ class Trainer:
                 self.dataset.set_epoch(self.progress.epoch)
                 self.network.train()
                 images_seen = len(self.batches) * self.batches.batch_size
-                for images, targets in self.loader:
+                for images, targets in self._training_batches():
                     waited += time.perf_counter() - waiting_since
                     result = self._train_step(images, targets)
                     bar.update(self.batches.batch_size)
@@ -173,6 +192,14 @@ class Trainer:
                 )
                 self._stop_if_asked(stop)
         return self._report()
+
+    def _training_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        try:
+            yield from self.loader
+        except DataError as error:
+            if self.world.size == 1:  # several would have to save together, and only one is here
+                self._save()
+            raise self._unreadable(error) from error
 
     def _train_step(self, images: torch.Tensor, targets: torch.Tensor) -> StepResult:
         """One optimizer step on one batch."""
@@ -198,6 +225,8 @@ class Trainer:
 
     def _finish_epoch(self, speed: str, board: SummaryWriter | None) -> None:
         """Evaluates, records the epoch, and saves; `speed` is for the log."""
+        # also before it evaluates: whatever ends that, a resumed run goes on here
+        self._save()
         progress, network = self.progress, self._evaluated_network()
         row: Row = {
             "epoch": progress.epoch + 1,
@@ -207,7 +236,10 @@ class Trainer:
         }
         for name, loader in self.evaluation_loaders.items():
             precision = self.config.optim.precision
-            report = evaluate(network, loader, self.class_names, self.world, precision)
+            try:
+                report = evaluate(network, loader, self.class_names, self.world, precision)
+            except DataError as error:
+                raise self._unreadable(error) from error
             row |= {f"{name}_{key}": value for key, value in report.summary().items()}
             row[f"{name}_matrix"] = report.matrix.tolist()
         history = [*progress.history, row]
@@ -257,7 +289,12 @@ class Trainer:
             title = f"{self.splits.name}, held out, epoch {self._best_row()['epoch']}"
             plot_confusion(self.folder.path / "confusion.png", best, title)
             self.folder.write_report(
-                {"data": self.splits.name, "chosen_on": self.chosen_on, "held_out": results}
+                {
+                    "data": self.splits.name,
+                    "left_out": dict(self.splits.dropped),
+                    "chosen_on": self.chosen_on,
+                    "held_out": results,
+                }
             )
             self.log("accuracy on the held-out images:\n" + "\n".join(lines))
             self.log(f"held-out accuracy {best.accuracy:.4f} over {best.images} images")
@@ -283,7 +320,7 @@ class Trainer:
 
     def _weights(self, chosen_on: str | None) -> dict[str, Any]:
         """The part of a checkpoint that using the network needs."""
-        epoch = len(self.progress.history)
+        epoch = self._step_number() // self.batches.steps
         about = dataclasses.replace(self.about, epoch=epoch, chosen_on=chosen_on)
         return {"model": self._evaluated_network().state_dict(), "about": about.to_dict()}
 
@@ -291,7 +328,7 @@ class Trainer:
         """Writes `last.pt`."""
         if self.world.is_main:
             training = {
-                "data": self.splits.fingerprint(),
+                "data": self.fingerprint,
                 "network": self.network.state_dict(),
                 "ema": None if self.ema is None else self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -302,10 +339,13 @@ class Trainer:
         self.world.barrier()
 
     def _load_state(self, training: dict[str, Any]) -> None:
-        if training["data"] != self.splits.fingerprint():
+        # former runs left the images that they skipped out of the fingerprint
+        if training["data"] not in (self.fingerprint, self.splits.fingerprint()):
+            where = self.config.images.data
             raise CheckpointError(
                 f"{self.folder.path} was trained on other images or labels than those of "
-                f"{self.splits.name} now"
+                f"{self.splits.name}{'' if where is None else f' in {where}'} now: give its own "
+                "images with --data, or start a new run"
             )
         self.network.load_state_dict(training["network"])
         if self.ema is not None:
@@ -339,6 +379,9 @@ class Trainer:
             f"{splits.name}: {len(splits.train)} images to train on, "
             f"{len(splits.validation)} for validation, {len(splits.held_out)} held out; "
             f"classes {', '.join(self.class_names)}",
+            *(f"left out: {count}, {reason}" for reason, count in splits.dropped.items()),
+            *(f"left out of evaluation: {why}" for why in self.checked.unreadable.values()),
+            str(self.checked),
             f"{self.config.network.model}: {parameters / 1e6:.2f} M trained parameters, "
             f"on {self.world.device}, {self.world.size} process(es)",
             f"{optim.epochs} epochs of {self.batches.steps} steps of {optim.batch_size} images, "
@@ -346,11 +389,19 @@ class Trainer:
         ]
         if random_parts:
             lines.append(f"random weights in the {' and '.join(random_parts)} backbone")
+        if self.world.device.type == "cpu" and torch.backends.mps.is_available():
+            lines.append("Apple's GPU is not used, as it is untried; --device mps tries it")
         if self._step_number():
-            lines.append(
-                f"resumed at epoch {self.progress.epoch + 1}, step {self.progress.step + 1}"
-            )
+            step = self.progress.step
+            where = f"step {step + 1}" if step < self.batches.steps else "its evaluation"
+            lines.append(f"resumed at epoch {self.progress.epoch + 1}, {where}")
         return "\n".join(lines)
+
+    def _unreadable(self, error: DataError) -> DataError:
+        return DataError(
+            f"{errors.text_of(error)}. Put a readable file in its place, or go on without it: "
+            f"python -m cfmrfn.train --resume {self.folder.path} --on-broken skip"
+        )
 
     def _not_finite(self, result: StepResult) -> str:
         """Names the batch whose loss or gradient is not finite; the log gets all its files."""
@@ -381,7 +432,11 @@ class Trainer:
     def _tensorboard(self) -> AbstractContextManager[SummaryWriter | None]:
         if not (self.config.run.tensorboard and self.world.is_main):
             return nullcontext()
-        return SummaryWriter(self.folder.path / "tensorboard", purge_step=self._step_number())
+        try:
+            return SummaryWriter(self.folder.path / "tensorboard", purge_step=self._step_number())
+        except UnicodeError:
+            self.log("no TensorBoard events: it cannot write under names that are not UTF-8")
+            return nullcontext()
 
     def _stop_if_asked(self, stop: StopSignal) -> None:
         asked = torch.tensor(float(stop.asked), device=self.world.device)
@@ -417,16 +472,20 @@ def _score(row: Row, split: str) -> tuple[float, float]:
     return row[f"{split}_accuracy"], -row[f"{split}_loss"]
 
 
+@errors.memory_options(MEMORY_OPTIONS)
 def main(args: list[str] | None = None) -> None:
     """The command line."""
     config = parse_config(sys.argv[1:] if args is None else args, prog="python -m cfmrfn.train")
     trainer = Trainer(config)
+    interrupted = False
     try:
         trainer.train()
     except Interrupted:
+        interrupted = True
+    # not after an error: the other processes may wait for this one, which must end
+    trainer.world.close()
+    if interrupted:
         sys.exit(130)
-    finally:
-        trainer.world.close()
 
 
 if __name__ == "__main__":

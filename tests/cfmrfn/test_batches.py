@@ -1,13 +1,16 @@
 """Order of the images: a function of (seed, epoch, position), shared out without overlap."""
 
+import os
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from cfmrfn.batches import EpochBatches, Splits, stratified_split
+from cfmrfn.batches import EpochBatches, Splits, check_images, check_readable, stratified_split
 from cfmrfn.data import Sample
-from cfmrfn.errors import ConfigError
+from cfmrfn.errors import ConfigError, DataError
+from tests.cfmrfn.public_sets import save_image
 
 LABELS = [0] * 20 + [1] * 6 + [2] * 4
 
@@ -80,3 +83,47 @@ def test_fingerprint_sees_labels():
         return Splits("set", ("a", "b"), [Sample("x/1.jpg", label)], [], []).fingerprint()
 
     assert fingerprint(0) == fingerprint(0) != fingerprint(1)
+
+
+def test_fingerprint_of_former_runs():
+    train = [Sample("x/1.jpg", 0), Sample("x/sub/é 2.jpg", 1)]
+    splits = Splits("set", ("a", "b"), train, [], [Sample("3.png", 1)])
+    assert splits.fingerprint() == "3ad2e9c1af0d5d86"
+
+
+def test_fingerprint_of_names_that_are_no_text():
+    def fingerprint(name):
+        return Splits("set", ("a", "b"), [Sample(os.fsdecode(name), 0)], [], []).fingerprint()
+
+    assert fingerprint(b"x/bl\xe9.jpg") != fingerprint(b"x/bl\xe8.jpg")
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    """Four samples, the second and the last of which cannot be read."""
+    samples = [Sample(str(tmp_path / f"{i}.png"), 0) for i in range(4)]
+    for sample in samples[::2]:
+        save_image(Path(sample.path))
+    Path(samples[1].path).write_bytes(b"not a picture")
+    return samples
+
+
+def test_images_are_opened_before_training(pictures):
+    checked = check_readable(pictures)
+    assert list(checked.unreadable) == [pictures[1], pictures[3]]
+    assert str(checked) == "4 of 4 images were opened before training, 2 cannot be read"
+    checked = check_readable(pictures, seconds=0)
+    assert str(checked) == "0 of 4 images were opened before training, all readable"
+
+    splits = Splits("set", ("a", "b"), pictures[2:], pictures[:1], pictures[:2])
+    with pytest.raises(DataError, match=r"2 of 5 images cannot be read: .*--on-broken skip"):
+        check_images(splits, "error")
+    # training replaces what it cannot read when it gets there
+    checked = check_images(splits, "skip")
+    assert checked.total == 3
+    left = splits.without(checked.unreadable.keys())
+    assert (left.train, left.held_out) == (pictures[2:], pictures[:1])
+    assert left.dropped == {"evaluation image that cannot be read": 1}
+    none_left = Splits("set", ("a", "b"), pictures[:1], [], pictures[1:2])
+    with pytest.raises(DataError, match="not one of the held-out images"):
+        none_left.without({pictures[1]})

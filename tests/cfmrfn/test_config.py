@@ -2,8 +2,10 @@
 
 import dataclasses
 import io
+import os
 import sys
 from importlib import resources
+from pathlib import Path
 
 import pytest
 import yaml
@@ -19,6 +21,7 @@ from cfmrfn.config import (
     parse_config,
     read_recipe,
     recipes,
+    refuse_differences,
 )
 from cfmrfn.errors import ConfigError
 
@@ -40,7 +43,6 @@ PAPER = {
     "jitter": False,
     "balanced": False,
     "soft_labels": False,
-    "on_broken": "error",
     "model": "cfmrfn_base",
     "depth": None,
     "attention": None,
@@ -162,8 +164,9 @@ def test_the_former_name_of_layout_is_still_read(tmp_path):
     ):
         assert config.images.layout == "rafdb"
         assert "kind" not in config.flat()
+    config = parse_config(["--resume", str(tmp_path), "--layout", "ferplus"])
     with pytest.raises(ConfigError, match="layout: ferplus, not rafdb"):
-        parse_config(["--resume", str(tmp_path), "--layout", "ferplus"])
+        refuse_differences(config, tmp_path)
 
 
 def test_overrides_are_what_departs_from_the_preset():
@@ -202,7 +205,7 @@ def test_bad_recipe_files(tmp_path, text, message):
         (["--erasing-scale", "0.2", "0.1"], "erasing-scale must be 0 < smallest <= largest < 1"),
         (["--recipe", "fer2013"], "recipe must be one of affectnet7"),
         (["--recipe", "none.yaml"], "cannot read configuration none.yaml"),
-        (["--resume", "nowhere"], "cannot read configuration nowhere/config.yaml"),
+        (["--resume", "nowhere"], "cannot resume: there is no nowhere. --resume takes"),
         (["stray"], "Unrecognized options: stray"),
     ],
 )
@@ -255,12 +258,102 @@ def test_the_line_does_not_depend_on_the_terminal(monkeypatch):
         parse_config(["stray"])
 
 
-def test_resume_refuses_another_configuration(tmp_path):
-    (tmp_path / "config.yaml").write_text(
-        parse_config(["--lr", "0.01", "--batch-size", "50"]).to_yaml()
-    )
+@pytest.fixture
+def saved(tmp_path):
+    """A function that saves the configuration of a command line; the run folder."""
+
+    def save(*args):
+        folder = tmp_path / "run"
+        folder.mkdir()
+        (folder / "config.yaml").write_text(parse_config(args).absolute().to_yaml())
+        return folder
+
+    return save
+
+
+def resumed(folder, *args):
+    config = parse_config(["--resume", str(folder), *args])
+    refuse_differences(config, folder)
+    return config
+
+
+def test_resume_refuses_another_configuration(saved):
+    folder = saved("--lr", "0.01", "--batch-size", "50")
     with pytest.raises(ConfigError, match=r"batch_size: 10, not 50; lr: 0.1, not 0.01"):
-        parse_config(["--resume", str(tmp_path), "--lr", "0.1", "--batch-size", "10"])
-    config = parse_config(["--resume", str(tmp_path), "--workers", "3"])
+        resumed(folder, "--lr", "0.1", "--batch-size", "10")
+    config = resumed(folder, "--workers", "3", "--on-broken", "skip")
     assert config.optim.lr == 0.01
     assert config.run.workers == 3
+    assert config.run.on_broken == "skip"
+
+
+def test_paths_of_a_run_hold_in_any_working_directory(saved, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = saved("--data", "faces", "--ir50", "weights/ir50.pth", "--output", "run")
+    text = (folder / "config.yaml").read_text()
+    assert f"data: {tmp_path}/faces\n" in text
+    assert f"ir50: {tmp_path}/weights/ir50.pth\n" in text
+    resumed(folder, "--ir50", "weights/ir50.pth")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert resumed(folder).images.data == tmp_path / "faces"
+    assert resumed(Path("../run"), "--data", "moved").images.data == Path("moved")
+    with pytest.raises(ConfigError, match="ir50: /"):
+        resumed(folder, "--ir50", "weights/ir50.pth")
+
+
+def test_epochs_may_be_raised_where_the_schedule_does_not_depend_on_them(saved):
+    folder = saved("--recipe", "rafdb", "--epochs", "10")
+    assert resumed(folder, "--epochs", "12").optim.epochs == 12
+    with pytest.raises(ConfigError, match="epochs: 9, not 10. Leave"):
+        resumed(folder, "--epochs", "9")
+
+
+def test_epochs_of_the_cosine_schedule_are_fixed(saved):
+    folder = saved("--recipe", "drawn")
+    for epochs in ("11", "13"):
+        with pytest.raises(ConfigError, match=f"epochs: {epochs}, not 12"):
+            resumed(folder, "--epochs", epochs)
+    with pytest.raises(ConfigError, match="the cosine schedule falls to 0 at the last epoch"):
+        resumed(folder, "--epochs", "13")
+
+
+@pytest.mark.parametrize("name", ["last.pt", "best.pt"])
+def test_a_checkpoint_stands_for_its_run_folder(saved, name):
+    folder = saved("--lr", "0.01")
+    (folder / name).write_bytes(b"")
+    config = parse_config(["--resume", str(folder / name)])
+    assert config.run.resume == folder
+    assert config.optim.lr == 0.01
+
+
+def test_what_is_no_run_folder_is_told(saved, tmp_path):
+    folder = saved()
+    with pytest.raises(ConfigError, match=f"no run folder, .* the latest in it is {folder}$"):
+        parse_config(["--resume", str(tmp_path)])
+    with pytest.raises(ConfigError, match="there is no .*/run/epoch3.pt"):
+        parse_config(["--resume", str(folder / "epoch3.pt")])
+    (tmp_path / "last.pt").write_bytes(b"")
+    with pytest.raises(ConfigError, match="has no config.yaml. --resume takes the folder"):
+        parse_config(["--resume", str(tmp_path / "last.pt")])
+
+
+def test_paths_may_be_text_in_python():
+    assert ImageConfig(data="faces").data == Path("faces")
+    assert NetworkConfig(ir50="a.pth", landmarks="b.pth").landmarks == Path("b.pth")
+    run = RunConfig(resume="runs/a", output="runs/b", device="cpu")
+    assert (run.resume, run.output, run.device) == (Path("runs/a"), Path("runs/b"), "cpu")
+
+
+def test_on_broken_of_a_former_run_is_read(tmp_path):
+    former = Config().to_yaml().replace("on_broken: error\n", "")
+    former = former.replace("soft_labels: false\n", "soft_labels: false\non_broken: skip\n")
+    (tmp_path / "config.yaml").write_text(former)
+    assert parse_config(["--resume", str(tmp_path)]).run.on_broken == "skip"
+
+
+def test_names_that_are_no_text_survive(tmp_path):
+    name = os.fsdecode(b"/sets/bl\xe9")
+    config = parse_config(["--data", name])
+    (tmp_path / "config.yaml").write_text(config.to_yaml(), "utf-8")
+    assert from_yaml(tmp_path / "config.yaml").images.data == Path(name)

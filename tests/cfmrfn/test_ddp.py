@@ -1,11 +1,15 @@
 """Two processes under torchrun give what one process gives with the same global batch."""
 
 import csv
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import cfmrfn
 from cfmrfn.config import parse_config
 from cfmrfn.train import Trainer
 
@@ -17,13 +21,16 @@ def rows(folder):
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def torchrun(args):
+def torchrun(args, program=("-m", "cfmrfn.train")):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    result = subprocess.run(
-        [*command, "2", "-m", "cfmrfn.train", *args], capture_output=True, text=True, timeout=300
+    environment = {**os.environ, "PYTHONPATH": str(Path(cfmrfn.__file__).parents[1])}
+    return subprocess.run(
+        [*command, "2", *program, *args],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment,
     )
-    assert result.returncode == 0, result.stderr
-    return result
 
 
 @pytest.mark.parametrize(
@@ -39,7 +46,8 @@ def torchrun(args):
 def test_two_processes_equal_one(options, tmp_path, together, alone):
     # a small learning rate: the comparison is of arithmetic, not of how chaos magnifies rounding
     shared = [*options, *together, "--lr", "1e-4", "--clip", "1", "--ema", "0.5"]
-    torchrun([*shared, "--output", str(tmp_path / "two")])
+    result = torchrun([*shared, "--output", str(tmp_path / "two")])
+    assert result.returncode == 0, result.stderr
     Trainer(parse_config([*shared, *alone, "--output", str(tmp_path / "one")])).train()
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
     for name in ("train_loss", "train_accuracy"):
@@ -49,3 +57,43 @@ def test_two_processes_equal_one(options, tmp_path, together, alone):
     # 15 held-out images over two processes: each counted once
     assert (two[-1]["test_accuracy"] * 15) % 1 == pytest.approx(0, abs=1e-9)
     assert '"images": 15' in (tmp_path / "two" / "report.json").read_text()
+
+
+UNCHECKED = """
+import sys
+from cfmrfn import batches, errors, train
+batches.CHECK_SECONDS = 0
+errors.run(lambda: train.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        # of one process, while the other waits for it: training image 3, held-out images 0 and 1
+        (["train_00003"], "train_00003_aligned.jpg"),
+        (["test_00001"], "test_00001_aligned.jpg"),
+        (["test_00002"], "test_00002_aligned.jpg"),
+        # of both
+        ([], "batch-size must be a multiple"),
+    ],
+)
+def test_an_error_is_told_once(options, faces, tmp_path, more, message):
+    root = tmp_path / "faces"
+    shutil.copytree(faces, root)
+    for name in more:
+        (root / "Image" / "aligned" / f"{name}_aligned.jpg").write_bytes(b"not a picture")
+    program = tmp_path / "unchecked.py"
+    program.write_text(UNCHECKED)
+    args = [*options, "--data", str(root), "--output", str(tmp_path / "run")]
+    if not more:
+        args += ["--batch-size", "7"]
+    result = torchrun(args, [str(program)])
+    assert result.returncode != 0
+    lines = result.stderr.splitlines()
+    told = [line for line in lines if line.startswith("error: ")]
+    assert len(told) == 1, result.stderr
+    assert message in told[0]
+    # the launcher tells, after that, which processes ended and how
+    assert "gloo" not in result.stderr
+    assert "Error: " not in result.stderr.partition("ChildFailedError")[0]

@@ -1,9 +1,13 @@
 """A run killed at random moments and resumed equals one that was left alone, bit for bit."""
 
+import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
 from typing import NamedTuple
 
@@ -11,6 +15,13 @@ import pytest
 import torch
 
 from cfmrfn import checkpoint, train
+from cfmrfn.config import parse_config
+from cfmrfn.data import dataset
+from cfmrfn.data.synthetic import write_faces
+from cfmrfn.errors import CheckpointError, DataError
+from cfmrfn.train import Trainer
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # imports once, then forks: a killed run starts again in no time
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -128,3 +139,113 @@ def test_interrupt_saves_and_says_how_to_go_on(options, uninterrupted, tmp_path)
     process.join()
     assert process.exitcode == 0
     assert_equal(state(folder), uninterrupted.state)
+
+
+def train_here(*args):
+    return Trainer(parse_config(list(args))).train()
+
+
+def test_more_epochs_with_the_images_elsewhere(options, tmp_path, monkeypatch, faces):
+    """A complete run that gets more epochs equals one that had them from the start."""
+    args = [*options, "--ema", "0.9", "--schedule", "exponential", "--optimizer", "adamw"]
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(faces, "faces")
+    whole = train_here(*args, "--epochs", "3", "--output", "whole")
+    folder = train_here(*args, "--data", "faces", "--epochs", "2", "--output", "longer")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    shutil.move(tmp_path / "faces", "moved")
+    with pytest.raises(DataError, match="are no longer in .*/faces: say with --data"):
+        train_here("--resume", "../longer", "--epochs", "3")
+    with pytest.raises(CheckpointError, match="other images"):
+        train_here("--resume", "../longer", "--epochs", "3", "--data", str(other_faces(tmp_path)))
+    assert (tmp_path / "longer" / "report.json").exists()
+
+    # both are remembered, so a second kill does no harm
+    Trainer(parse_config(["--resume", "../longer/last.pt", "--epochs", "3", "--data", "moved"]))
+    assert not (tmp_path / "longer" / "report.json").exists()
+    monkeypatch.chdir(tmp_path)
+    assert train_here("--resume", "longer") == folder
+    found, expected = state(folder), state(whole)
+    for one in (found, expected):
+        for about in (one[0]["about"], one[1]["about"]):
+            for key in ("data", "epochs"):
+                del about["config"][key]
+    assert_equal(found, expected)
+
+
+def other_faces(tmp_path):
+    return write_faces(tmp_path / "other", train=16, test=7, size=64, workers=1, progress=False)
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_an_image_that_breaks_in_the_middle(options, tmp_path, monkeypatch, split):
+    """What was trained is kept, and the run goes on as if nothing had happened."""
+    args = [*options, "--ema", "0.9", "--batch-size", "4", "--validation", "0.25"]
+    whole = train_here(*args, "--output", str(tmp_path / "whole"))
+    bad = f"{split}_00005_aligned.jpg"
+    real = dataset.read_image
+
+    def read(sample, *more):
+        if sample.path.endswith(bad):
+            raise OSError("cannot identify image file")
+        return real(sample, *more)
+
+    trainer = Trainer(parse_config([*args, "--output", str(tmp_path / "run")]))
+    with monkeypatch.context() as patch:
+        patch.setattr(dataset, "read_image", read)
+        with pytest.raises(DataError, match=rf"{bad}.*--on-broken"):
+            trainer.train()
+    progress = checkpoint.load_training(tmp_path / "run" / "last.pt")["progress"]
+    assert progress["epoch"] == 0
+    assert progress["step"] == (trainer.batches.steps if split == "test" else trainer.progress.step)
+    folder = train_here("--resume", str(tmp_path / "run"))
+    if split == "test":
+        assert "resumed at epoch 1, its evaluation" in (folder / "log.txt").read_text()
+    assert_equal(state(folder), state(whole))
+
+
+def test_broken_images_may_be_skipped_on_resume(options, tmp_path, faces):
+    root = tmp_path / "faces"
+    shutil.copytree(faces, root)
+    args = [*options, "--data", str(root), "--epochs", "2", "--output", str(tmp_path / "run")]
+    trainer = Trainer(parse_config(args))
+    bad = root / "Image" / "aligned" / "test_00005_aligned.jpg"
+    bad.write_bytes(b"not a picture")
+    with pytest.raises(DataError, match="test_00005"):
+        trainer.train()
+    with pytest.raises(DataError, match="1 of 71 images cannot be read"):
+        train_here("--resume", str(tmp_path / "run"))
+    folder = train_here("--resume", str(tmp_path / "run"), "--on-broken", "skip")
+    report = json.loads((folder / "report.json").read_text())
+    assert report["held_out"]["last"]["images"] == 14
+
+
+def test_a_former_run_that_skipped_images_resumes(options, tmp_path, faces):
+    root = tmp_path / "faces"
+    shutil.copytree(faces, root)
+    (root / "Image" / "aligned" / "test_00005_aligned.jpg").write_bytes(b"not a picture")
+    args = [*options, "--data", str(root), "--epochs", "1", "--on-broken", "skip"]
+    trainer = Trainer(parse_config([*args, "--output", str(tmp_path / "run")]))
+    trainer.fingerprint = trainer.splits.fingerprint()
+    folder = trainer.train()
+    assert Trainer(parse_config(["--resume", str(folder)])).progress.epoch == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_to_all_processes_leaves_the_workers_to_the_main_one(options, tmp_path, number):
+    folder = tmp_path / "run"
+    args = [*options, "--epochs", "100", "--workers", "2", "--output", str(folder)]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cfmrfn.train", *args],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not (folder / "best.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    os.killpg(process.pid, number)
+    _, stderr = process.communicate()
+    assert (process.returncode, stderr) == (130, b"")
+    assert "and saved; go on with" in (folder / "log.txt").read_text()

@@ -23,7 +23,8 @@ def test_every_row_is_a_network_of_its_own(name):
 
 
 def test_sweep_trains_resumes_and_compares(options, tmp_path, capsys, monkeypatch):
-    args = ["table5", *options, "--epochs", "1", "--output", str(tmp_path / "t"), "--seeds"]
+    args = ["table5", *options, "--epochs", "1", "--schedule", "exponential"]
+    args += ["--output", str(tmp_path / "t"), "--seeds"]
     rows = TABLES["table5"].rows[1:]
     monkeypatch.setitem(TABLES, "table5", TABLES["table5"]._replace(rows=rows))
     sweep.main([*args, "0"])
@@ -47,6 +48,12 @@ def test_sweep_trains_resumes_and_compares(options, tmp_path, capsys, monkeypatc
     assert len(trained) == 3
     assert "±" in capsys.readouterr().out
 
+    # what is complete goes on to more epochs, and is then complete again
+    trained.clear()
+    for _ in range(2):
+        sweep.main([*args, "0", "--epochs", "2"])
+        assert len(trained) == 2
+    assert "2 epochs" in (tmp_path / "t" / "table.md").read_text()
     with pytest.raises(errors.ConfigError, match=r"lr: 0.5, not"):
         sweep.main([*args, "0", "--lr", "0.5"])
 

@@ -1,17 +1,33 @@
 """Runs from end to end on drawn faces, and what goes wrong in them."""
 
 import csv
+import dataclasses
+import io
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from cfmrfn import checkpoint, errors, evaluate, predict, run_folder, train
-from cfmrfn.config import parse_config
+from cfmrfn import checkpoint, errors, evaluate, precision, predict, run_folder, train
+from cfmrfn.config import (
+    Config,
+    ImageConfig,
+    NetworkConfig,
+    OptimConfig,
+    RunConfig,
+    parse_config,
+)
 from cfmrfn.distributed import World
 from cfmrfn.errors import CheckpointError, ConfigError, TrainingError
 from cfmrfn.train import Trainer
+from tests.cfmrfn import public_sets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -165,19 +181,80 @@ def test_no_held_out_image(run, faces, tmp_path):
             run("--data", str(root), "--validation", validation)
 
 
-def test_broken_image_in_an_epoch(run, faces, tmp_path):
+@pytest.fixture
+def broken(faces, tmp_path):
+    """The faces with one file that is no image among those to train on and to evaluate."""
     root = tmp_path / "broken"
     shutil.copytree(faces, root)
-    images = root / "Image" / "aligned"
-    (images / "train_00003_aligned.jpg").write_bytes(b"not a picture")
-    (images / "test_00001_aligned.jpg").write_bytes(b"not a picture")
-    with pytest.raises(errors.DataError, match="train_00003"):
-        run("--data", str(root))
-    shutil.rmtree(tmp_path / "run")
-    folder = run("--data", str(root), "--on-broken", "skip", "--epochs", "1")
-    assert "skipped 1 unreadable images so far" in (folder / "log.txt").read_text()
+    for name in ("train_00003", "test_00001"):
+        (root / "Image" / "aligned" / f"{name}_aligned.jpg").write_bytes(b"not a picture")
+    return root
+
+
+def test_broken_images_are_found_before_training(run, broken, tmp_path):
+    with pytest.raises(errors.DataError, match=r"2 of 71 images cannot be read: .*train_00003"):
+        run("--data", str(broken))
+    assert not (tmp_path / "run").exists()
+    folder = run("--data", str(broken), "--on-broken", "skip", "--epochs", "1")
+    log = (folder / "log.txt").read_text()
+    assert "15 of 15 images were opened before training, 1 cannot be read" in log
+    assert "left out: 1, evaluation image that cannot be read" in log
+    assert "skipped 1 unreadable images so far" in log
     report = json.loads((folder / "report.json").read_text())
     assert report["held_out"]["last"]["images"] == 14
+    assert report["left_out"] == {"evaluation image that cannot be read": 1}
+
+
+def test_one_line_about_a_worker_that_failed(options, broken, tmp_path):
+    # that of a run whose images break after they were opened
+    code = (
+        "import sys; from cfmrfn import batches, errors, train; batches.CHECK_SECONDS = 0; "
+        "errors.run(lambda: train.main(sys.argv[1:]))"
+    )
+    args = [*options, "--data", str(broken), "--workers", "2", "--output", str(tmp_path / "run")]
+    command = [sys.executable, "-c", code, *args]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 2
+    line = result.stderr.strip()
+    assert "\n" not in line
+    assert line.startswith("error: cannot read image ")
+    assert line.endswith(f"python -m cfmrfn.train --resume {tmp_path / 'run'} --on-broken skip")
+    assert (tmp_path / "run" / "last.pt").exists()
+
+
+def test_what_the_set_leaves_out_is_kept(run, faces, tmp_path):
+    root = public_sets.class_folders(tmp_path / "set", ["anger", "joy"])
+    (root / "train" / "anger" / "note.txt").write_text("not an image")
+    folder = run("--data", str(root), "--batch-size", "2", "--epochs", "1")
+    reason = "no image by its name (.txt)"
+    assert f"left out: 1, {reason}" in (folder / "log.txt").read_text()
+    assert json.loads((folder / "report.json").read_text())["left_out"] == {reason: 1}
+
+
+def test_names_that_are_no_text(options, tmp_path, monkeypatch):
+    root = public_sets.class_folders(tmp_path / "set", ["anger", "joy"])
+    name = os.fsdecode(b"bl\xe9")
+    try:
+        (root / "train" / "joy" / "1.jpg").rename(root / "train" / "joy" / f"{name}.jpg")
+    except OSError:
+        pytest.skip("names are Unicode on this file system")
+    for split in ("train", "test"):
+        (root / split / "joy").rename(root / split / name)
+    root = root.rename(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    out = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdout", out)
+    more = ["--data", str(root), "--batch-size", "2", "--epochs", "1", "--tensorboard"]
+    folder = Trainer(parse_config([*options, *more])).train()
+    assert folder.name.startswith("bl_-")
+    assert list((folder / "tensorboard").iterdir())
+    folder = Trainer(parse_config([*options, *more, "--output", f"runs/{name}"])).train()
+    assert folder.name == name
+    log = (folder / "log.txt").read_bytes()
+    assert b"classes anger, bl\xe9" in log
+    assert b"no TensorBoard events" in log
+    assert json.loads((folder / "report.json").read_text())["held_out"]["last"]["images"] == 2
+    assert Trainer(parse_config(["--resume", str(folder)])).class_names == ("anger", name)
 
 
 def test_full_disk_is_told_and_leaves_the_run(run, monkeypatch):
@@ -233,7 +310,7 @@ def test_the_run_folder_is_named_after_the_data(args, name, tmp_path, monkeypatc
         (["--batch-size", "64"], "batch-size must be at most the number of training images, 56"),
         (["--soft-labels"], "only FERPlus has votes"),
         (["--layout", "imagenet"], "layout must be"),
-        (["--device", "tpu"], "device must be auto, cpu, cuda or cuda:N"),
+        (["--device", "tpu"], "device must be auto, cpu, cuda, cuda:N or mps, got tpu"),
         (["--image-size", "100"], "multiples of 32"),
         (["--ir50", "/nowhere.pth"], "expression backbone"),
         (["--output", "."], "run folder . exists"),
@@ -263,12 +340,13 @@ def test_bad_input_is_one_line_and_status_2(options, more, message, capsys):
         ),
         (predict, ["nowhere.pt", "a.jpg"], "there is no checkpoint nowhere.pt"),
         (predict, ["nowhere.pt", "a.jpg", "--top", "0"], "top must be 1 or more"),
-        (predict, ["nowhere.pt", "DATA"], "there are no images in folder"),
+        (predict, ["nowhere.pt", "EMPTY"], "there are no images in folder"),
     ],
 )
-def test_bad_input_of_the_other_tools(tool, args, message, faces, capsys):
+def test_bad_input_of_the_other_tools(tool, args, message, faces, tmp_path, capsys):
+    folders = {"DATA": str(faces), "EMPTY": str(tmp_path)}
     with pytest.raises(SystemExit) as stop:
-        errors.run(lambda: tool.main([str(faces) if a == "DATA" else a for a in args]))
+        errors.run(lambda: tool.main([folders.get(arg, arg) for arg in args]))
     assert stop.value.code == 2
     assert message in capsys.readouterr().err
 
@@ -290,9 +368,68 @@ def test_resume_refuses_other_data(options, tmp_path, faces):
     try:
         name, label = text.split()[:2]
         labels.write_text(text.replace(f"{name} {label}", f"{name} {int(label) % 7 + 1}"))
-        with pytest.raises(CheckpointError, match="other images or labels"):
+        with pytest.raises(CheckpointError, match="other images or labels .* --data"):
             Trainer(parse_config(["--resume", folder]))
     finally:
         labels.write_text(text)
     with pytest.raises(ConfigError, match="epochs: 5, not 1"):
-        parse_config(["--resume", folder, "--epochs", "5"])
+        Trainer(parse_config(["--resume", folder, "--epochs", "5"]))
+
+
+class WithoutFloat64(TorchDispatchMode):
+    """Stands in for a device that has no float64."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        for value in tree_leaves(result):
+            assert not (isinstance(value, torch.Tensor) and value.dtype == torch.float64), func
+        return result
+
+
+@pytest.mark.parametrize("more", [[], ["--precision", "bf16", "--ema", "0.9", "--accumulate", "2"]])
+def test_a_device_without_float64(options, tmp_path, monkeypatch, more):
+    monkeypatch.setattr(precision, "WITHOUT_FLOAT64", {"cpu"})
+    config = parse_config([*options, *more, "--output", str(tmp_path / "run")])
+    trainer = Trainer(config)
+    images = torch.rand(8, 3, 64, 64)
+    targets = torch.arange(8) % 7
+    with WithoutFloat64():
+        result = trainer.step(images, targets, 0)
+        report = evaluate.evaluate(
+            trainer.network, [(images, targets)], trainer.class_names, trainer.world
+        )
+    assert result.applied
+    assert report.images == 8
+
+
+def test_apples_gpu(monkeypatch):
+    mps = torch.backends.mps
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for built, message in ((False, "built without it"), (True, "sees no Apple GPU")):
+        monkeypatch.setattr(mps, "is_built", lambda built=built: built)
+        monkeypatch.setattr(mps, "is_available", lambda: False)
+        with pytest.raises(ConfigError, match=f"{message}.*--device cpu"):
+            World("mps")
+    monkeypatch.setattr(mps, "is_available", lambda: True)
+    assert World("mps").device.type == "mps"
+    assert World("auto").device.type == "cpu"
+
+
+def test_the_log_tells_of_apples_gpu(run, monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert "--device mps" in (run("--epochs", "1") / "log.txt").read_text()
+
+
+def test_a_configuration_of_texts(faces, tmp_path):
+    config = Config(
+        images=ImageConfig(data=str(faces), image_size=64),
+        network=NetworkConfig(depth=1),
+        optim=OptimConfig(epochs=1, batch_size=8, schedule="constant"),
+        run=RunConfig(output=str(tmp_path / "run"), workers=0, tensorboard=False, device="cpu"),
+    )
+    folder = Trainer(config).train()
+    run = dataclasses.replace(config.run, resume=str(folder / "last.pt"))
+    assert Trainer(dataclasses.replace(config, run=run)).progress.epoch == 1
+    optim = dataclasses.replace(config.optim, lr=1.0)
+    with pytest.raises(ConfigError, match="lr: 1.0, not"):
+        Trainer(dataclasses.replace(config, optim=optim, run=run))

@@ -1,0 +1,140 @@
+"""What reaches the user of a tool: one line that says what to do, and names that stay whole."""
+
+import io
+import pickle
+import sys
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from cfmrfn import analyze, complexity, errors, evaluate, predict, sweep, train
+from cfmrfn.errors import ConfigError, OutOfMemory, memory_options
+
+CUDA = (
+    "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.69 GiB of "
+    "which 1.12 GiB is free. If reserved but unallocated memory is large try setting "
+    "PYTORCH_CUDA_ALLOC_CONF=expandable_segments:True to avoid fragmentation."
+)
+MPS = "MPS backend out of memory (MPS allocated: 9 GB). Tried to allocate 256.00 MB on private"
+CPU = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory"
+
+
+@pytest.fixture
+def told(capsys):
+    """Run a tool that raises `error`; its exit status and what it says on stderr."""
+
+    def run(error):
+        def main():
+            raise error
+
+        with pytest.raises(SystemExit) as stop:
+            errors.run(main)
+        return stop.value.code, capsys.readouterr().err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "amount"),
+    [
+        (torch.OutOfMemoryError(CUDA), ", 2.50 GiB more were asked for"),
+        (RuntimeError(MPS), ", 256.00 MB more were asked for"),
+        (RuntimeError(CPU), ""),
+        (MemoryError(), ""),
+    ],
+)
+def test_lack_of_memory_names_the_options_that_lower_it(error, amount, told):
+    @memory_options("lower --batch-size")
+    def compute():
+        raise error
+
+    with pytest.raises(OutOfMemory) as caught:
+        compute()
+    line = f"error: out of memory{amount}: lower --batch-size\n"
+    assert told(caught.value) == (2, line)
+    status, line = told(error)
+    assert status == 2
+    assert line.count("\n") == 1
+    assert "smaller batches" in line
+
+
+@pytest.mark.parametrize(
+    ("tool", "reads_options", "names"),
+    [
+        (train, "parse_config", ("--batch-size", "--image-size", "--accumulate", "--precision")),
+        (sweep, "parse", ("--batch-size", "--image-size", "--accumulate", "--precision")),
+        (evaluate, "parse", ("--batch-size", "--precision")),
+        (predict, "parse", ("--device cpu",)),
+        (analyze, "parse", ("--batch-size", "--device cpu")),
+        (complexity, "parse", ("--batch-size", "--image-size")),
+    ],
+)
+def test_each_tool_names_its_options(tool, reads_options, names, monkeypatch, told):
+    def lack(*_, **__):
+        raise torch.OutOfMemoryError(CUDA)
+
+    monkeypatch.setattr(tool, reads_options, lack)
+    with pytest.raises(OutOfMemory) as caught:
+        tool.main([])
+    _, line = told(caught.value)
+    for name in names:
+        assert name in line
+
+
+def test_other_errors_are_not_taken_for_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes") as caught, memory_options("lower it"):
+        raise RuntimeError("shapes do not match")
+    with pytest.raises(RuntimeError, match="shapes"):
+        errors.run(lambda: (_ for _ in ()).throw(caught.value))
+
+
+def test_advice_and_codes_of_others_do_not_reach_the_user(tmp_path, told):
+    path = tmp_path / "weights.pt"
+    torch.save({"a": pickle.Unpickler}, path)
+    try:
+        torch.load(path, weights_only=True)
+    except pickle.UnpicklingError as error:
+        status, line = told(ConfigError(f"cannot load {path}: {error}"))
+    assert status == 2
+    assert line.startswith(f"error: cannot load {path}: it holds more than weights")
+    assert "weights_only" not in line
+    red = ConfigError("no \x1b[31mred\x1b[0m,\nno bell\a")
+    assert told(red) == (2, "error: no red, no bell\\x07\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is"),
+            "lower --workers",
+        ),
+        (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "lower --workers"),
+        (
+            NotImplementedError(
+                "The operator 'aten::x' is not currently implemented for the MPS device. If you"
+            ),
+            "aten::x' is not currently implemented for the MPS device; take --device cpu",
+        ),
+        (dist.DistBackendError("NCCL error: remote process exited"), "connection to another proc"),
+        (RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer"), "--resume"),
+    ],
+)
+def test_errors_of_the_system_are_one_line(error, message, told):
+    status, line = told(error)
+    assert status == 2
+    assert message in line
+    assert line.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("encoding", "expected"),
+    [("utf-8", "bl\xe9 \u6f22 ".encode() + b"\xe9"), ("ascii", b"bl\\xe9 \\u6f22 \xe9")],
+)
+def test_any_name_can_be_printed(encoding, expected, monkeypatch):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding=encoding))
+    errors.run(lambda: print("bl\xe9 \u6f22 \udce9", end=""))
+    sys.stdout.flush()
+    assert raw.getvalue() == expected
