@@ -136,8 +136,10 @@ def run_once(config: Config) -> dict[str, Any]:
     if started.exists():
         refuse_differences(config, path)
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, resume=path))
-        # a run that is complete goes on to more epochs
-        is_done = report.exists() and from_yaml(started).optim.epochs == config.optim.epochs
+        # with more epochs a complete run goes on; with its images elsewhere it checks them
+        saved, wanted = from_yaml(started).absolute(), config.absolute()
+        same = (saved.images, saved.optim) == (wanted.images, wanted.optim)
+        is_done = report.exists() and same
     if not is_done:
         Trainer(config).train()
     result: dict[str, Any] = json.loads(report.read_text("utf-8"))

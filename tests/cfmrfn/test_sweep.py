@@ -1,6 +1,7 @@
 """Tables 3 to 6: rows that are the paper's, runs that are not repeated."""
 
 import dataclasses
+import shutil
 
 import pytest
 
@@ -22,7 +23,7 @@ def test_every_row_is_a_network_of_its_own(name):
     assert len(seen) == len(TABLES[name].rows)
 
 
-def test_sweep_trains_resumes_and_compares(options, tmp_path, capsys, monkeypatch):
+def test_sweep_trains_resumes_and_compares(options, faces, tmp_path, capsys, monkeypatch):
     args = ["table5", *options, "--epochs", "1", "--schedule", "exponential"]
     args += ["--output", str(tmp_path / "t"), "--seeds"]
     rows = TABLES["table5"].rows[1:]
@@ -54,6 +55,18 @@ def test_sweep_trains_resumes_and_compares(options, tmp_path, capsys, monkeypatc
         sweep.main([*args, "0", "--epochs", "2"])
         assert len(trained) == 2
     assert "2 epochs" in (tmp_path / "t" / "table.md").read_text()
+    # with the images elsewhere they are checked
+    trained.clear()
+    for name in ("moved", "other"):
+        shutil.copytree(faces, tmp_path / name)
+    labels = tmp_path / "other" / "EmoLabel" / "list_patition_label.txt"
+    labels.write_text(labels.read_text().replace(" 1\n", " 2\n", 1))
+    longer = [*args, "0", "--epochs", "2", "--data"]
+    sweep.main([*longer, str(tmp_path / "moved")])
+    assert len(trained) == 2
+    with pytest.raises(errors.CheckpointError, match="other images or labels"):
+        sweep.main([*longer, str(tmp_path / "other")])
+
     with pytest.raises(errors.ConfigError, match=r"lr: 0.5, not"):
         sweep.main([*args, "0", "--lr", "0.5"])
 
