@@ -9,7 +9,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cfmrfn.data.reading import UNREADABLE, read_image
+from cfmrfn.data.reading import UNREADABLE, printable, read_image, reason
 from cfmrfn.data.samples import Sample
 from cfmrfn.data.transforms import Transform
 from cfmrfn.errors import DataError
@@ -129,6 +129,10 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
                 return candidate, read_image(sample, self.at_least)
             except UNREADABLE as error:
                 if self.on_broken == "error":
-                    raise DataError(f"cannot read image {sample.path}: {error}") from error
+                    name = printable(sample.path)
+                    raise DataError(
+                        f"cannot read image {name}: {reason(sample.path, error)}"
+                    ) from error
                 self.is_broken[candidate] = True
-        raise DataError(f"not one of {len(self)} images can be read, {self.samples[0].path} first")
+        first = printable(self.samples[0].path)
+        raise DataError(f"not one of {len(self)} images can be read, {first} first")

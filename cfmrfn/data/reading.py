@@ -2,45 +2,202 @@
 
 from __future__ import annotations
 
+import importlib
 import os
+import struct
+from functools import cache
 
-from PIL import Image
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+from PIL.ExifTags import Base as Tag
+from PIL.TiffImagePlugin import TiffImageFile
 
-from cfmrfn.data.samples import Sample
+from cfmrfn.data.samples import Box, Sample
 
-# What Pillow raises on files that are missing, cut off, or no images.
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# What Pillow raises on files that are missing, damaged, or no images: each format has its own ways.
+UNREADABLE = (
+    *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, LookupError, TypeError),
+    *(ArithmeticError, struct.error, Image.DecompressionBombError),
+)
+
+HEIC_SUFFIXES = (".heic", ".heif", ".hif")
+HEIC_NEEDS = "HEIC, which needs the package pillow-heif (pip install pillow-heif)"
+
+# Formats that files without a suffix are tried as. Not those whose first bytes say too little.
+_PHOTOGRAPHS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+# Names of the major brands of HEIC files, after four bytes of length and "ftyp".
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+# EXIF orientation -> what turns the stored pixels upright.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def read_image(sample: Sample, at_least: int | None = None) -> Image.Image:
-    """Decodes one image to RGB, cropped to its box.
+    """Decodes one image to RGB, as a viewer shows it, cropped to its box.
+
+    Turned by its EXIF orientation, unless there is a box: boxes were found in the pixels as they
+    are stored, by detectors that find upright faces. Transparent parts are on white, as in a
+    browser. Of several frames the first is taken. 16-bit pixels become their high byte, as Pillow
+    does it for colour images, so 65535 is white even if a file uses fewer bits. Floats, and
+    integers of 32 bits, say nothing of their range: what is at most 1 is read as 0 to 1, other
+    floats as 0 to 255, and integers as 8 or 16 bits by the largest.
 
     Args:
-        sample: names the file and the box.
+        sample: names the file and the box. The part of the box inside the image is taken.
         at_least: side in pixels that will be used; a large JPEG is then decoded at a half, a
             quarter or an eighth of its size, which is several times faster. None: at full size.
 
     Raises:
-        UNREADABLE: one of these errors, where the file cannot be decoded.
+        UNREADABLE: one of these errors, where the file cannot be decoded, or where most of the box
+            is outside the image.
     """
-    with Image.open(sample.path) as image:
+    with _open(sample.path) as image:
         width, height = image.size
-        left, top, right, bottom = sample.box or (0, 0, width, height)
+        left, top, right, bottom = _inside(sample.box, width, height)
         if at_least is not None:
             scale = at_least / min(right - left, bottom - top)
-            # draft never goes below the size asked for, and affects JPEG only
+            # draft never goes below the size asked for, and affects JPEG only; the shorter side
+            # decides, so it does not matter that the image may be turned afterwards
             image.draft("RGB", (round(width * scale), round(height * scale)))
-        decoded = image.convert("RGB")
+        decoded = _to_rgb(image)
+        # after decoding, as PNG may have its EXIF behind the pixels, and Pillow turns TIFF itself
+        turn = None if sample.box else _TURNS.get(_orientation(image))
     if sample.box is None:
-        return decoded
+        return decoded if turn is None else decoded.transpose(turn)
     x, y = decoded.width / width, decoded.height / height
     return decoded.crop((round(left * x), round(top * y), round(right * x), round(bottom * y)))
 
 
 def why_unreadable(sample: Sample) -> str | None:
-    """None if the image can be decoded, else `"path: reason"`."""
+    """None if the image can be decoded at full size, else `"path: reason"`."""
     try:
         read_image(sample)
     except UNREADABLE as error:
-        return f"{sample.path}: {error if os.path.exists(sample.path) else 'missing'}"
+        return f"{printable(sample.path)}: {reason(sample.path, error)}"
     return None
+
+
+def reason(path: str, error: BaseException) -> str:
+    """Why a file could not be read, from what `read_image` raised; never empty."""
+    if not os.path.exists(path):
+        return "missing"
+    return printable(str(error)) or type(error).__name__
+
+
+def is_photograph(path: str) -> bool:
+    """Whether the first bytes of a file are those of an image.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+    try:
+        with Image.open(path, formats=_PHOTOGRAPHS):
+            return True
+    except UnidentifiedImageError:
+        return _is_heic(path)
+    except OSError:
+        raise
+    except UNREADABLE:
+        return True  # it begins as one, and is damaged further on
+
+
+@cache
+def heic_is_readable() -> bool:
+    """Whether pillow-heif is installed; Pillow reads HEIC from then on."""
+    try:
+        importlib.import_module("pillow_heif").register_heif_opener()
+    except ImportError:
+        return False
+    return True
+
+
+def printable(text: str) -> str:
+    """File names and the like as UTF-8 can hold them: bytes that are none become `\\xe9`."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _open(path: str) -> Image.Image:
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        if not os.path.getsize(path):
+            raise ValueError("empty file") from None
+        if not _is_heic(path):
+            raise
+        if not heic_is_readable():
+            raise ValueError(HEIC_NEEDS) from None
+    return Image.open(path)
+
+
+def _is_heic(path: str) -> bool:
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS
+
+
+def _inside(box: Box | None, width: int, height: int) -> Box:
+    """The part of the box that is inside the image; the whole image where there is no box."""
+    if box is None:
+        return 0, 0, width, height
+    left, top = max(box[0], 0), max(box[1], 0)
+    right, bottom = min(box[2], width), min(box[3], height)
+    box_width, box_height = box[2] - box[0], box[3] - box[1]
+    if 2 * max(right - left, 0) * max(bottom - top, 0) < box_width * box_height:
+        raise ValueError(
+            f"the face box of {box_width} x {box_height} pixels at {box[0]}, {box[1]} is mostly "
+            f"outside the image of {width} x {height} pixels; if the images are cropped already, "
+            f"use --no-boxes"
+        )
+    return left, top, right, bottom
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return image.getexif().get(Tag.Orientation, 1)
+    except UNREADABLE:
+        return 1  # damaged EXIF, beside pixels that are none the worse
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Loads the pixels, and makes them RGB of 8 bits on white."""
+    image.load()
+    key = image.info.get("transparency")
+    if image.mode[0] in "IF":  # I, F, and I;16 in either byte order
+        pixels = np.asarray(image)
+        grey = Image.fromarray(_to_8_bit(pixels, image))
+        if key is None:
+            return grey.convert("RGB")
+        alpha = Image.fromarray(np.where(pixels == key, 0, 255).astype(np.uint8))
+        image = Image.merge("LA", (grey, alpha))
+    if key is None and image.mode in ("RGB", "L", "1", "CMYK", "YCbCr"):
+        return image.convert("RGB")
+    with_alpha = image.convert("RGBA")
+    ground = Image.new("RGBA", image.size, "white")
+    return Image.alpha_composite(ground, with_alpha).convert("RGB")
+
+
+def _to_8_bit(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
+    """Grey of more than 8 bits as uint8; raises where the range of the values cannot be told."""
+    low, high = pixels.min(), pixels.max()
+    if image.mode == "F":
+        # up to 16 of 255 would be a black picture: rather 0 to 1 with values beyond
+        if not (low >= 0 and (high <= 1 or 16 <= high <= 255)):
+            raise ValueError(f"floats from {low:g} to {high:g}; legal are 0 to 1, or 0 to 255")
+        return np.rint(pixels * (255 if high <= 1 else 1)).astype(np.uint8)
+    bits = 16
+    if isinstance(image, TiffImageFile):
+        bits = image.tag_v2[Tag.BitsPerSample][0]
+        if bits > 16:
+            bits = 8 if high <= 255 else 16
+    if not 0 <= low <= high < 1 << bits:
+        raise ValueError(f"integers from {low} to {high}; legal are {bits} bits without a sign")
+    return (pixels >> (bits - 8)).astype(np.uint8)

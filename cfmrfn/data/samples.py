@@ -36,6 +36,10 @@ _ALIASES = {
 }
 
 
+# left, top, right, bottom, in pixels
+Box = tuple[int, int, int, int]
+
+
 class Sample(NamedTuple):
     """One image and its label.
 
@@ -43,13 +47,14 @@ class Sample(NamedTuple):
         path: of the file; a `str`, as AffectNet has 287,651 of them and a `Path` takes more memory.
         label: index in the set's `class_names`.
         votes: soft labels that sum to 1, one per class (FERPlus). None: there are none.
-        box: the face as (left, top, right, bottom) in pixels of the file. None: the whole image.
+        box: the face in the pixels of the file as they are stored; it may reach beyond them. None:
+            the whole image.
     """
 
     path: str
     label: int
     votes: tuple[float, ...] | None = None
-    box: tuple[int, int, int, int] | None = None
+    box: Box | None = None
 
 
 @dataclass(frozen=True)
@@ -73,8 +78,11 @@ class ExpressionSet:
 
     @property
     def held_out(self) -> str:
-        """The split that results are reported on: `"test"` where there is one, else `"val"`."""
-        return "test" if "test" in self.splits else "val"
+        """The split that results are reported on: `"test"` where there is one, else `"val"`.
+
+        A set opened for evaluation may have neither: then its only split.
+        """
+        return next(name for name in ("test", "val", *self.splits) if name in self.splits)
 
     def counts(self, split: str) -> tuple[int, ...]:
         """Images of each class in `split`, in label order."""
@@ -82,6 +90,26 @@ class ExpressionSet:
         for sample in self.splits[split]:
             counts[sample.label] += 1
         return tuple(counts)
+
+    def left_out(self) -> list[str]:
+        """One line for each reason in `dropped`."""
+        return [f"left out: {count}, {reason}" for reason, count in self.dropped.items() if count]
+
+    def only(self, class_names: Sequence[str]) -> ExpressionSet:
+        """The classes of these names, in the order of this set; others are dropped and counted.
+
+        Raises:
+            DataError: a name occurs twice, or is no class of this set.
+        """
+        wanted = [canonical_name(name) for name in class_names]
+        if unknown := [name for name in wanted if name not in self.class_names]:
+            raise DataError(
+                f"{self.name} has no class {', '.join(unknown)}; "
+                f"its classes are {', '.join(self.class_names)}"
+            )
+        if len(set(wanted)) != len(wanted):
+            raise DataError(f"class names must be distinct, got {', '.join(class_names)}")
+        return self.mapped_to([name for name in self.class_names if name in wanted])
 
     def mapped_to(self, class_names: Sequence[str]) -> ExpressionSet:
         """The same images with labels in `class_names`, to train on one set and test on another.
@@ -138,15 +166,42 @@ class ExpressionSet:
         """
         if "train" not in self.splits:
             raise DataError(f"{self.name} has no training split, only {', '.join(self.splits)}")
+        if len(self.splits) == 1:
+            raise DataError(f"{self.name} has a training split only, and nothing to test on")
         counts = self.counts("train")
         empty = [name for name, count in zip(self.class_names, counts, strict=True) if not count]
+        left_out = "".join(f"; {line}" for line in self.left_out())
         if len(self.class_names) - len(empty) < 2:
             raise DataError(
                 f"{self.name}: the training split has images of "
-                f"{len(self.class_names) - len(empty)} class(es); at least 2 are needed"
+                f"{len(self.class_names) - len(empty)} class(es); at least 2 are needed{left_out}"
             )
         if empty:
-            raise DataError(f"{self.name}: no training image of class {', '.join(empty)}")
+            raise DataError(
+                f"{self.name}: no training image of class {', '.join(empty)}; "
+                f"--only and the names of other classes leave it out{left_out}"
+            )
+
+
+@dataclass(frozen=True)
+class SetOptions:
+    """How a set is read; each layout takes what applies to it.
+
+    Attributes:
+        classes: number of classes that the user configured. None: as found.
+        training: it must have a training split and another one. False: what is there is read.
+        boxes: crop each image to its face box, where the set has boxes.
+        digits: what class folders named by digits mean: the name of a set in `folder.DIGITS` whose
+            labels they are, or class names in order. Empty: told by the lowest digit.
+    """
+
+    classes: int | None = None
+    training: bool = True
+    boxes: bool = True
+    digits: Sequence[str] = ()
+
+
+AS_FOUND = SetOptions()
 
 
 @dataclass(frozen=True)
@@ -157,14 +212,13 @@ class Layout:
         name: as the user gives it.
         description: for the list of known layouts.
         recognise: whether a root folder has this layout.
-        load: reads the root folder; takes the number of classes that the user configured (None: as
-            found) and raises `DataError` where the data disagrees.
+        load: reads the root folder; raises `DataError` where the data disagrees with the options.
     """
 
     name: str
     description: str
     recognise: Callable[[str], bool]
-    load: Callable[[str, int | None], ExpressionSet]
+    load: Callable[[str, SetOptions], ExpressionSet]
 
 
 def canonical_name(name: str) -> str:
