@@ -14,7 +14,6 @@ Labels are 0..7; the CSV files also hold 8 to 10 (none, uncertain, no face), whi
 
 from __future__ import annotations
 
-import csv
 import os
 from collections import Counter
 from dataclasses import replace
@@ -22,7 +21,9 @@ from dataclasses import replace
 import numpy as np
 from tqdm import tqdm
 
-from cfmrfn.data.samples import ExpressionSet, Sample
+from cfmrfn.data.files import is_visible
+from cfmrfn.data.label_files import check_name, place, rows_of
+from cfmrfn.data.samples import AS_FOUND, Box, ExpressionSet, Sample, SetOptions
 from cfmrfn.errors import DataError
 
 CLASS_NAMES = (
@@ -66,81 +67,99 @@ _PUBLISHED = {
 
 
 def recognise(root: str) -> bool:
-    """Whether `root` holds the lists, or the training folder of the array files."""
-    listed = os.path.isfile(os.path.join(root, _LISTS["train"]))
-    return listed or os.path.isdir(os.path.join(root, _FOLDERS["train"], "annotations"))
+    """Whether `root` holds a list, or a folder of the array files."""
+    return _has_lists(root) or any(
+        os.path.isdir(os.path.join(root, folder, "annotations")) for folder in _FOLDERS.values()
+    )
 
 
-def load(root: str, classes: int | None = None) -> ExpressionSet:
+def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
     """Reads either layout.
 
     Args:
         root: folder of the set.
-        classes: 7 leaves contempt out, as AffectNet-7 does; 8 or None: all.
+        options: 7 classes leave contempt out, as AffectNet-7 does; 8 or None: all.
 
     Raises:
         DataError: a file is missing, or a row or label is not legal.
     """
-    listed = os.path.isfile(os.path.join(root, _LISTS["train"]))
-    loaded = _load_lists(root) if listed else _load_arrays(root)
+    read = _load_lists if _has_lists(root) else _load_arrays
     published = {
         split: dict(zip(CLASS_NAMES, counts, strict=True)) for split, counts in _PUBLISHED.items()
     }
-    loaded = replace(loaded, published=published)
-    return loaded.mapped_to(CLASS_NAMES[:7]) if classes == 7 else loaded
+    loaded = replace(read(root, options), published=published)
+    return loaded.mapped_to(CLASS_NAMES[:7]) if options.classes == 7 else loaded
 
 
-def _load_lists(root: str) -> ExpressionSet:
+def _has_lists(root: str) -> bool:
+    return any(os.path.isfile(os.path.join(root, path)) for path in _LISTS.values())
+
+
+def _load_lists(root: str, options: SetOptions) -> ExpressionSet:
     candidates = [os.path.join(root, folder) for folder in _IMAGE_FOLDERS]
     folder = next((path for path in candidates if os.path.isdir(path)), None)
     if folder is None:
         raise DataError(f"{candidates[0]} is missing: AffectNet's images belong there")
+    lists = {split: os.path.join(root, path) for split, path in _LISTS.items()}
     dropped: Counter[str] = Counter()
     splits = {
-        split: _read_list(os.path.join(root, path), folder, dropped)
-        for split, path in _LISTS.items()
+        split: _read_list(path, folder, options.boxes, dropped)
+        for split, path in lists.items()
+        if options.training or os.path.isfile(path)
     }
     return ExpressionSet("AffectNet", CLASS_NAMES, splits, dropped=dict(dropped))
 
 
-def _read_list(path: str, folder: str, dropped: Counter[str]) -> list[Sample]:
-    if not os.path.isfile(path):
-        raise DataError(f"{path} is missing")
+def _read_list(path: str, folder: str, boxes: bool, dropped: Counter[str]) -> list[Sample]:
     samples = []
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        for number, row in enumerate(csv.reader(file), start=1):
-            if not row or (number == 1 and row[0] == _COLUMNS[0]):
-                continue
-            where = f"{path}, line {number}: {','.join(row)[:120]!r}"
-            if len(row) != len(_COLUMNS):
-                raise DataError(f"{where}: {len(row)} columns, expected {', '.join(_COLUMNS)}")
-            if not row[6].isdecimal() or not 0 <= (label := int(row[6])) <= 10:
-                raise DataError(f"{where}: expression {row[6]!r}, but legal labels are 0 to 10")
-            if label in _LEFT_OUT:
-                dropped[_LEFT_OUT[label]] += 1
-                continue
-            try:
-                left, top, width, height = (int(float(field)) for field in row[1:5])
-            except ValueError:
-                raise DataError(f"{where}: the face box is not four numbers") from None
-            if width <= 0 or height <= 0:
-                raise DataError(f"{where}: the face box is empty ({width} x {height})")
-            box = (max(left, 0), max(top, 0), left + width, top + height)
-            image = os.path.join(folder, *row[0].split("/"))
-            samples.append(Sample(image, label, box=box))
+    for number, row in rows_of(path):
+        if number == 1 and row[0] == _COLUMNS[0]:
+            continue
+        where = place(path, number, ",".join(row))
+        if len(row) != len(_COLUMNS):
+            raise DataError(f"{where}: {len(row)} columns, expected {', '.join(_COLUMNS)}")
+        if not row[6].isdecimal() or not 0 <= (label := int(row[6])) <= 10:
+            raise DataError(f"{where}: expression {row[6]!r}, but legal labels are 0 to 10")
+        if label in _LEFT_OUT:
+            dropped[_LEFT_OUT[label]] += 1
+            continue
+        box = _box(row[1:5], where) if boxes else None
+        image = os.path.join(folder, *row[0].split("/"))
+        check_name(image, where)
+        samples.append(Sample(image, label, box=box))
     return samples
 
 
-def _load_arrays(root: str) -> ExpressionSet:
+def _box(fields: list[str], where: str) -> Box:
+    try:
+        left, top, width, height = (int(float(field)) for field in fields)
+    except (ValueError, OverflowError):
+        raise DataError(f"{where}: the face box is not four numbers") from None
+    if width <= 0 or height <= 0:
+        raise DataError(f"{where}: the face box is empty ({width} x {height})")
+    return left, top, left + width, top + height
+
+
+def _load_arrays(root: str, options: SetOptions) -> ExpressionSet:
     splits = {}
+    dropped: Counter[str] = Counter()
     for split, name in _FOLDERS.items():
         images = os.path.join(root, name, "images")
         annotations = os.path.join(root, name, "annotations")
+        if not options.training and not os.path.isdir(os.path.join(root, name)):
+            continue
         for folder in (images, annotations):
             if not os.path.isdir(folder):
                 raise DataError(f"{folder} is missing: AffectNet has {name}/images and annotations")
         suffix = "_exp.npy"
-        stems = [name.removesuffix(suffix) for name in os.listdir(annotations) if suffix in name]
+        stems = [
+            name.removesuffix(suffix)
+            for name in os.listdir(annotations)
+            if name.endswith(suffix) and is_visible(name)
+        ]
+        unlabelled = {name for name in os.listdir(images) if is_visible(name)}
+        unlabelled -= {f"{stem}.jpg" for stem in stems}
+        dropped[f"file in {name}/images without a label in {name}/annotations"] = len(unlabelled)
         # by number, 10 after 9, in whatever order the file system lists them
         stems.sort(key=lambda stem: (len(stem), stem))
         reading = tqdm(stems, desc=f"reading {split} labels", unit="file", delay=2, leave=False)
@@ -151,7 +170,7 @@ def _load_arrays(root: str) -> ExpressionSet:
             )
             for stem in reading
         ]
-    return ExpressionSet("AffectNet (array files)", CLASS_NAMES, splits)
+    return ExpressionSet("AffectNet (array files)", CLASS_NAMES, splits, dropped=+dropped)
 
 
 def _read_array(path: str) -> int:

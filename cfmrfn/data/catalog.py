@@ -8,7 +8,8 @@ from functools import partial
 from pathlib import Path
 
 from cfmrfn.data import affectnet, ferplus, folder, rafdb
-from cfmrfn.data.samples import ExpressionSet, Layout
+from cfmrfn.data.files import holds_image
+from cfmrfn.data.samples import ExpressionSet, Layout, SetOptions
 from cfmrfn.data.synthetic import writer as drawn
 from cfmrfn.errors import DataError
 
@@ -52,7 +53,14 @@ def layout_named(name: str) -> Layout | None:
 
 
 def open_set(
-    root: str | Path, layout: str = "auto", classes: int | Sequence[str] | None = None
+    root: str | Path,
+    layout: str = "auto",
+    classes: int | Sequence[str] | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    training: bool = True,
+    boxes: bool = True,
+    digits: Sequence[str] | None = None,
 ) -> ExpressionSet:
     """Opens the data set under `root`.
 
@@ -62,6 +70,13 @@ def open_set(
         classes: None takes the classes as found. A number is checked against the data; AffectNet
             and FERPlus leave contempt out at 7. Names map the set onto those classes, in that
             order, and drop images of others (see `ExpressionSet.mapped_to`).
+        only: names of the classes to use, of those the set has. None: all.
+        training: the set must have a training split with images of every class, and another split.
+            False opens what is there, such as `ROOT/test` alone, or class folders without splits,
+            which then are the split "all".
+        boxes: crop to the face boxes of AffectNet's lists. False: the images are cropped already.
+        digits: what class folders named by digits mean, a name in `folder.DIGITS` or the names of
+            the classes in order. None: AffectNet's labels from 0, RAF-DB's from 1.
 
     Raises:
         DataError: the folder is missing or not recognised, a label is bad, the number of classes
@@ -72,22 +87,50 @@ def open_set(
     root = os.fspath(root)
     if not os.path.isdir(root):
         raise DataError(f"data folder {root} does not exist")
-    chosen = named or _recognise(root)
-    if classes is None or isinstance(classes, int):
-        opened = chosen.load(root, classes)
-        if classes not in (None, len(opened.class_names)):
-            raise DataError(
-                f"{opened.name} in {root} has {len(opened.class_names)} classes "
-                f"({', '.join(opened.class_names)}), but {classes} are configured"
-            )
+    chosen = named or _recognise(root, training)
+    number = classes if isinstance(classes, int) else None
+    options = SetOptions(
+        # what is left of 8 classes by `only` is counted, not what the set has
+        classes=None if only else number,
+        training=training,
+        boxes=boxes,
+        digits=tuple(digits or ()),
+    )
+    opened = _load(chosen, root, options)
+    if only:
+        opened = opened.only(only)
+    if classes is not None and not isinstance(classes, int):
+        return opened.mapped_to(classes)
+    if number not in (None, len(opened.class_names)):
+        raise DataError(
+            f"{opened.name} in {root} has {len(opened.class_names)} classes "
+            f"({', '.join(opened.class_names)}), but {number} are configured; "
+            f"--only and names of classes choose some of them"
+        )
+    if training:
         opened.require_trainable()
-        return opened
-    return chosen.load(root, None).mapped_to(classes)
+    return opened
 
 
-def _recognise(root: str) -> Layout:
+def _load(layout: Layout, root: str, options: SetOptions) -> ExpressionSet:
+    try:
+        return layout.load(root, options)
+    except DataError as error:
+        if layout.recognise(root):
+            raise
+        fitting = next((other for other in LAYOUTS if other.recognise(root)), None)
+        if fitting is None:
+            raise
+        raise DataError(
+            f"{error}. The folder looks like {fitting.description}: use --layout {fitting.name}"
+        ) from error
+
+
+def _recognise(root: str, training: bool) -> Layout:
     for layout in LAYOUTS:
         if layout.recognise(root):
             return layout
+    if not training and holds_image(root):
+        return LAYOUTS[-1]  # class folders of a user's own classes
     known = "; ".join(f"{layout.name} ({layout.description})" for layout in LAYOUTS)
     raise DataError(f"no data set recognised in {root}; known layouts: {known}")

@@ -1,8 +1,9 @@
 """FERPlus (Barsoum et al., ICMI 2016): FER2013's images with the votes of ten taggers.
 
 Its owners publish `fer2013new.csv` (Usage, Image name, ten columns of votes); pixels are in
-FER2013's `fer2013.csv` (emotion, pixels, Usage), joined by row. `prepare` writes the images
-as the owners' script does, into `FER2013Train`, `FER2013Valid` and `FER2013Test`.
+FER2013's `fer2013.csv` (emotion, pixels, Usage), or its newer copy `icml_face_data.csv` (emotion,
+Usage, pixels), joined by row. `prepare` writes the images as the owners' script does, into
+`FER2013Train`, `FER2013Valid` and `FER2013Test`.
 
 A label is made from votes by one of three rules in use, which keep different images:
 
@@ -14,7 +15,6 @@ A label is made from votes by one of three rules in use, which keep different im
 
 from __future__ import annotations
 
-import csv
 import os
 import shutil
 import tempfile
@@ -27,7 +27,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from cfmrfn.data.samples import ExpressionSet, Sample
+from cfmrfn.data.label_files import check_name, place, rows_of
+from cfmrfn.data.samples import AS_FOUND, ExpressionSet, Sample, SetOptions
 from cfmrfn.errors import DataError
 
 CLASS_NAMES = (
@@ -41,8 +42,9 @@ CLASS_NAMES = (
     "contempt",
 )
 VOTES_FILE = "fer2013new.csv"
-PIXELS_FILE = "fer2013.csv"
+PIXELS_FILES = ("fer2013.csv", "icml_face_data.csv")
 
+_PIXELS_COLUMNS = ("emotion", "pixels", "Usage")
 _COLUMNS = ["Usage", "Image name", *CLASS_NAMES, "unknown", "NF"]
 _USAGES = {
     "Training": ("train", "FER2013Train"),
@@ -123,7 +125,7 @@ def recognise(root: str) -> bool:
 
 def load(
     root: str,
-    classes: int | None = None,
+    options: SetOptions = AS_FOUND,
     *,
     rule: Callable[[tuple[int, ...]], _Verdict] = majority,
 ) -> ExpressionSet:
@@ -133,22 +135,28 @@ def load(
 
     Args:
         root: folder of the votes file and of the three image folders.
-        classes: 7 leaves contempt out; 8 or None: all.
+        options: 7 classes leave contempt out; 8 or None: all.
         rule: `majority`, `argmax10` or `argmax8`.
 
     Raises:
         DataError: a folder is missing, or a row is not legal.
     """
-    splits: dict[str, list[Sample]] = {split: [] for split, _ in _USAGES.values()}
+    splits: dict[str, list[Sample]] = {}
     folders = {usage: os.path.join(root, folder) for usage, (_, folder) in _USAGES.items()}
-    for folder in folders.values():
-        if not os.path.isdir(folder):
-            raise DataError(
-                f"{folder} is missing: put {PIXELS_FILE} beside {VOTES_FILE} and run "
-                f"python -m cfmrfn.data prepare {root}"
-            )
+    absent = [folder for folder in folders.values() if not os.path.isdir(folder)]
+    if len(absent) == len(folders) or (absent and options.training):
+        raise DataError(
+            f"{absent[0]} is missing: put {' or '.join(PIXELS_FILES)} beside {VOTES_FILE} and run "
+            f"python -m cfmrfn.data prepare {root}"
+        )
+    for usage, (split, _) in _USAGES.items():
+        if folders[usage] not in absent:
+            splits[split] = []
     dropped: Counter[str] = Counter()
     for row in _rows(root):
+        split = _USAGES[row.usage][0]
+        if split not in splits:
+            continue
         if not row.image:
             dropped["no image name"] += 1
             continue
@@ -159,18 +167,19 @@ def load(
         total = sum(verdict.votes)
         votes = tuple(count / total for count in verdict.votes)
         path = os.path.join(folders[row.usage], row.image)
-        splits[_USAGES[row.usage][0]].append(Sample(path, verdict.label, votes=votes))
+        check_name(path, f"{os.path.join(root, VOTES_FILE)}, line {row.line}")
+        splits[split].append(Sample(path, verdict.label, votes=votes))
     published = {
         split: dict(zip(CLASS_NAMES, counts, strict=True))
         for split, counts in _PUBLISHED[rule.__name__].items()
     }
     name = f"FERPlus ({rule.__name__})"
     loaded = ExpressionSet(name, CLASS_NAMES, splits, dropped=dict(dropped), published=published)
-    return loaded.mapped_to(CLASS_NAMES[:7]) if classes == 7 else loaded
+    return loaded.mapped_to(CLASS_NAMES[:7]) if options.classes == 7 else loaded
 
 
 def prepare(root: str, *, progress: bool = True) -> dict[str, int]:
-    """Writes the images of `fer2013.csv` as PNG, under the names in `fer2013new.csv`.
+    """Writes the images of FER2013's file of pixels as PNG, under the names in `fer2013new.csv`.
 
     The three folders appear when all is written.
 
@@ -185,10 +194,13 @@ def prepare(root: str, *, progress: bool = True) -> dict[str, int]:
         DataError: the folders exist already, a file is missing, a row is not legal, or the files
             do not belong together.
     """
-    pixels_file = os.path.join(root, PIXELS_FILE)
+    candidates = [os.path.join(root, name) for name in PIXELS_FILES]
+    pixels_file = next(filter(os.path.isfile, candidates), candidates[0])
     for path in (os.path.join(root, VOTES_FILE), pixels_file):
         if not os.path.isfile(path):
-            raise DataError(f"{path} is missing: prepare needs {VOTES_FILE} and {PIXELS_FILE}")
+            raise DataError(
+                f"{path} is missing: prepare needs {VOTES_FILE} and {' or '.join(PIXELS_FILES)}"
+            )
     folders = [folder for _, folder in _USAGES.values()]
     for folder in folders:
         if os.path.exists(os.path.join(root, folder)):
@@ -200,21 +212,27 @@ def prepare(root: str, *, progress: bool = True) -> dict[str, int]:
         stack.callback(shutil.rmtree, unfinished, ignore_errors=True)
         for folder in folders:
             os.mkdir(os.path.join(unfinished, folder))
-        file = stack.enter_context(open(pixels_file, encoding="utf-8", newline=""))
-        lines = csv.reader(file)
-        if next(lines, None) != ["emotion", "pixels", "Usage"]:
-            raise DataError(f"{pixels_file}, line 1: expected the header emotion,pixels,Usage")
+        lines = rows_of(pixels_file)
+        _, header = next(lines, (1, []))
+        columns = [name.strip() for name in header]
+        if sorted(columns) != sorted(_PIXELS_COLUMNS):
+            raise DataError(
+                f"{pixels_file}, line 1: expected the header {','.join(_PIXELS_COLUMNS)}"
+            )
+        usage, pixels = columns.index("Usage"), columns.index("pixels")
         bar = tqdm(rows, desc="writing images", unit="image", disable=not progress)
-        for row, line in zip(bar, _as_many(lines, len(rows), pixels_file), strict=True):
-            where = f"{pixels_file}, line {row.line}"
-            if len(line) != 3 or line[2] != row.usage:
+        for row, (number, line) in zip(bar, _as_many(lines, len(rows), pixels_file), strict=True):
+            where = f"{pixels_file}, line {number}"
+            if len(line) != len(columns):
+                raise DataError(f"{where}: {len(line)} columns, expected {','.join(columns)}")
+            if line[usage].strip() != row.usage:
                 raise DataError(
-                    f"{where}: Usage is {line[-1]!r}, but {row.usage!r} in {VOTES_FILE}; "
+                    f"{where}: Usage is {line[usage]!r}, but {row.usage!r} in {VOTES_FILE}; "
                     f"the files are joined by row"
                 )
             if row.image:
                 folder = _USAGES[row.usage][1]
-                image = Image.fromarray(_pixels(line[1], where))
+                image = Image.fromarray(_pixels(line[pixels], where))
                 image.save(os.path.join(unfinished, folder, row.image))
                 counts[folder] += 1
         for folder in folders:
@@ -224,21 +242,22 @@ def prepare(root: str, *, progress: bool = True) -> dict[str, int]:
 
 def _rows(root: str) -> Iterator[_Row]:
     path = os.path.join(root, VOTES_FILE)
-    with open(path, encoding="utf-8", newline="") as file:
-        lines = csv.reader(file)
-        header = next(lines, None)
-        if header != _COLUMNS:
-            raise DataError(f"{path}, line 1: expected the header {','.join(_COLUMNS)}")
-        for number, row in enumerate(lines, start=2):
-            where = f"{path}, line {number}: {','.join(row)!r}"
-            if len(row) != len(_COLUMNS) or not all(field.isdecimal() for field in row[2:]):
-                raise DataError(f"{where}: expected Usage, image name and ten counts of votes")
-            if row[0] not in _USAGES:
-                raise DataError(f"{where}: Usage is none of {', '.join(_USAGES)}")
-            yield _Row(number, row[0], row[1].strip(), tuple(int(field) for field in row[2:]))
+    lines = rows_of(path)
+    _, header = next(lines, (1, []))
+    if header != _COLUMNS:
+        raise DataError(f"{path}, line 1: expected the header {','.join(_COLUMNS)}")
+    for number, row in lines:
+        where = place(path, number, ",".join(row))
+        if len(row) != len(_COLUMNS) or not all(field.isdecimal() for field in row[2:]):
+            raise DataError(f"{where}: expected Usage, image name and ten counts of votes")
+        if row[0] not in _USAGES:
+            raise DataError(f"{where}: Usage is none of {', '.join(_USAGES)}")
+        yield _Row(number, row[0], row[1].strip(), tuple(int(field) for field in row[2:]))
 
 
-def _as_many(lines: Iterator[list[str]], count: int, path: str) -> Iterator[list[str]]:
+def _as_many(
+    lines: Iterator[tuple[int, list[str]]], count: int, path: str
+) -> Iterator[tuple[int, list[str]]]:
     """`count` lines; raises where there are fewer or more."""
     read = 0
     for line in lines:

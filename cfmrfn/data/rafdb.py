@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 
-from cfmrfn.data.samples import EXPRESSIONS, ExpressionSet, Sample
+from cfmrfn.data.files import holds_image, is_visible
+from cfmrfn.data.label_files import check_name, lines_of, place
+from cfmrfn.data.samples import AS_FOUND, EXPRESSIONS, ExpressionSet, Sample, SetOptions
 from cfmrfn.errors import DataError
 
 LABEL_FILE = os.path.join("EmoLabel", "list_patition_label.txt")
@@ -34,49 +36,73 @@ def recognise(root: str) -> bool:
     return os.path.isfile(os.path.join(_base(root), LABEL_FILE))
 
 
-def load(root: str, classes: int | None = None) -> ExpressionSet:
+def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
     """Reads the label file.
 
     Args:
         root: folder of the set.
-        classes: 7 or 8. None: 8 where label 8 occurs, else 7.
+        options: 7 or 8 classes. None: 8 where label 8 occurs, else 7.
 
     Raises:
         DataError: a file or folder is missing, or a line or label is not legal.
     """
-    base = _base(root)
+    base, classes = _base(root), options.classes
     label_file = os.path.join(base, LABEL_FILE)
     folder = os.path.join(base, IMAGE_FOLDER)
     if not os.path.isfile(label_file):
         raise DataError(f"{label_file} is missing: RAF-DB's root holds EmoLabel and Image")
     if not os.path.isdir(folder):
-        raise DataError(f"{folder} is missing: the labels are for RAF-DB's own aligned images")
+        original = os.path.join(base, "Image", "original")
+        instead = ""
+        if os.path.isdir(original) and holds_image(original):
+            instead = f", and {original} holds whole photographs; unpack aligned.zip beside it"
+        raise DataError(
+            f"{folder} is missing: the labels are for RAF-DB's own aligned images{instead}"
+        )
 
     highest = min(classes or len(EXPRESSIONS), len(EXPRESSIONS))
     splits: dict[str, list[Sample]] = {"train": [], "test": []}
-    with open(label_file, encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            where = f"{label_file}, line {number}: {line.strip()!r}"
-            fields = line.split()
-            if len(fields) != 2 or not fields[1].isdecimal():
-                raise DataError(f'{where}: expected "train_00001.jpg 5"')
-            listed_name, label = fields[0], int(fields[1])
-            split = listed_name.partition("_")[0]
-            if split not in splits:
-                raise DataError(f"{where}: image names begin with train_ or test_")
-            if not 1 <= label <= highest:
-                raise DataError(f"{where}: label {label}, but legal labels are 1 to {highest}")
-            path = os.path.join(folder, aligned_name(listed_name))
-            splits[split].append(Sample(path, label - 1))
+    listed_names = []
+    for number, line in enumerate(lines_of(label_file), start=1):
+        if not line.strip():
+            continue
+        where = place(label_file, number, line.strip())
+        fields = line.split()
+        if len(fields) != 2 or not fields[1].isdecimal():
+            raise DataError(f'{where}: expected "train_00001.jpg 5"')
+        listed_name, label = fields[0], int(fields[1])
+        split = listed_name.partition("_")[0]
+        if split not in splits:
+            raise DataError(f"{where}: image names begin with train_ or test_")
+        if not 1 <= label <= highest:
+            raise DataError(f"{where}: label {label}, but legal labels are 1 to {highest}")
+        path = os.path.join(folder, aligned_name(listed_name))
+        check_name(path, where)
+        listed_names.append(listed_name)
+        splits[split].append(Sample(path, label - 1))
 
+    unlabelled = _unlabelled(folder, listed_names)
     found = max((sample.label + 1 for split in splits.values() for sample in split), default=0)
     class_names = EXPRESSIONS[: classes or max(found, NATIVE_CLASSES)]
     published = {
         split: dict(zip(class_names, counts, strict=False)) for split, counts in _PUBLISHED.items()
     }
-    return ExpressionSet("RAF-DB", class_names, splits, published=published)
+    dropped = {f"file in {IMAGE_FOLDER} without a label": unlabelled} if unlabelled else {}
+    return ExpressionSet("RAF-DB", class_names, splits, dropped=dropped, published=published)
+
+
+def _unlabelled(folder: str, listed_names: list[str]) -> int:
+    """Files that the label file does not name; raises where their names lack `_aligned`."""
+    present = set(filter(is_visible, os.listdir(folder)))
+    aligned = {aligned_name(name) for name in listed_names}
+    if present and not present & aligned and (plain := present & set(listed_names)):
+        example = min(plain)
+        raise DataError(
+            f"{folder} holds {example}, but not {aligned_name(example)}: the labels are for "
+            f"RAF-DB's own aligned images. If these are they, rename them so; other crops give "
+            f"other results: use them as class folders (train/happiness/{example})"
+        )
+    return len(present - aligned)
 
 
 def _base(root: str) -> str:

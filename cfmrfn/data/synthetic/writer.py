@@ -21,7 +21,7 @@ from PIL import Image, ImageDraw
 
 from cfmrfn.data import rafdb
 from cfmrfn.data.parallel import parallel_map
-from cfmrfn.data.samples import EXPRESSIONS, ExpressionSet
+from cfmrfn.data.samples import AS_FOUND, EXPRESSIONS, ExpressionSet, SetOptions
 from cfmrfn.data.synthetic.actions import draw_actions
 from cfmrfn.data.synthetic.canvas import Array
 from cfmrfn.data.synthetic.face import Face, draw_identity, draw_pose
@@ -132,10 +132,10 @@ def recognise(root: str) -> bool:
     return os.path.isfile(os.path.join(root, DESCRIPTION_FILE))
 
 
-def load(root: str, classes: int | None = None) -> ExpressionSet:
+def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
     """Reads drawn faces through RAF-DB's loader; published counts are those that were ordered."""
     description = _description(Path(root))
-    drawn = rafdb.load(root, classes)
+    drawn = rafdb.load(root, options)
     published = {
         split: dict(zip(drawn.class_names, _per_class(description, split), strict=False))
         for split in drawn.splits
@@ -181,8 +181,8 @@ def _write(folder: Path, description: Description, workers: int, progress: bool)
     np.savez_compressed(folder / LANDMARK_FILE, names=names, points=np.stack(points))
     label_file = folder / rafdb.LABEL_FILE
     label_file.parent.mkdir()
-    label_file.write_text("".join(f"{order.name} {order.label + 1}\n" for order in orders))
-    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n")
+    label_file.write_text("".join(f"{order.name} {order.label + 1}\n" for order in orders), "utf-8")
+    (folder / DESCRIPTION_FILE).write_text(json.dumps(description, indent=2) + "\n", "utf-8")
 
 
 def _orders(description: Description, split: str, split_seed: int) -> Iterable[_Order]:
@@ -226,7 +226,7 @@ def _holds(root: Path, wanted: Description) -> bool:
 def _description(root: Path) -> Description:
     path = root / DESCRIPTION_FILE
     try:
-        description: Description = json.loads(path.read_text())
+        description: Description = json.loads(path.read_text("utf-8"))
         _per_class(description, "train")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} does not describe drawn faces: {error}") from error
