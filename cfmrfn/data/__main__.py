@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from dataclasses import dataclass
@@ -12,15 +13,18 @@ import tyro
 from PIL import Image
 
 from cfmrfn import errors
-from cfmrfn.config import LayoutName, parse
+from cfmrfn.config import LayoutName, check_at_least, parse
 from cfmrfn.data import ferplus, open_set
+from cfmrfn.data.duplicates import write_groups
+from cfmrfn.data.reading import printable
 from cfmrfn.data.synthetic import contact_sheet, write_faces
 from cfmrfn.data.verify import verify
 
 
 @dataclass(frozen=True)
 class Verify:
-    """Recognise a data set, count its classes, open every image, list what is missing or broken."""
+    """Recognise a data set, count its classes, open every image, list what is missing, broken, or
+    there more than once."""
 
     root: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ROOT")]
     """Root folder of the data set."""
@@ -29,11 +33,36 @@ class Verify:
     drawn; auto recognises it."""
     classes: int | None = None
     """Number of expressions, 7 or 8, where a set has both settings. None: as found."""
+    only: tuple[str, ...] | None = None
+    """Classes to use, by name, of those in the data. None: all."""
+    boxes: bool = True
+    """Crop to the face boxes of AffectNet's lists; --no-boxes for images that are cropped."""
+    digits: tuple[str, ...] | None = None
+    """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
+    class names in order. None: affectnet's from 0, rafdb's from 1."""
     workers: int = os.cpu_count() or 1
     """Processes that open images."""
+    shown: int = 20
+    """Groups of duplicates to print."""
+    duplicates: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """CSV file to write all groups of duplicates to, one line per image."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, shown=0)
 
     def run(self) -> int:
-        found = verify(open_set(self.root, self.layout, self.classes), workers=self.workers)
+        opened = open_set(
+            self.root,
+            self.layout,
+            self.classes,
+            only=self.only,
+            training=False,
+            boxes=self.boxes,
+            digits=self.digits,
+        )
+        found = verify(opened, workers=self.workers, shown=self.shown)
+        if self.duplicates is not None:
+            write_groups(self.duplicates, found.duplicates)
         print(found)
         return 1 if found.problems else 0
 
@@ -66,7 +95,7 @@ class Draw:
             if self.sheet.suffix.lower() not in Image.registered_extensions():
                 raise errors.ConfigError(f"sheet must end as pictures do, .png; got {self.sheet}")
             contact_sheet(self.classes, size=self.size, seed=self.seed).save(self.sheet)
-            print(f"contact sheet: {self.sheet}")
+            print(f"contact sheet: {printable(str(self.sheet))}")
         if self.root is not None:
             root = write_faces(
                 self.root,
@@ -77,7 +106,7 @@ class Draw:
                 seed=self.seed,
                 workers=self.workers,
             )
-            print(f"drawn faces: {root}")
+            print(f"drawn faces: {printable(str(root))}")
         return 0
 
 
@@ -92,7 +121,7 @@ class Prepare:
         if not self.root.is_dir():
             raise errors.DataError(f"data folder {self.root} does not exist")
         for folder, count in ferplus.prepare(os.fspath(self.root)).items():
-            print(f"{self.root / folder}: {count} images")
+            print(f"{printable(str(self.root / folder))}: {count} images")
         return 0
 
 
@@ -111,6 +140,9 @@ def main(args: list[str] | None = None) -> None:
         default=tyro.MISSING_NONPROP,
         prog="python -m cfmrfn.data",
     )
+    # names of files may hold what the terminal's encoding does not
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     sys.exit(command.run())
 
 

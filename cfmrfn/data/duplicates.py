@@ -1,0 +1,160 @@
+"""Images that occur more than once in a data set: the same pixels, or nearly the same picture.
+
+Where one copy is in the training split and the other in the test split, results are better than
+they should be; where their labels differ, one of them is wrong.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from cfmrfn.data.reading import printable
+
+# Small grey copies that correlate so are taken for one picture. Of FERPlus's pictures, copies as
+# JPEG of quality 60, at twice the size, at three quarters of it (99 of 100), or of less contrast
+# reach it; of its 574 million pairs of different files, 618 do.
+_ALIKE = 0.985
+_SIDE = 16
+_LEAST_CONTRAST = 4.0  # standard deviation in grey levels; flatter pictures are alike by chance
+_ROWS = 2048  # compared at a time with all others
+_NAMED = 6  # images that the sentence about a group names
+
+
+class Fingerprint(NamedTuple):
+    """What tells pictures apart: a hash of the pixels, and a small grey copy of 16 x 16 bytes."""
+
+    pixels: bytes
+    small: bytes
+
+
+class Copy(NamedTuple):
+    """One image of a group."""
+
+    path: str
+    split: str
+    class_name: str
+
+
+class Group(NamedTuple):
+    """Images that are one picture: pixel for pixel (`same`), or nearly."""
+
+    same: bool
+    copies: tuple[Copy, ...]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """The splits it is in, each once."""
+        return tuple(dict.fromkeys(copy.split for copy in self.copies))
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes it has, each once."""
+        return tuple(dict.fromkeys(copy.class_name for copy in self.copies))
+
+    def __str__(self) -> str:
+        what = "the same pixel for pixel" if self.same else "nearly the same"
+        labels = f"with different labels ({', '.join(self.class_names)})"
+        if len(self.class_names) == 1:
+            labels = f"all {self.class_names[0]}"
+        named = [f"{printable(copy.path)} ({copy.split})" for copy in self.copies[:_NAMED]]
+        if len(self.class_names) > 1:
+            named = [
+                f"{printable(copy.path)} ({copy.split}, {copy.class_name})"
+                for copy in self.copies[:_NAMED]
+            ]
+        more = len(self.copies) - len(named)
+        return (
+            f"{len(self.copies)} images are {what}, in {' and '.join(self.splits)}, {labels}: "
+            f"{', '.join(named)}{f' and {more} more' if more else ''}"
+        )
+
+
+def fingerprint(image: Image.Image) -> Fingerprint:
+    """The fingerprint of an RGB image, as `read_image` returns it at full size."""
+    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
+    digest.update(image.tobytes())
+    # reducing_gap shrinks large pictures in whole steps first, which is several times faster
+    small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2).convert("L")
+    return Fingerprint(digest.digest(), small.tobytes())
+
+
+def find_groups(copies: Sequence[Copy], fingerprints: Sequence[Fingerprint]) -> list[Group]:
+    """Groups of images that are one picture.
+
+    Those with different labels come first, then those in several splits. An image may be in a group
+    of the same and in one of nearly the same. Mirrored copies, and other crops of a photograph, are
+    not found.
+
+    Args:
+        copies: the images.
+        fingerprints: of each.
+    """
+    by_pixels: dict[bytes, list[int]] = {}
+    for index, found in enumerate(fingerprints):
+        by_pixels.setdefault(found.pixels, []).append(index)
+    distinct = list(by_pixels.values())
+    groups = [(True, members) for members in distinct if len(members) > 1]
+    small = [fingerprints[members[0]].small for members in distinct]
+    for alike in _connected(len(distinct), _alike_pairs(small)):
+        groups.append((False, sorted(index for picture in alike for index in distinct[picture])))
+    made = [Group(same, tuple(copies[index] for index in members)) for same, members in groups]
+    made.sort(key=lambda group: (-len(group.class_names), -len(group.splits), not group.same))
+    return made
+
+
+def write_groups(path: Path, groups: Iterable[Group]) -> None:
+    """Writes groups as CSV, one line per image; names of files keep their bytes."""
+    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["group", "alike", "split", "class", "image"])
+        for number, group in enumerate(groups, start=1):
+            alike = "same" if group.same else "nearly"
+            writer.writerows(
+                [number, alike, copy.split, copy.class_name, copy.path] for copy in group.copies
+            )
+
+
+def _alike_pairs(small: Sequence[bytes]) -> Iterator[tuple[int, int]]:
+    """Pairs (i, j), i < j, of small copies that correlate."""
+    if not small:
+        return
+    grey = torch.from_numpy(
+        np.frombuffer(b"".join(small), np.uint8).reshape(len(small), _SIDE**2).astype(np.float32)
+    )
+    grey -= grey.mean(1, keepdim=True)
+    norm = grey.norm(dim=1, keepdim=True)
+    # flat pictures become zero, which correlates with nothing
+    grey *= (norm > _LEAST_CONTRAST * _SIDE) / norm.clamp(min=1)
+    # every picture against all that follow: no pair is missed, and AffectNet takes minutes
+    for first in range(0, len(grey), _ROWS):
+        alike = (grey[first : first + _ROWS] @ grey[first:].T >= _ALIKE).triu(1)
+        for i, j in alike.nonzero().tolist():
+            yield first + i, first + j
+
+
+def _connected(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
+    """The members of each connected component of two or more."""
+    parent = list(range(count))
+
+    def root(node: int) -> int:
+        while parent[node] != node:
+            parent[node] = parent[parent[node]]
+            node = parent[node]
+        return node
+
+    joined = set()
+    for i, j in pairs:
+        parent[root(j)] = root(i)
+        joined.update((i, j))
+    components: dict[int, list[int]] = {}
+    for node in sorted(joined):
+        components.setdefault(root(node), []).append(node)
+    return list(components.values())
