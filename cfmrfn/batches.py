@@ -111,7 +111,14 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
         if named is not None and named.name != "drawn":
             raise ConfigError(f"--data must be given: the root folder of the {images.layout} data")
         root = world.on_main(lambda: _drawn_faces(images))
-    opened = open_set(root, images.layout, images.classes)
+    opened = open_set(
+        root,
+        images.layout,
+        images.classes,
+        only=images.only,
+        boxes=images.boxes,
+        digits=images.digits,
+    )
     train = opened.splits["train"]
     if opened.held_out == "test" and "val" in opened.splits:
         validation = opened.splits["val"]

@@ -74,6 +74,13 @@ class ImageConfig:
     """Draw training images so that every class is equally likely, with repetition."""
     soft_labels: bool = False
     """Train on the annotators' votes instead of the winning label (FERPlus)."""
+    only: tuple[str, ...] | None = None
+    """Classes to use, by name, of those in the data. None: all."""
+    boxes: bool = True
+    """Crop to the face boxes of AffectNet's lists; --no-boxes for images that are cropped."""
+    digits: tuple[str, ...] | None = None
+    """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
+    class names in order. None: affectnet's from 0, rafdb's from 1."""
 
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)
