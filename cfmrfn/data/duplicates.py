@@ -150,7 +150,7 @@ def _connected(count: int, pairs: Iterable[tuple[int, int]]) -> list[list[int]]:
             node = parent[node]
         return node
 
-    joined = set()
+    joined: set[int] = set()
     for i, j in pairs:
         parent[root(j)] = root(i)
         joined.update((i, j))

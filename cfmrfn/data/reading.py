@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import struct
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -60,7 +63,7 @@ def read_image(sample: Sample, at_least: int | None = None) -> Image.Image:
         UNREADABLE: one of these errors, where the file cannot be decoded, or where most of the box
             is outside the image.
     """
-    with _open(sample.path) as image:
+    with _quietly(), _open(sample.path) as image:
         width, height = image.size
         left, top, right, bottom = _inside(sample.box, width, height)
         if at_least is not None:
@@ -125,6 +128,14 @@ def printable(text: str) -> str:
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without Pillow's warnings about damaged EXIF and the like, which do not name the file."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        yield
+
+
 def _open(path: str) -> Image.Image:
     try:
         return Image.open(path)
@@ -164,7 +175,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(Tag.Orientation, 1)
     except UNREADABLE:
-        return 1  # damaged EXIF, beside pixels that are none the worse
+        return 1  # damaged EXIF does not make the pixels worse
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
