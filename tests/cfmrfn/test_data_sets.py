@@ -377,3 +377,172 @@ def test_mapping_onto_strangers_is_refused(tmp_path):
         opened.mapped_to(["cat"])
     with pytest.raises(DataError, match="must be distinct, got happy, happiness"):
         opened.mapped_to(["happy", "happiness"])
+
+
+def test_boxes_can_be_left_out(tmp_path):
+    root = public_sets.affectnet_lists(tmp_path)
+    with open(root / "Manually_Annotated_file_lists/training.csv", "a") as file:
+        file.write("1/training0.jpg,,,,,1;2,1,0,0\n")
+    with pytest.raises(DataError, match="not four numbers"):
+        open_set(root)
+    opened = open_set(root, boxes=False)
+    assert {sample.box for samples in opened.splits.values() for sample in samples} == {None}
+
+
+FER2013 = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+
+
+@pytest.mark.parametrize(
+    "folders, digits, names",
+    [
+        ("0123456", ["fer2013"], FER2013),
+        ("1234567", ["rafdb"], RAFDB),
+        ("0123456", ["rafdb"], RAFDB),
+        ("01234567", ["ferplus"], FERPLUS),
+        ("023", ["fer2013"], ("anger", "fear", "happiness")),
+        ("012", ["sad", "pain", "Happy"], ("sadness", "pain", "happiness")),
+        ("123", ["sad", "pain", "Happy"], ("sadness", "pain", "happiness")),
+    ],
+)
+def test_an_option_says_what_digit_folders_mean(tmp_path, folders, digits, names):
+    opened = open_set(public_sets.class_folders(tmp_path, [*folders]), digits=digits)
+    assert opened.class_names == names
+    labels = [int(sample.path.split("/")[-2]) for sample in opened.splits["train"]]
+    assert labels == [int(folder) for folder in folders]
+    assert [sample.label for sample in opened.splits["train"]] == list(range(len(names)))
+
+
+def test_digits_that_fit_no_order_are_refused(tmp_path):
+    root = public_sets.class_folders(tmp_path, [*"01234567"])
+    with pytest.raises(DataError, match=r"7 classes are named \(anger.*so that 7 has none"):
+        open_set(root, digits=["fer2013"])
+    with pytest.raises(DataError, match=r"digits must be affectnet, rafdb.*got 'raf'"):
+        open_set(root, digits=["raf"])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_some_classes_only(tmp_path, layout):
+    make, _, class_names = LAYOUTS[layout]
+    root = make(tmp_path / "set")
+    wanted = ("Neutral", "happy", "surprise")
+    opened = open_set(root, only=wanted)
+    expected = tuple(n for n in class_names if n in map(canonical_name, wanted))
+    assert opened.class_names == expected
+    assert opened.counts("train") == (1, 1, 1)
+    assert opened.dropped["class anger is not wanted"] >= 1
+    with pytest.raises(DataError, match=r"has no class pain; its classes are"):
+        open_set(root, only=["pain", "happy"])
+
+
+def test_seven_of_eight_class_folders(tmp_path):
+    root = public_sets.class_folders(tmp_path, [*EXPRESSIONS])
+    with pytest.raises(DataError, match="8 classes .* but 7 are configured; --only"):
+        open_set(root, classes=7)
+    opened = open_set(root, classes=7, only=RAFDB)
+    assert opened.class_names == RAFDB
+    # a class that the test split alone has is no obstacle where it is not wanted
+    (root / "train/contempt/1.jpg").unlink()
+    assert open_set(root, only=RAFDB).counts("test") == (1,) * 7
+
+
+@pytest.mark.parametrize("names", [["happy", "sad"], ["pain", "boredom"], ["1", "2", "3"]])
+def test_class_folders_without_splits_can_be_evaluated_on(tmp_path, names):
+    for name in names:
+        public_sets.save_image(tmp_path / name / "1.jpg")
+    opened = open_set(tmp_path, training=False)
+    assert opened.held_out == "all"
+    assert opened.counts("all") == (1,) * len(names)
+    with pytest.raises(DataError):
+        open_set(tmp_path)
+
+
+@pytest.mark.parametrize("split", ["test", "val", "train"])
+def test_one_split_can_be_evaluated_on(tmp_path, split):
+    root = public_sets.class_folders(tmp_path, ["happy", "sad"], splits=[split])
+    opened = open_set(root, training=False, classes=RAFDB)
+    assert (opened.held_out, len(opened.splits[split])) == (split, 2)
+    with pytest.raises(DataError, match=r"only a training split|no split folders"):
+        open_set(root)
+
+
+def test_other_sets_without_their_training_split_can_be_evaluated_on(tmp_path):
+    lists = public_sets.affectnet_lists(tmp_path / "lists")
+    (lists / "Manually_Annotated_file_lists/training.csv").unlink()
+    arrays = public_sets.affectnet_arrays(tmp_path / "arrays")
+    (arrays / "train_set").rename(tmp_path / "elsewhere")
+    ferplus = public_sets.ferplus_of_all_classes(tmp_path / "ferplus")
+    (ferplus / "FER2013Train").rename(tmp_path / "elsewhere too")
+    for root, held_out in ((lists, "val"), (arrays, "val"), (ferplus, "test")):
+        opened = open_set(root, training=False)
+        assert opened.held_out == held_out
+        assert opened.counts(held_out) == (1,) * 8
+        with pytest.raises(DataError, match="is missing"):
+            open_set(root)
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path):
+    root = public_sets.class_folders(tmp_path, ["happy", "sad"], splits=("train", "val", "valid"))
+    with pytest.raises(DataError, match="two folders for one split, val and valid"):
+        open_set(root)
+
+
+def test_a_class_may_be_spelled_otherwise_in_another_split(tmp_path):
+    public_sets.class_folders(tmp_path, ["happy", "sad"], splits=["train"])
+    root = public_sets.class_folders(tmp_path, ["Happiness", "SAD"], splits=["test"])
+    assert open_set(root).counts("test") == (1, 1)
+
+
+@pytest.mark.parametrize("there", LAYOUTS)
+@pytest.mark.parametrize("named", ["drawn", "rafdb", "affectnet", "ferplus", "folder"])
+def test_a_wrong_layout_hints_at_the_one_that_fits(tmp_path, named, there):
+    fitting = there.partition("-")[0]
+    root = LAYOUTS[there][0](tmp_path / "set")
+    if named == fitting:
+        assert open_set(root, named)
+        return
+    with pytest.raises(DataError, match=rf"use --layout {fitting}$"):
+        open_set(root, named)
+
+
+def test_rafdb_images_without_aligned_in_their_names(tmp_path):
+    root = public_sets.rafdb(tmp_path)
+    for path in (root / "Image/aligned").iterdir():
+        path.rename(path.with_name(path.name.replace("_aligned", "")))
+    with pytest.raises(
+        DataError, match=r"holds test_00001.jpg, but not test_00001_aligned.jpg.*rename"
+    ):
+        open_set(root)
+
+
+def test_rafdb_with_original_images_only_says_where_the_aligned_are(tmp_path):
+    root = public_sets.rafdb(tmp_path)
+    (root / "Image/aligned").rename(root / "Image/original")
+    with pytest.raises(DataError, match=r"Image/original holds whole photographs; .*aligned\.zip"):
+        open_set(root)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize(
+    "name, header, order",
+    [
+        ("fer2013.csv", "emotion,pixels,Usage", (0, 1, 2)),
+        ("icml_face_data.csv", "emotion, Usage, pixels", (0, 2, 1)),
+    ],
+)
+def test_ferplus_from_either_copy_of_the_pixels(tmp_path, name, header, order, encoding):
+    rows = [
+        ("Training", "a.png", [0, 9, 0, 0, 0, 0, 0, 0, 0, 0]),
+        ("PrivateTest", "b.png", [9, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    ]
+    root = public_sets.ferplus_files(tmp_path, rows)
+    with open(root / "fer2013.csv", newline="") as file:
+        _, *lines = csv.reader(file)
+    (root / "fer2013.csv").unlink()
+    text = "".join(",".join(line[column] for column in order) + "\n" for line in lines)
+    (root / name).write_text(f"{header}\n{text}", encoding)
+    votes = root / "fer2013new.csv"
+    votes.write_text(votes.read_text(), encoding)
+    ferplus_module.prepare(str(root), progress=False)
+    with Image.open(root / "FER2013Test/b.png") as image:
+        assert image.getextrema() == (1, 1)
+    assert names_by_file(ferplus_module.load(str(root)), "train") == {"a.png": "happiness"}

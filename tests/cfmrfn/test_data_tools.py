@@ -1,5 +1,9 @@
 """``python -m cfmrfn.data``: verify, draw and prepare."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from PIL import Image
 
@@ -49,12 +53,77 @@ def test_verify_says_what_a_rule_left_out(tmp_path, capsys):
     assert "left out: 3, class contempt is not wanted" in out
 
 
+def test_verify_lists_duplicates_and_writes_them_all(tmp_path, capsys):
+    root = public_sets.rafdb(tmp_path / "set")
+    aligned = root / "Image/aligned"
+    for first, second in (("train_00001", "test_00001"), ("train_00002", "train_00003")):
+        noise = Image.effect_noise((60, 60), 60).convert("RGB")
+        for name in (first, second):
+            noise.save(aligned / f"{name}_aligned.jpg")
+    status, out, _ = run(
+        capsys, "verify", root, "--shown", 1, "--duplicates", tmp_path / "groups.csv"
+    )
+    assert status == 0
+    lines = [line for line in out.splitlines() if line.startswith("duplicates: ")]
+    assert lines[0] == (
+        "duplicates: 3 groups of the same picture, 6 images; "
+        "2 groups in several splits, 2 with different labels"
+    )
+    assert lines[1] == (
+        "duplicates: 2 images are the same pixel for pixel, in train and test, with different "
+        f"labels (surprise, sadness): {aligned}/train_00001_aligned.jpg (train, surprise), "
+        f"{aligned}/test_00001_aligned.jpg (test, sadness)"
+    )
+    assert lines[2:] == ["duplicates: 2 more groups; --duplicates FILE lists all of them"]
+    assert len((tmp_path / "groups.csv").read_text().splitlines()) == 1 + 6
+
+
+def test_verify_compares_boxes_with_images(tmp_path, capsys):
+    root = public_sets.affectnet_lists(tmp_path)
+    cropped = root / "Manually_Annotated_Images/1/training0.jpg"
+    public_sets.save_image(cropped, size=(30, 40))
+    status, out, _ = run(capsys, "verify", root)
+    assert status == 1
+    assert f"{cropped}: the face box of 100 x 80 pixels at 10, 20 is mostly outside" in out
+    assert "image of 30 x 40 pixels" in out
+    assert run(capsys, "verify", root, "--no-boxes")[0] == 0
+
+
+def test_verify_takes_what_can_be_evaluated_on_only(tmp_path, capsys):
+    root = public_sets.class_folders(tmp_path, ["1", "2"], splits=["test"])
+    status, out, _ = run(capsys, "verify", root, "--digits", "happy", "sad", "--only", "sad")
+    assert status == 0
+    assert (
+        "for evaluation only: class folders, digits read as happiness, sadness has no train" in out
+    )
+    assert "left out: 1, class happiness is not wanted" in out
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_verify_prints_any_name_on_any_terminal(tmp_path, encoding):
+    root = public_sets.class_folders(tmp_path, ["happy", "sad"])
+    for name in (b"f\xe2ch\xe9.jpg", "été.jpg".encode()):
+        with open(os.fsencode(root / "test/sad") + b"/" + name, "wb"):
+            pass
+    done = subprocess.run(
+        [sys.executable, "-m", "cfmrfn.data", "verify", root, "--workers", "1"],
+        env={**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"},
+        capture_output=True,
+    )
+    assert done.returncode == 1, done.stderr
+    lines = done.stdout.decode(encoding).splitlines()
+    assert f"{root}/test/sad/f\\xe2ch\\xe9.jpg: empty file" in lines
+    shown = "été" if encoding == "utf-8" else "\\xe9t\\xe9"
+    assert f"{root}/test/sad/{shown}.jpg: empty file" in lines
+
+
 @pytest.mark.parametrize(
     "args, message",
     [
         (("verify", "ROOT/nowhere"), "data folder ROOT/nowhere does not exist"),
         (("verify", "ROOT", "--layout", "raf"), "layout must be auto, drawn, rafdb"),
         (("verify", "ROOT", "--kind", "raf"), "layout must be auto, drawn, rafdb"),
+        (("verify", "ROOT", "--shown", "-1"), "shown must be 0 or more, got -1"),
         (("verify",), "Root folder of the data set"),
         (("verify", "ROOT", "--knid", "raf"), "--knid"),
         (("draw",), "name a folder to draw into, or a picture with --sheet"),
