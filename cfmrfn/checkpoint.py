@@ -14,7 +14,6 @@ import contextlib
 import dataclasses
 import os
 import platform
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ import torch
 import torchvision
 
 import sdwa
+from cfmrfn import tensor_files
 from cfmrfn.config import Config, from_mapping
 from cfmrfn.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cfmrfn.errors import CheckpointError, ConfigError
@@ -60,24 +60,59 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
     _sync_folder(path.parent)
 
 
-def load(path: Path) -> dict[str, Any]:
+def load(path: str | Path) -> dict[str, Any]:
     """Reads a checkpoint onto the CPU.
 
+    Args:
+        path: of the file, or of a run folder, whose `best.pt` is read.
+
     Raises:
-        CheckpointError: there is none, it is damaged, or it is not of this format.
+        CheckpointError: there is none, it is damaged, or it is something else.
     """
-    if not path.is_file():
-        raise CheckpointError(f"there is no checkpoint {path}")
-    try:
-        with warnings.catch_warnings():
-            # foreign files warn about their pickle protocol; the error below is enough
-            warnings.simplefilter("ignore")
-            checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load has no error type of its own
-        raise CheckpointError(f"{path} is damaged, or no checkpoint of cfmrfn") from error
-    if not isinstance(checkpoint, dict) or checkpoint.get("format") != FORMAT:
-        raise CheckpointError(f"{path} is not a checkpoint of cfmrfn in format {FORMAT}")
+    path = file_of(path)
+    checkpoint = tensor_files.read(path)
+    if not isinstance(checkpoint, dict) or "format" not in checkpoint:
+        kind = " (safetensors)" if tensor_files.is_safetensors(path) else ""
+        raise CheckpointError(
+            f"{path} is no checkpoint of cfmrfn, but {_contents(checkpoint)}{kind}; here a file is "
+            "needed that cfmrfn.train wrote, which knows its classes and its network"
+        )
+    if checkpoint["format"] != FORMAT:
+        raise CheckpointError(
+            f"{path} is a checkpoint in format {checkpoint['format']!r}, and this version of "
+            f"cfmrfn reads format {FORMAT}; use the version that wrote it"
+        )
     return checkpoint
+
+
+def file_of(path: str | Path) -> Path:
+    """The checkpoint at `path`, which may be a run folder: then its `best.pt`.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    path = Path(path)
+    if path.is_dir():
+        folder, path = path, path / "best.pt"
+        if not path.is_file():
+            raise CheckpointError(
+                f"there is no best.pt in {folder}; a run writes it after its first epoch"
+            )
+    elif not path.is_file():
+        raise CheckpointError(f"there is no checkpoint {path}")
+    return path
+
+
+def _contents(content: Any) -> str:
+    """What a foreign file holds, in words."""
+    if not isinstance(content, dict):
+        return f"a {type(content).__name__}"
+    tensors = sum(isinstance(value, torch.Tensor) for value in content.values())
+    if tensors == len(content):
+        return f"weights alone, {tensors} tensors"
+    names = [ascii(name) for name in content]
+    more = f", and {len(names) - 4} more" if len(names) > 4 else ""
+    return f"a dictionary of {', '.join(names[:4])}{more}"
 
 
 @dataclass(frozen=True)
@@ -205,13 +240,17 @@ def build_network(config: Config, num_classes: int) -> CFMRFN:
         raise ConfigError(f"cannot build {network.model}: {error}") from error
 
 
-def load_network(path: Path) -> tuple[CFMRFN, About]:
+def load_network(path: str | Path) -> tuple[CFMRFN, About]:
     """The network of a checkpoint, in evaluation mode, and what the checkpoint says of itself.
+
+    Args:
+        path: of the file, or of a run folder, whose `best.pt` is read.
 
     Raises:
         CheckpointError: the file cannot be read, or lacks a part.
         ConfigError: its configuration is not legal.
     """
+    path = file_of(path)
     checkpoint = load(path)
     about = About.from_dict(part(checkpoint, "about", path), path)
     network = build_network(about.config, len(about.class_names))
@@ -222,12 +261,13 @@ def load_network(path: Path) -> tuple[CFMRFN, About]:
     return network.eval(), about
 
 
-def load_training(path: Path) -> dict[str, Any]:
+def load_training(path: str | Path) -> dict[str, Any]:
     """What resuming needs, from a `last.pt`.
 
     Raises:
         CheckpointError: the file cannot be read, or is no `last.pt`.
     """
+    path = Path(path)
     training: dict[str, Any] = part(load(path), "training", path)
     return training
 

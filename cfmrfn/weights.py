@@ -20,10 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
-import torch
 from torch import Tensor, nn
 
+from cfmrfn import tensor_files
 from cfmrfn.errors import CheckpointError
 from cfmrfn.models import CFMRFN
 
@@ -178,7 +177,7 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(f"no such weight file: {path}")
-    content = _read_file(path)
+    content = tensor_files.read(path, NUMPY_SCALARS)
     for wrapper in WRAPPERS:
         if isinstance(content, Mapping) and isinstance(content.get(wrapper), Mapping):
             content = content[wrapper]
@@ -191,19 +190,6 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
             f"{path} holds no named tensors, but a {type(content).__name__}{entries}"
         )
     return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-
-
-def _read_file(path: Path) -> Any:
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        with torch.serialization.safe_globals(NUMPY_SCALARS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file may raise anything
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise CheckpointError(
-            f"{path} cannot be read: it is damaged, or holds more than tensors ({reason})"
-        ) from error
 
 
 def _number_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

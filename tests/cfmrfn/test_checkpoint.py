@@ -8,10 +8,12 @@ import stat
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 
 from cfmrfn import checkpoint
 from cfmrfn.config import Config, parse_config
+from cfmrfn.data import EXPRESSIONS
 from cfmrfn.errors import CheckpointError, ConfigError
 
 
@@ -194,3 +196,68 @@ def test_network_comes_back_with_its_meaning(tmp_path):
 def test_networks_that_cannot_be_built(args, message):
     with pytest.raises(ConfigError, match=message):
         checkpoint.build_network(parse_config(args), 7)
+
+
+@pytest.fixture
+def small_run(tmp_path):
+    """A run folder whose `best.pt` has a network with 8 classes and an unusual shape."""
+    options = ["--image-size", "96", "--depth", "1", "--data", "/nowhere"]
+    config = parse_config(options)
+    names = EXPRESSIONS
+    network = checkpoint.build_network(config, len(names)).eval()
+    about = checkpoint.About.of_run(config, names).to_dict()
+    checkpoint.save(tmp_path / "best.pt", {"model": network.state_dict(), "about": about})
+    return tmp_path, network
+
+
+@pytest.mark.parametrize("kind", [str, Path])
+@pytest.mark.parametrize("name", ["", "best.pt"])
+def test_a_run_folder_stands_for_its_best_checkpoint(small_run, kind, name):
+    folder, network = small_run
+    loaded, about = checkpoint.load_network(kind(folder / name))
+    assert about.class_names == EXPRESSIONS
+    assert torch.equal(loaded.head.bias, network.head.bias)
+
+
+def test_a_run_folder_without_a_checkpoint(tmp_path):
+    with pytest.raises(CheckpointError, match=r"there is no best\.pt in .*after its first epoch"):
+        checkpoint.load_network(str(tmp_path))
+
+
+def test_a_checkpoint_of_another_version(tmp_path):
+    torch.save({"format": 99}, tmp_path / "last.pt")
+    with pytest.raises(CheckpointError, match="in format 99, and this version .* reads format 1"):
+        checkpoint.load(tmp_path / "last.pt")
+
+
+def test_timm_reads_our_checkpoints(small_run):
+    folder, network = small_run
+    built = timm.create_model(
+        "cfmrfn_tiny",
+        checkpoint_path=str(folder / "best.pt"),
+        num_classes=8,
+        img_size=96,
+        depth=1,
+    ).eval()
+    image = torch.randn(1, 3, 96, 96)
+    assert torch.equal(built(image), network(image))
+
+
+def test_timm_takes_our_checkpoints_as_pretrained_weights(small_run):
+    """With a new head where the number of classes differs."""
+    folder, network = small_run
+
+    def create(num_classes):
+        return timm.create_model(
+            "cfmrfn_tiny",
+            pretrained=True,
+            pretrained_cfg_overlay={"file": str(folder / "best.pt"), "num_classes": 8},
+            num_classes=num_classes,
+            img_size=96,
+            depth=1,
+        )
+
+    same, other = create(8), create(3)
+    assert torch.equal(same.head.weight, network.head.weight)
+    assert other.head.weight.shape == (3, 96)
+    assert torch.equal(other.image_embed.weight, network.image_embed.weight)
