@@ -22,7 +22,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from cfmrfn.checkpoint import About
@@ -46,6 +47,8 @@ Key = tuple[int, int]  # (index of the image, its position in the epoch)
 # What opening images before training may take: all of most sets, and the evaluation images of the
 # largest.
 CHECK_SECONDS = 20
+
+UNREADABLE_LABEL = -100  # of an image that could not be read, see `evaluation_loader`
 
 
 @dataclass(frozen=True)
@@ -313,10 +316,13 @@ def evaluation_loader(
     batch_size: int,
     world: World,
     workers: int | None,
+    on_broken: str = "error",
 ) -> DataLoader[Any]:
     """Loader of (images, labels) as the network that `about` describes sees them.
 
-    It loads this process's part of `samples`; over all processes each comes once.
+    It loads this process's part of `samples`; over all processes each comes once. An image that
+    cannot be read is a `DataError`, or with `on_broken="mark"` a black one that has the label
+    `UNREADABLE_LABEL`.
     """
     dataset = ExpressionDataset(
         samples[world.rank :: world.size],
@@ -326,13 +332,30 @@ def evaluation_loader(
         at_least=about.image_size,
     )
     return DataLoader(
-        dataset,
+        _Marked(dataset, about.image_size) if on_broken == "mark" else dataset,
         batch_size=batch_size,
         num_workers=default_workers() if workers is None else workers,
         worker_init_fn=_leave_signals_to_main,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),
     )
+
+
+class _Marked(Dataset[tuple[Tensor, int | Tensor]]):
+    """`images`, with a black one and `UNREADABLE_LABEL` in the place of what cannot be read."""
+
+    def __init__(self, images: ExpressionDataset, size: int) -> None:
+        self.images = images
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
+        try:
+            return self.images[index]
+        except DataError:
+            return torch.zeros(3, self.size, self.size), UNREADABLE_LABEL
 
 
 def default_workers() -> int:
