@@ -14,6 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from cfmrfn.errors import printable
@@ -22,6 +23,7 @@ from cfmrfn.metrics import Report
 # Okabe-Ito colours, which colour-blind readers can tell apart
 COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
 CLASS_COLORS = [*COLORS.values(), "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000"]
+MARKERS = "osD^v"  # one for each turn of the colours
 NAMES = {"train": "training", "val": "validation", "test": "held out"}
 
 
@@ -196,7 +198,7 @@ def plot_tsne(
     Args:
         path: of the PNG.
         points: (images, 2).
-        labels: (images,), indices in `class_names`; at most 8 classes.
+        labels: (images,), indices in `class_names`.
         class_names: for the legend.
         title: of the figure.
     """
@@ -204,7 +206,9 @@ def plot_tsne(
     axes = figure.subplots()
     for label, name in enumerate(class_names):
         x, y = points[labels == label].T
-        axes.scatter(x, y, s=9, color=CLASS_COLORS[label], linewidths=0, label=printable(name))
+        turn, place = divmod(label, len(CLASS_COLORS))
+        color, marker = CLASS_COLORS[place], MARKERS[turn % len(MARKERS)]
+        axes.scatter(x, y, s=9, color=color, marker=marker, linewidths=0, label=printable(name))
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(printable(title), fontsize=9)
@@ -226,5 +230,7 @@ def _show_map(axes: Axes, values: np.ndarray, **style: Any) -> None:
 
 
 def _save(figure: Figure, path: Path) -> None:
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)  # a name with two dollar signs is no formula
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=150)
