@@ -29,9 +29,10 @@ from torch import Tensor
 from cfmrfn import checkpoint, errors
 from cfmrfn.batches import evaluation_loader
 from cfmrfn.config import LayoutName, parse
-from cfmrfn.data import Sample, open_set
+from cfmrfn.data import Sample
 from cfmrfn.distributed import World
-from cfmrfn.errors import ConfigError, DataError
+from cfmrfn.errors import ConfigError
+from cfmrfn.inference import open_split, open_table
 from cfmrfn.models import CFMRFN, Description
 from cfmrfn.models.cfmrfn import token_grid
 from cfmrfn.pictures import FaceMaps, plot_faces, plot_heads, plot_tsne
@@ -223,11 +224,17 @@ class Analyze:
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
     """Image files of one cropped face each. None: the first image of each class of --data."""
     data: Path | None = None
-    """Root folder of a data set. None: no t-SNE, only the maps of IMAGES."""
+    """Root folder of a data set, which needs no training split. None: no t-SNE, only the maps of
+    IMAGES."""
     layout: LayoutName = "auto"
     """Layout of the data set; auto recognises it."""
     split: str | None = None
     """Split to take images from. None: the one that results are reported on, test or else val."""
+    boxes: bool = True
+    """Crop to the face boxes of AffectNet's lists; --no-boxes for images that are cropped."""
+    digits: tuple[str, ...] | None = None
+    """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
+    class names in order. None: affectnet's from 0, rafdb's from 1."""
     layer: int | None = None
     """Encoder layer whose attention is drawn, from 1. None: the last."""
     token: tuple[int, int] | None = None
@@ -250,11 +257,11 @@ class Analyze:
 
 
 @errors.memory_options("lower --batch-size, give fewer images, or take --device cpu")
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") -> None:
     """The command line."""
-    tool = parse(Analyze, sys.argv[1:] if args is None else args, prog="python -m cfmrfn.analyze")
+    tool = parse(Analyze, sys.argv[1:] if args is None else args, prog=prog)
     _check(tool)
-    path = tool.checkpoint / "best.pt" if tool.checkpoint.is_dir() else tool.checkpoint
+    path = checkpoint.file_of(tool.checkpoint)
     world = World(tool.device)
     network, about = checkpoint.load_network(path)
     network.to(world.device)
@@ -263,7 +270,17 @@ def main(args: list[str] | None = None) -> None:
 
     samples: Sequence[Sample] = []
     if tool.data is not None:
-        source, samples = _open_split(tool.data, tool.layout, tool.split, about.class_names)
+        opened = open_split(
+            tool.data,
+            tool.layout,
+            tool.split,
+            about.class_names,
+            boxes=tool.boxes,
+            digits=tool.digits,
+        )
+        samples, source = opened.samples, f"{opened.set_name}, {opened.name}"
+        for remark in opened.remarks():
+            print(errors.printable(remark))
     first_of_class = list({s.label: s for s in reversed(samples)}.values())
     faces = describe_faces(
         network,
@@ -340,17 +357,6 @@ def _check_token(token: tuple[int, int] | None, grid: tuple[int, int]) -> None:
         )
 
 
-def _open_split(
-    data: Path, layout: str, split: str | None, class_names: Sequence[str]
-) -> tuple[str, Sequence[Sample]]:
-    """The name and the images of a split, with classes matched by name."""
-    opened = open_set(data, layout, tuple(class_names))
-    split = split or opened.held_out
-    if split not in opened.splits:
-        raise DataError(f"split must be one of {', '.join(opened.splits)}; got {split}")
-    return f"{opened.name}, {split}", opened.splits[split]
-
-
 def _write_points(
     path: Path,
     samples: Sequence[Sample],
@@ -358,7 +364,7 @@ def _write_points(
     points: np.ndarray,
     class_names: Sequence[str],
 ) -> None:
-    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with open_table(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "true", "predicted", "x", "y"])
         for sample, guess, (x, y) in zip(samples, predicted, points, strict=True):

@@ -150,13 +150,7 @@ class About:
             std=IMAGENET_STD,
             image_size=config.images.image_size,
             config=config,
-            versions={
-                "python": platform.python_version(),
-                "sdwa": sdwa.__version__,
-                "timm": timm.__version__,
-                "torch": str(torch.__version__),  # of a subclass of str, which weights_only refuses
-                "torchvision": str(torchvision.__version__),
-            },
+            versions=versions(),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -190,6 +184,17 @@ class About:
             for name in LEGAL_ABOUT
         }
         return cls(**{**fields, "config": from_mapping(fields["config"], str(source))})
+
+
+def versions() -> dict[str, str]:
+    """Of Python, and of the packages that results depend on."""
+    return {
+        "python": platform.python_version(),
+        "sdwa": sdwa.__version__,
+        "timm": timm.__version__,
+        "torch": str(torch.__version__),  # of a subclass of str, which weights_only refuses
+        "torchvision": str(torchvision.__version__),
+    }
 
 
 def _are_names(value: Any) -> bool:

@@ -119,9 +119,10 @@ def test_same_seed_same_run_whatever_the_workers(options, tmp_path):
 def test_evaluate_and_predict_read_the_run(run, faces, tmp_path, capsys):
     folder = run("--epochs", "1", "--color", "BGR")
     rows = read_metrics(folder)
-    report, about, *_ = evaluate.evaluate_checkpoint(
+    evaluation = evaluate.evaluate_checkpoint(
         folder / "best.pt", faces, workers=0, world=World("cpu")
     )
+    report, about = evaluation.report, evaluation.about
     assert report.images == 15
     assert report.accuracy == pytest.approx(rows[0]["test_accuracy"])
     assert report.loss == pytest.approx(rows[0]["test_loss"])
@@ -134,7 +135,7 @@ def test_evaluate_and_predict_read_the_run(run, faces, tmp_path, capsys):
     assert "the last" in printed
     written = {path.name for path in output.iterdir()}
     assert written == {
-        f"{stem}-test.{kind}" for stem in ("best", "last") for kind in ("png", "json")
+        f"run-{stem}-faces-test.{kind}" for stem in ("best", "last") for kind in ("png", "json")
     }
 
     images = sorted((faces / "Image" / "aligned").glob("test_*"))[:3]
