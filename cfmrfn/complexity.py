@@ -277,12 +277,12 @@ class ComplexityTool:
 
 
 @errors.memory_options("lower --batch-size or --image-size")
-def main(args: Sequence[str] | None = None) -> None:
+def main(args: Sequence[str] | None = None, prog: str = "python -m cfmrfn.complexity") -> None:
     """The command line."""
     tool = parse(
         ComplexityTool,
         sys.argv[1:] if args is None else args,
-        prog="python -m cfmrfn.complexity",
+        prog=prog,
     )
     network = tool.network
     if network.ir50 or network.landmarks:

@@ -181,11 +181,11 @@ def format_table(
 
 
 @errors.memory_options(MEMORY_OPTIONS)
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.sweep") -> None:
     """The command line."""
     args = sys.argv[1:] if args is None else args
     default = Sweep(table=tyro.MISSING, config=recipe_of(args))
-    tool = parse(Sweep, args, default=default, prog="python -m cfmrfn.sweep")
+    tool = parse(Sweep, args, default=default, prog=prog)
     if tool.config.run.resume is not None:
         raise errors.ConfigError("a sweep resumes by itself: leave --resume out")
     if not tool.seeds or len(set(tool.seeds)) < len(tool.seeds) or min(tool.seeds) < 0:

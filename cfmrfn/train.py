@@ -473,9 +473,9 @@ def _score(row: Row, split: str) -> tuple[float, float]:
 
 
 @errors.memory_options(MEMORY_OPTIONS)
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.train") -> None:
     """The command line."""
-    config = parse_config(sys.argv[1:] if args is None else args, prog="python -m cfmrfn.train")
+    config = parse_config(sys.argv[1:] if args is None else args, prog=prog)
     trainer = Trainer(config)
     interrupted = False
     try:

@@ -132,13 +132,13 @@ COMMAND: Any = (
 )
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.data") -> None:
     """The command line."""
     command = parse(
         COMMAND,
         sys.argv[1:] if args is None else args,
         default=tyro.MISSING_NONPROP,
-        prog="python -m cfmrfn.data",
+        prog=prog,
     )
     # names of files may hold what the terminal's encoding does not
     if isinstance(sys.stdout, io.TextIOWrapper):

@@ -1,0 +1,77 @@
+"""`cfmrfn TOOL`, `python -m cfmrfn TOOL` and `python -m cfmrfn.TOOL` are the same tool."""
+
+import importlib
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from cfmrfn import __main__ as tools
+from cfmrfn import errors
+
+ROOT = Path(__file__).parents[2]
+
+
+def run_python(*args):
+    return subprocess.run(
+        [sys.executable, *args], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+
+def test_without_a_tool_all_are_listed():
+    done = run_python("-m", "cfmrfn")
+    assert done.returncode == 0, done.stderr
+    first, *lines = done.stdout.splitlines()
+    assert first == "usage: python -m cfmrfn TOOL [OPTIONS]"
+    for name in tools.TOOLS:
+        assert sum(line.startswith(f"  {name} ") for line in lines) == 1
+
+
+def test_every_module_with_a_command_line_is_listed():
+    package = ROOT / "cfmrfn"
+    modules = [*package.glob("*.py"), package / "data" / "__main__.py"]
+    runnable = {
+        (path.parent.name if path.stem == "__main__" else path.stem)
+        for path in modules
+        if '__name__ == "__main__"' in path.read_text("utf-8")
+    }
+    assert set(tools.TOOLS) == runnable - {"cfmrfn"}
+
+
+@pytest.mark.parametrize("name", tools.TOOLS)
+def test_help_names_the_program_as_it_was_called(name, capsys):
+    def usage(run):
+        with pytest.raises(SystemExit) as stop:
+            run()
+        assert stop.value.code in (0, None)
+        return capsys.readouterr().out.splitlines()[0]
+
+    tool = importlib.import_module(tools.TOOLS[name][0])
+    assert usage(lambda: tool.main(["--help"])).startswith(f"usage: python -m cfmrfn.{name} ")
+    by_script = usage(lambda: tools.main([name, "--help"], prog="cfmrfn"))
+    assert by_script.startswith(f"usage: cfmrfn {name} ")
+
+
+def test_a_tool_gets_its_arguments_and_its_status():
+    done = run_python("-m", "cfmrfn", "predict", "nowhere.pt", "a.jpg")
+    assert done.returncode == 2
+    assert done.stderr == "error: there is no checkpoint nowhere.pt\n"
+
+
+def test_an_unknown_tool_is_one_line(capsys):
+    with pytest.raises(SystemExit) as stop:
+        errors.run(lambda: tools.main(["trian"], prog="cfmrfn"))
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert "got 'trian'; perhaps train" in error
+
+
+def test_the_console_script_is_this_module(monkeypatch, capsys):
+    tomllib = pytest.importorskip("tomllib")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    module, _, function = project["scripts"]["cfmrfn"].partition(":")
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/cfmrfn", "--help"])
+    getattr(importlib.import_module(module), function)()
+    assert capsys.readouterr().out.startswith("usage: cfmrfn TOOL [OPTIONS]")
