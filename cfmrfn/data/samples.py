@@ -224,11 +224,13 @@ class Layout:
 def canonical_name(name: str) -> str:
     """The name in `EXPRESSIONS` for a class name as others write it ("Happy", "3_anger").
 
-    A name that is no known expression comes back in lower case, so that classes of a user's own
-    stay usable.
+    A name that is no known expression comes back in lower case, numbers ("10-19") included, so that
+    classes of a user's own stay usable.
     """
-    bare = re.sub(r"^\d+[\s_.-]+", "", name.strip().lower())
-    return _ALIASES.get(bare, bare)
+    own = name.strip().lower()
+    bare = re.sub(r"^\d+[\s_.-]+", "", own)
+    known = _ALIASES.get(bare, bare)
+    return known if known in EXPRESSIONS else own
 
 
 def _mapped_votes(
