@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,9 @@ from cfmrfn.metrics import Report
 # Okabe-Ito colours, which colour-blind readers can tell apart
 COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
 CLASS_COLORS = [*COLORS.values(), "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000"]
-MARKERS = "osD^v"  # one for each turn of the colours
+# with more classes than colours, colours come again in another shape
+CLASS_MARKERS = "o^sDvP*X"
+MOST_CELLS = 30  # classes up to which the cells of a confusion matrix hold their numbers
 NAMES = {"train": "training", "val": "validation", "test": "held out"}
 
 
@@ -57,10 +60,12 @@ def plot_confusion(path: Path, report: Report, title: str) -> None:
     classes = len(report.class_names)
     counts = report.matrix.sum(1, keepdims=True)
     percent = 100 * report.matrix / np.maximum(counts, 1)
-    figure = Figure(figsize=(1.6 + 0.75 * classes, 1.4 + 0.7 * classes), layout="constrained")
+    cell = 0.7 if classes <= MOST_CELLS else min(0.3, 40 / classes)  # inches
+    size = (1.6 + (cell + 0.05) * classes, 1.4 + cell * classes)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots()
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), value in np.ndenumerate(percent):
+    for (row, column), value in np.ndenumerate(percent if classes <= MOST_CELLS else []):
         color = "white" if value > 55 else "black" if value >= 0.5 else "0.7"
         axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color)
     names = [printable(name) for name in report.class_names]
@@ -207,12 +212,13 @@ def plot_tsne(
     for label, name in enumerate(class_names):
         x, y = points[labels == label].T
         turn, place = divmod(label, len(CLASS_COLORS))
-        color, marker = CLASS_COLORS[place], MARKERS[turn % len(MARKERS)]
+        color, marker = CLASS_COLORS[place], CLASS_MARKERS[turn % len(CLASS_MARKERS)]
         axes.scatter(x, y, s=9, color=color, marker=marker, linewidths=0, label=printable(name))
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_title(printable(title), fontsize=9)
-    figure.legend(loc="outside right center", markerscale=2, fontsize=8)
+    columns = math.ceil(len(class_names) / 25)
+    figure.legend(loc="outside right center", markerscale=2, fontsize=8, ncols=columns)
     _save(figure, path)
 
 
