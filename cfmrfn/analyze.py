@@ -308,7 +308,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
         points = embed(features, tool.perplexity, tool.seed)
 
     tool.output.mkdir(parents=True)
-    trained = about.config.network.landmarks is not None
+    trained = network.landmark_backbone is not None and network.landmark_backbone.is_trained
     plot_faces(tool.output / "faces.png", faces, title, landmarks_trained=trained)
     for number, face in enumerate(faces, 1):
         if face.attention:

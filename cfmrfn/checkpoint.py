@@ -231,18 +231,18 @@ def build_network(config: Config, num_classes: int) -> CFMRFN:
     """
     network = config.network
     presets = timm.list_models("cfmrfn_*")
-    if network.model not in presets:
-        raise ConfigError(f"model must be one of {', '.join(presets)}; got {network.model!r}")
+    if network.preset not in presets:
+        raise ConfigError(f"model must be one of {', '.join(presets)}; got {network.preset!r}")
     try:
         built: CFMRFN = timm.create_model(
-            network.model,
+            network.preset,
             num_classes=num_classes,
             img_size=config.images.image_size,
             **network.overrides(),
         )
         return built
     except ValueError as error:
-        raise ConfigError(f"cannot build {network.model}: {error}") from error
+        raise ConfigError(f"cannot build {network.preset}: {error}") from error
 
 
 def load_network(path: str | Path) -> tuple[CFMRFN, About]:

@@ -285,8 +285,10 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m cfmrfn.comple
         prog=prog,
     )
     network = tool.network
-    if network.ir50 or network.landmarks:
-        raise errors.ConfigError("ir50 and landmarks have no meaning here: nothing is computed")
+    if network.ir50 or network.landmarks or network.init:
+        raise errors.ConfigError(
+            "ir50, landmarks and init have no meaning here: nothing is computed"
+        )
     if tool.batch_size < 1:
         raise errors.ConfigError(f"batch-size must be 1 or more, got {tool.batch_size}")
     if tool.paper:
@@ -297,7 +299,7 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m cfmrfn.comple
         return
     try:
         complexity = measure(
-            network.model,
+            network.preset,
             batch_size=tool.batch_size,
             image_size=tool.image_size,
             img_size=tool.image_size,
@@ -305,8 +307,8 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m cfmrfn.comple
             **network.overrides(),
         )
     except (RuntimeError, TypeError, ValueError) as error:
-        raise errors.ConfigError(f"cannot build {network.model}: {error}") from error
-    print(f"{network.model}, {tool.batch_size} x {tool.image_size} x {tool.image_size}\n")
+        raise errors.ConfigError(f"cannot build {network.preset}: {error}") from error
+    print(f"{network.preset}, {tool.batch_size} x {tool.image_size} x {tool.image_size}\n")
     print(describe_network(complexity))
 
 

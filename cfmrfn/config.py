@@ -16,6 +16,7 @@ import contextlib
 import dataclasses
 import io
 import itertools
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -48,7 +49,8 @@ class ImageConfig:
     """Layout of the data set: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8, folder,
     drawn; auto recognises it."""
     classes: int | None = None
-    """Number of expressions, 7 or 8 (8 adds contempt). None: as found in the data."""
+    """Number of classes that the data must have, 2 or more; of AffectNet and FERPlus 7 leaves
+    contempt out. None: as found in the data."""
     drawn_train: int = 2000
     """Drawn faces for training (only without --data)."""
     drawn_test: int = 500
@@ -84,8 +86,7 @@ class ImageConfig:
 
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)
-        _require(self.classes in (None, 7, 8), "classes", self.classes, "7 or 8")
-        check_at_least(self, drawn_train=1, drawn_test=1, image_size=32)
+        check_at_least(self, classes=2, drawn_train=1, drawn_test=1, image_size=32)
         _check_fractions_below_1(self, "validation")
         _check_fractions(self, "flip", "erasing")
         low, high = self.erasing_scale
@@ -94,10 +95,11 @@ class ImageConfig:
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Network: a preset, and what departs from it (None: as in the preset)."""
+    """Network: a preset, and what departs from it (None: as in --init, or else in the preset)."""
 
-    model: str = "cfmrfn_tiny"
-    """Preset: cfmrfn_base (the paper's tables), cfmrfn_equations, cfmrfn_tiny."""
+    model: str | None = None
+    """Preset: cfmrfn_base (the paper's tables), cfmrfn_equations, cfmrfn_tiny. None: that of the
+    checkpoint in --init, or else cfmrfn_tiny."""
     depth: int | None = None
     """Number of cross-fusion layers (Table 3)."""
     attention: Literal["dilated", "window", "global"] | None = None
@@ -124,17 +126,30 @@ class NetworkConfig:
     """Pretrained weights of the expression backbone. None: random weights."""
     landmarks: Path | None = None
     """Pretrained weights of the landmark backbone. None: random weights."""
+    init: Path | None = None
+    """Weights to start from: best.pt, last.pt or the folder of a run; model.safetensors; a training
+    checkpoint of POSTER; public weights of a backbone. What fits is loaded, classes by name."""
 
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)
         check_at_least(self, depth=1)
         _check_fractions(self, "drop_path_rate")
 
+    @property
+    def preset(self) -> str:
+        """The preset's name, also where none was named."""
+        return self.model or "cfmrfn_tiny"
+
     def overrides(self) -> dict[str, Any]:
         """Keyword arguments for `timm.create_model` that depart from the preset."""
-        fixed = ("model", "ir50", "landmarks")
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return {k: v for k, v in values.items() if v is not None and k not in fixed}
+        return {k: v for k, v in self.options().items() if v is not None and k != "model"}
+
+    def options(self) -> dict[str, Any]:
+        """The fields that decide the network's structure, and not its weights."""
+        weights = ("ir50", "landmarks", "init")
+        return {
+            f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in weights
+        }
 
 
 @dataclass(frozen=True)
@@ -184,6 +199,12 @@ class OptimConfig:
     """Autocast type; fp16 comes with a loss scaler."""
     seed: int = 0
     """Seed of weights, data order, augmentation and stochastic depth."""
+    freeze: tuple[Literal["expression-backbone", "encoder", "all-but-head"], ...] = ()
+    """Parts that are not trained, beside the landmark backbone: no gradients, and as in evaluation,
+    with fixed batch statistics and without stochastic depth."""
+    class_weights: Literal["balanced", "effective"] | tuple[float, ...] | None = None
+    """Weights of the classes in the loss: inverse to their number of images (balanced) or to its
+    effective number (Cui et al. 2019), or one number per class. None: all equal."""
 
     def __post_init__(self) -> None:
         check_at_least(self, epochs=1, batch_size=1, accumulate=1, seed=0)
@@ -191,6 +212,14 @@ class OptimConfig:
         _check_fractions(self, "label_smoothing")
         _check_fractions_below_1(self, "ema")
         _check_positive(self, "lr", "clip")
+        if isinstance(self.class_weights, tuple):
+            _require(
+                len(self.class_weights) > 0
+                and all(0 < weight < math.inf for weight in self.class_weights),
+                "class_weights",
+                " ".join(map(str, self.class_weights)) or "none",
+                "balanced, effective, or a number above 0 per class",
+            )
         for name in ("layer_decay", "decay"):
             factor = getattr(self, name)
             _require(0 < factor <= 1, name, factor, "above 0 and at most 1")

@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 
 import tyro
 
-from cfmrfn import errors
+from cfmrfn import errors, weights
 from cfmrfn.complexity import measure
 from cfmrfn.config import Config, from_yaml, parse, recipe_of, refuse_differences
 from cfmrfn.evaluate import HOW_CHOSEN
@@ -107,6 +107,7 @@ class Sweep:
 def sweep(name: str, seeds: Sequence[int], config: Config) -> str:
     """Trains what is missing of the table `name`; returns the table as Markdown."""
     table = TABLES[name]
+    config = weights.with_network_of_init(config)
     folder = config.run.output or Path("runs") / f"{name}-{Path(config.run.recipe).stem}"
     results: dict[str, list[dict[str, Any]]] = {}
     for row in table.rows:
@@ -162,7 +163,7 @@ def format_table(
         spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
         network = dataclasses.replace(config.network, **row.network)
         size = config.images.image_size
-        cost = measure(network.model, image_size=size, img_size=size, **network.overrides()).total
+        cost = measure(network.preset, image_size=size, img_size=size, **network.overrides()).total
         ours = [
             f"{statistics.mean(scores):.2f}{spread}",
             f"{cost.executed / 1e6:.2f}",
@@ -170,7 +171,7 @@ def format_table(
         ]
         lines.append([row.label, *ours, *(f"{value:.2f}" for value in row.paper)])
     note = (
-        f"{config.network.model} on {some['data']}, {config.optim.epochs} epochs; epoch chosen: "
+        f"{config.network.preset} on {some['data']}, {config.optim.epochs} epochs; epoch chosen: "
         f"{HOW_CHOSEN[some['chosen_on']]}; mean and standard deviation over seeds "
         f"{', '.join(map(str, seeds))}. Parameters are those executed. The paper's columns are "
         f"cfmrfn_base on the data named, one run each."

@@ -38,7 +38,7 @@ from cfmrfn.config import Config, parse_config, refuse_differences, run_folder_o
 from cfmrfn.distributed import World, synchronise_batchnorm
 from cfmrfn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from cfmrfn.evaluate import HOW_CHOSEN, evaluate
-from cfmrfn.losses import ExpressionLoss
+from cfmrfn.losses import ExpressionLoss, class_weights
 from cfmrfn.metrics import Report
 from cfmrfn.optim import build_ema, build_optimizer, learning_rate_factor, set_learning_rate
 from cfmrfn.pictures import plot_confusion, plot_curves
@@ -80,6 +80,8 @@ class Trainer:
     """
 
     def __init__(self, config: Config) -> None:
+        if config.run.resume is None:
+            config = weights.with_network_of_init(config)
         self.config = config
         optim, images, run = config.optim, config.images, config.run
         if run.resume is not None:
@@ -136,7 +138,11 @@ class Trainer:
         # Network and optimizer
         torch.manual_seed(optim.seed)
         self.network = checkpoint.build_network(config, len(self.class_names))
-        random_parts = self._load_backbones() if saved is None else []
+        origin = self._load_backbones() if saved is None else []
+        try:
+            self.network.freeze(optim.freeze)
+        except ValueError as error:
+            raise ConfigError(str(error)) from error
         self.network.to(self.world.device)
         if self.world.size > 1 and optim.sync_batchnorm:
             synchronise_batchnorm(self.network)
@@ -147,7 +153,10 @@ class Trainer:
             model = cast(nn.Module, torch.compile(model))
         if self.world.size > 1:
             model = DistributedDataParallel(model)
-        criterion = ExpressionLoss(optim.ce_weight, optim.smooth_weight, optim.label_smoothing)
+        self.class_weights = self._class_weights()
+        criterion = ExpressionLoss(
+            optim.ce_weight, optim.smooth_weight, optim.label_smoothing, self.class_weights
+        )
         self.step = TrainingStep(self.network, model, self.optimizer, criterion, optim, self.world)
 
         # Run folder, and where the run stands
@@ -159,7 +168,7 @@ class Trainer:
         if run.resume is not None:
             is_complete = self.progress.epoch >= optim.epochs
             self.world.on_main(lambda: self.folder.reopen(config, is_complete=is_complete))
-        self.log(self._description(random_parts))
+        self.log(self._description(origin))
 
     def train(self) -> Path:
         """Trains to the last epoch, reports, and returns the path of the run folder."""
@@ -355,25 +364,60 @@ class Trainer:
         self.progress = Progress(**training["progress"])
 
     def _load_backbones(self) -> list[str]:
-        """Loads the pretrained weights that were given; returns the backbones left random."""
-        paths = {"expression": self.config.network.ir50, "landmark": self.config.network.landmarks}
+        """Loads the weights that were given; returns what the log says of them."""
+        lines = []
+        network = self.config.network
+        expression_known = network.ir50 is not None or self.network.image_backbone is None
+        if network.init is not None:
+            try:
+                source = weights.read_source(network.init)
+                expression_known |= source.has_expression_backbone
+                lines.append(str(weights.load_init(self.network, source, self.about)))
+            except (OSError, ValueError) as error:
+                raise ConfigError(f"cannot start from {network.init}: {error}") from error
+        paths = {"expression": network.ir50, "landmark": network.landmarks}
         loaders = {"expression": weights.load_ir50, "landmark": weights.load_landmarks}
         for name, path in paths.items():
             if path is not None:
                 try:
-                    loaders[name](self.network, path)
+                    lines.append(str(loaders[name](self.network, path)))
                 except (OSError, ValueError) as error:
                     raise ConfigError(f"cannot load the {name} backbone: {error}") from error
-        return [name for name, path in paths.items() if path is None]
+        backbone = self.network.landmark_backbone
+        if not expression_known:
+            lines.append("random weights in the expression backbone")
+        if backbone is not None and not backbone.is_trained:
+            lines.append("random weights in the landmark backbone, which is not trained")
+        return lines
+
+    def _class_weights(self) -> torch.Tensor | None:
+        """(classes,) for the loss; None: all equal."""
+        optim, images, names = self.config.optim, self.config.images, self.class_names
+        choice = optim.class_weights
+        if choice is None:
+            return None
+        if images.balanced and isinstance(choice, str):
+            raise ConfigError(
+                f"class-weights {choice} and --balanced both favour rare classes: leave one out"
+            )
+        labels = torch.tensor([sample.label for sample in self.splits.train])
+        counts = torch.bincount(labels, minlength=len(names)).double()
+        if images.soft_labels:
+            counts = torch.tensor([s.votes for s in self.splits.train], dtype=torch.float64).sum(0)
+        try:
+            return class_weights(choice, counts)
+        except ValueError as error:
+            raise ConfigError(f"{error}, in this order: {', '.join(names)}") from error
 
     # Texts
 
     def _step_number(self) -> int:
         return self.progress.epoch * self.batches.steps + self.progress.step
 
-    def _description(self, random_parts: list[str]) -> str:
+    def _description(self, origin: list[str]) -> str:
         splits, optim = self.splits, self.config.optim
-        parameters = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
+        total = sum(p.numel() for p in self.network.parameters())
         lines = [
             f"run folder {self.folder.path}",
             f"{splits.name}: {len(splits.train)} images to train on, "
@@ -382,13 +426,17 @@ class Trainer:
             *(f"left out: {count}, {reason}" for reason, count in splits.dropped.items()),
             *(f"left out of evaluation: {why}" for why in self.checked.unreadable.values()),
             str(self.checked),
-            f"{self.config.network.model}: {parameters / 1e6:.2f} M trained parameters, "
-            f"on {self.world.device}, {self.world.size} process(es)",
+            f"{self.config.network.preset}: {trained / 1e6:.3g} M trained parameters of "
+            f"{total / 1e6:.3g} M, on {self.world.device}, {self.world.size} process(es)",
             f"{optim.epochs} epochs of {self.batches.steps} steps of {optim.batch_size} images, "
             + (f"SAM (rho {optim.rho}) over {optim.optimizer}" if optim.rho else optim.optimizer),
         ]
-        if random_parts:
-            lines.append(f"random weights in the {' and '.join(random_parts)} backbone")
+        if optim.freeze:
+            lines.append(f"frozen: {', '.join(optim.freeze)}")
+        if self.class_weights is not None:
+            pairs = zip(self.class_names, self.class_weights.tolist(), strict=True)
+            lines.append("class weights: " + ", ".join(f"{name} {w:.3g}" for name, w in pairs))
+        lines += origin
         if self.world.device.type == "cpu" and torch.backends.mps.is_available():
             lines.append("Apple's GPU is not used, as it is untried; --device mps tries it")
         if self._step_number():

@@ -1,7 +1,9 @@
 """Public weights, in the layouts that users have, into the network; no pickle is ever executed.
 
-Every loader reports what matched, and fails unless the backbone is filled completely. The layouts:
+Every loader reports what matched. `load_init` starts training from any of the files and takes what
+fits; the others fail unless their part is filled completely. The layouts:
 
+- CFMRFN: a checkpoint of a run, or the tensors of the network alone.
 - IR-50 (ArcFace): flat; stages 1-3 or 1-4; blocks named `body.N` or, in POSTER++'s copy,
   `body1.N`, `body2.N`, `body3.N`.
 - MobileFaceNet with 68 landmarks: a dict whose "state_dict" holds the weights.
@@ -13,6 +15,8 @@ safetensors file.
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -20,11 +24,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from cfmrfn import tensor_files
+from cfmrfn.checkpoint import About
+from cfmrfn.config import Config, NetworkConfig
 from cfmrfn.errors import CheckpointError
 from cfmrfn.models import CFMRFN
+from cfmrfn.models.fusion import TokenMixing
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
@@ -50,6 +59,7 @@ class WeightReport:
         missing: names in the target that the file does not have.
         unexpected: names in the file that the target does not have; they were left out.
         notes: differences between the file's network and the target that names do not show.
+        misshapen: what has another shape in the file, as text.
     """
 
     source: str
@@ -58,6 +68,7 @@ class WeightReport:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     notes: tuple[str, ...] = ()
+    misshapen: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         parts = [
@@ -66,6 +77,8 @@ class WeightReport:
             f"{len(self.unexpected)} unexpected{_some(self.unexpected)}",
             *self.notes,
         ]
+        if self.misshapen:
+            parts.append(f"{len(self.misshapen)} of another shape{_some(self.misshapen)}")
         return "; ".join(parts)
 
 
@@ -112,25 +125,18 @@ def load_poster(model: CFMRFN, path: str | Path) -> WeightReport:
             f'got tokens="{model.tokens}" and attention="{model.attention}"'
         )
     tensors = read_tensors(path)
-    numbers = [
-        int(m[1]) for name in tensors if (m := re.match(r"pyramid_fuse\.blocks\.(\d+)", name))
-    ]
-    depth = max(numbers, default=-1) + 1
+    depth = _poster_depth(tensors)
     if depth != len(model.layers):
         raise CheckpointError(
             f"{path} holds {depth} of POSTER's layers, the model has depth={len(model.layers)}"
         )
-    renamed = {}
-    for name, tensor in tensors.items():
-        own_name = name
-        for pattern, replacement in POSTER_NAMES:
-            own_name = re.sub(pattern, replacement, own_name)
-        renamed[own_name] = _without_class_tokens(own_name, tensor)
-    notes = (
-        "class tokens and coarser scales left out; here the mean of all tokens is classified, and "
-        "the backbones see the mean of 2 x 2 pixels instead of every second pixel",
-    )
-    return _fill(model, renamed, path, "network", notes)
+    return _fill(model, _renamed_poster(tensors), path, "network", (POSTER_NOTE,))
+
+
+POSTER_NOTE = (
+    "class tokens and coarser scales left out; here the mean of all tokens is classified, and "
+    "the backbones see the mean of 2 x 2 pixels instead of every second pixel"
+)
 
 
 # POSTER's names -> ours, applied in turn. block_l is the scale that this network has.
@@ -156,6 +162,25 @@ POSTER_NAMES = (
 )
 
 
+def _poster_depth(tensors: Mapping[str, Tensor]) -> int:
+    """Layers of a POSTER checkpoint."""
+    numbers = [
+        int(m[1]) for name in tensors if (m := re.match(r"pyramid_fuse\.blocks\.(\d+)", name))
+    ]
+    return max(numbers, default=-1) + 1
+
+
+def _renamed_poster(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """POSTER's tensors under our names, without class tokens."""
+    renamed = {}
+    for name, tensor in tensors.items():
+        own_name = name
+        for pattern, replacement in POSTER_NAMES:
+            own_name = re.sub(pattern, replacement, own_name)
+        renamed[own_name] = _without_class_tokens(own_name, tensor)
+    return renamed
+
+
 def _without_class_tokens(name: str, tensor: Tensor) -> Tensor:
     """POSTER has, stream after stream, a class token and 7 x 7 places: keeps the places."""
     places = [token for token in range(100) if token not in (0, 50)]
@@ -167,8 +192,272 @@ def _without_class_tokens(name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+# Starting from any of the files
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a file to start from holds.
+
+    Attributes:
+        path: the file, where a folder was given the one taken from it.
+        what: kind of the file, for the user.
+        tensors: by their names in `CFMRFN`.
+        network: the configuration of the file's network; None: the file does not say.
+        about: what a checkpoint of ours says of itself; None: it is none.
+        notes: for the report.
+    """
+
+    path: Path
+    what: str
+    tensors: dict[str, Tensor]
+    network: NetworkConfig | None = None
+    about: About | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def has_expression_backbone(self) -> bool:
+        """Whether the file has weights of the expression backbone."""
+        return _has_part("image_backbone.", self.tensors)
+
+
+def read_source(path: str | Path) -> Source:
+    """Reads a file to start from, which is recognised by its content, or a folder with one.
+
+    Raises:
+        CheckpointError: there is none, it cannot be read, or it holds no known network.
+    """
+    path = Path(path)
+    if path.is_dir():
+        files = [path / name for name in ("best.pt", "last.pt", "model.safetensors")]
+        found = [file for file in files if file.is_file()]
+        if not found:
+            raise CheckpointError(f"folder {path} holds no best.pt, last.pt or model.safetensors")
+        path = found[0]
+    tensors = read_tensors(path)
+    if depth := _poster_depth(tensors):
+        network = NetworkConfig(
+            model="cfmrfn_base", depth=depth, tokens="poster_view", attention="global"
+        )
+        renamed = _renamed_poster(tensors)
+        return Source(path, "POSTER checkpoint", renamed, network, notes=(POSTER_NOTE,))
+    if "input_layer.0.weight" in tensors:
+        named = {f"image_backbone.{n}": t for n, t in _number_blocks(tensors).items()}
+        return Source(path, "expression backbone (cfmrfn_base has IR-50)", named)
+    if "conv2_dw.conv.weight" in tensors:
+        named = {f"landmark_backbone.{n}": t for n, t in tensors.items()}
+        return Source(path, "landmark backbone (cfmrfn_base has MobileFaceNet)", named)
+    if "gate.0.weight" not in tensors:
+        raise CheckpointError(
+            f"{path} holds the weights of no known network{_some(tensors)}; known are checkpoints "
+            "of cfmrfn and of POSTER, IR-50, and MobileFaceNet with 68 landmarks"
+        )
+    content = tensor_files.read(path, NUMPY_SCALARS)
+    if "about" not in content:
+        return Source(path, "weights of cfmrfn", tensors)
+    about = About.from_dict(content["about"], path)
+    return Source(path, "checkpoint of cfmrfn", tensors, about.config.network, about)
+
+
+def with_network_of_init(config: Config) -> Config:
+    """The configuration with what it leaves open of the network as in the file to start from.
+
+    So the network of a checkpoint needs no options, and those that are given win over it.
+
+    Raises:
+        CheckpointError, ConfigError: as for `read_source`.
+    """
+    network = config.network
+    theirs = None if network.init is None else read_source(network.init).network
+    left_open = {
+        name: getattr(theirs, name)
+        for name, value in network.options().items()
+        if theirs is not None and value is None
+    }
+    network = dataclasses.replace(network, **left_open)
+    return dataclasses.replace(config, network=dataclasses.replace(network, model=network.preset))
+
+
+def load_init(model: CFMRFN, source: Source, about: About) -> WeightReport:
+    """Fills the model with all of a source that fits; `about` says what the model is for.
+
+    The rows of the classifier are matched by the names of the classes; positions (bicubic) and
+    token mixing are resized to the model's token map. Streams are matched by what they see.
+
+    Raises:
+        CheckpointError: most weights of a part that both have are of another shape: it is another
+            network. The model is then unchanged.
+    """
+    own = model.state_dict()
+    tensors = _match_streams(source.tensors, own)
+    notes = [*source.notes, *_differences(source, about)]
+    notes += _resize_maps(tensors, model)
+    notes += _adapt_head(tensors, own, source, about.class_names)
+    fits = {n: t for n, t in tensors.items() if n in own and t.shape == own[n].shape}
+    report = WeightReport(
+        source=str(source.path),
+        target=source.what,
+        matched=tuple(fits),
+        # the file of a backbone is not asked for the rest
+        missing=tuple(
+            name
+            for name in own
+            if name not in tensors and (_has_part("layers.", tensors) or _has_part(name, tensors))
+        ),
+        unexpected=tuple(name for name in tensors if name not in own),
+        notes=tuple(notes),
+        misshapen=_misshapen(tensors, own),
+    )
+    for part, prefix in PARTS.items():
+        if not _has_part(prefix, tensors) or not _has_part(prefix, own):
+            continue
+        # counters of batches have no shape, and fit anywhere
+        shared = [n for n in own if n.startswith(prefix) and n in tensors and own[n].ndim]
+        if 2 * sum(name in fits for name in shared) <= len(shared):
+            raise CheckpointError(
+                f"its {part} is that of another network"
+                + (f", {source.network.preset}" if source.network else "")
+                + f": give --model and the options that it was trained with ({report})"
+            )
+    model.load_state_dict(fits, strict=False)
+    return report
+
+
+# Part -> beginning of its weights' names.
+PARTS = {
+    "expression backbone": "image_backbone.",
+    "landmark backbone": "landmark_backbone.",
+    "encoder": "layers.",
+}
+
+
+def _has_part(name: str, tensors: Iterable[str]) -> bool:
+    """Whether there are tensors of the part of the network that `name` belongs to."""
+    part = name.partition(".")[0]
+    return any(other.partition(".")[0] == part for other in tensors)
+
+
+def _streams(tensors: Iterable[str]) -> list[str]:
+    """The streams of a network, in the order of its blocks."""
+    return [part for part in ("image_backbone", "landmark_backbone") if _has_part(part, tensors)]
+
+
+def _match_streams(tensors: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:
+    """Numbers what each stream has as in the model, where one of them has the other stream only."""
+    theirs, ours = _streams(tensors), _streams(own)
+    numbers = {str(theirs.index(s)): str(ours.index(s)) for s in theirs if s in ours}
+
+    def rename(name: str) -> str | None:
+        match = re.match(r"(layers\.\d+\.(?:blocks|mixing)\.)(\d+)(\..*)", name)
+        if match is None or len(theirs) == len(ours) == 2:
+            return name
+        number = numbers.get(match[2])
+        return None if number is None else f"{match[1]}{number}{match[3]}"
+
+    # a stream that the model lacks keeps its name, marked, to be reported
+    return {rename(n) or f"{n} (of the other stream)": t for n, t in tensors.items()}
+
+
+def _differences(source: Source, about: About) -> list[str]:
+    """What differs between the two networks and their input."""
+    notes = []
+    if source.network is not None:
+        ours = about.config.network
+        theirs = source.network.options() | {"model": source.network.preset}
+        for name, value in (ours.options() | {"model": ours.preset}).items():
+            if value != theirs[name]:
+                there = "as in the preset" if theirs[name] is None else theirs[name]
+                notes.append(f"{name.replace('_', '-')} is {value}, in the file {there}")
+    if source.about is not None:
+        if source.about.color != about.color:
+            notes.append(
+                f"WARNING: trained on {source.about.color} and used here on {about.color} images; "
+                f"--color {source.about.color} keeps to it"
+            )
+        if (source.about.mean, source.about.std) != (about.mean, about.std):
+            notes.append(
+                f"WARNING: trained on images normalised by {source.about.mean} and "
+                f"{source.about.std}, used here by {about.mean} and {about.std}"
+            )
+    return notes
+
+
+def _resize_maps(tensors: dict[str, Tensor], model: CFMRFN) -> list[str]:
+    """Resizes positions and token mixing in `tensors` to the model's token map."""
+    notes = []
+    grid = None
+    if (position := tensors.get("position")) is not None and position.ndim == 3:
+        grid = (position.shape[0], position.shape[1])
+        if model.image_backbone is not None and grid != model.position.shape[:2]:
+            new = (model.position.shape[0], model.position.shape[1])
+            resized = resample_abs_pos_embed(position.flatten(0, 1)[None], new, grid, 0)
+            tensors["position"] = resized[0].unflatten(0, new)
+            notes.append(
+                f"positions resized from {grid[0]} x {grid[1]} to {new[0]} x {new[1]} tokens"
+            )
+    for name, module in model.named_modules():
+        bias = tensors.get(f"{name}.bias")
+        if not isinstance(module, TokenMixing) or bias is None:
+            continue
+        tokens = len(bias) // module.num_streams
+        side = math.isqrt(tokens)
+        theirs = TokenMixing(module.num_streams, grid or (side, side))
+        if theirs.bias.shape == bias.shape and theirs.grid != module.grid:
+            with torch.no_grad():
+                theirs.weight.copy_(tensors[f"{name}.weight"])
+                theirs.bias.copy_(bias)
+                weight, bias = theirs.weights_for(module.grid)
+            tensors |= {f"{name}.weight": weight, f"{name}.bias": bias}
+    return notes
+
+
+def _adapt_head(
+    tensors: dict[str, Tensor],
+    own: Mapping[str, Tensor],
+    source: Source,
+    class_names: tuple[str, ...],
+) -> list[str]:
+    """Matches the classifier in `tensors` to the classes; without it the model keeps its own."""
+    names = ("head.weight", "head.bias")
+    if not all(name in tensors for name in names):
+        return []
+    classes = len(tensors["head.bias"])
+    if source.about is None:
+        if classes != len(class_names):
+            for name in names:
+                del tensors[name]
+            return [f"new classifier for {len(class_names)} classes, as the file has {classes}"]
+        return [
+            "the file does not name its classes: taken to be in this order, "
+            f"{', '.join(class_names)}"
+        ]
+    theirs = source.about.class_names
+    if theirs == class_names:
+        return []
+    shared = [name for name in class_names if name in theirs]
+    if not shared:
+        for name in names:
+            del tensors[name]
+        return [f"new classifier, as no class is among the file's ({', '.join(theirs)})"]
+    if tensors["head.weight"].shape[1:] != own["head.weight"].shape[1:]:
+        return []
+    for name in names:
+        adapted = own[name].clone()
+        for shared_name in shared:
+            row = tensors[name][theirs.index(shared_name)]
+            adapted[class_names.index(shared_name)] = row
+        tensors[name] = adapted
+    new = [name for name in class_names if name not in theirs]
+    dropped = [name for name in theirs if name not in class_names]
+    return [
+        f"classifier by name: {', '.join(shared)} from the file"
+        + (f"; new are {', '.join(new)}" if new else "")
+        + (f"; left out are {', '.join(dropped)}" if dropped else "")
+    ]
+
+
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """The named tensors of a file, without wrappers and the prefix `module.`.
+    """The named tensors of a file, without wrappers and their prefixes of the names.
 
     Raises:
         CheckpointError: there is no such file; it is damaged; it holds objects other than tensors,
@@ -189,7 +478,8 @@ def read_tensors(path: str | Path) -> dict[str, Tensor]:
         raise CheckpointError(
             f"{path} holds no named tensors, but a {type(content).__name__}{entries}"
         )
-    return {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+    # of nn.DataParallel and torch.compile
+    return {re.sub(r"^((module|_orig_mod)\.)+", "", name): t for name, t in tensors.items()}
 
 
 def _number_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -226,18 +516,22 @@ def _fill(
         missing=tuple(name for name in own if name not in tensors),
         unexpected=tuple(name for name in tensors if name not in own),
         notes=notes,
+        misshapen=_misshapen(tensors, own),
     )
-    misshapen = [
-        f"{name} is {tuple(tensors[name].shape)} and not {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and name not in matched
-    ]
-    if misshapen:
-        raise CheckpointError(f"{report}; {len(misshapen)} of another shape{_some(misshapen)}")
+    if report.misshapen:
+        raise CheckpointError(str(report))
     if report.missing:
         raise CheckpointError(f"{report}; all weights of the {target} must be in the file")
     module.load_state_dict(matched)
     return report
+
+
+def _misshapen(tensors: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> tuple[str, ...]:
+    return tuple(
+        f"{name} is {tuple(tensors[name].shape)} and not {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    )
 
 
 def _some(names: Iterable[str], limit: int = 3) -> str:

@@ -30,6 +30,13 @@ PADDING_MODES = ("zeros", "masked")
 
 KERNEL_SIZE = 3  # the paper's window; dilation r makes its reach 2 r + 1
 
+# What `CFMRFN.freeze` takes -> the children that are frozen. The classifier always trains.
+FREEZABLE = {
+    "expression-backbone": ("image_backbone",),
+    "encoder": ("layers", "norm"),
+    "all-but-head": ("image_backbone", "image_embed", "position", "layers", "norm", "gate"),
+}
+
 # The image is halved for the backbones, and the token map is 1/16 of what they see.
 PIXELS_PER_TOKEN = 32
 
@@ -147,6 +154,7 @@ class CFMRFN(nn.Module):
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.tokens = tokens
         self.attention = attention
+        self._frozen = {"landmark_backbone"}
         self.image_backbone: IRBackbone | None = None
         self.landmark_backbone: MobileFaceNet | None = None
         if streams != "landmark":
@@ -218,11 +226,37 @@ class CFMRFN(nn.Module):
             nn.init.trunc_normal_(self.position, std=0.02)
 
     def train(self, mode: bool = True) -> CFMRFN:
-        """As in any module, but the landmark backbone stays in eval mode."""
+        """As in any module, but the landmark backbone and what is frozen stay in eval mode."""
         super().train(mode)
-        if self.landmark_backbone is not None:
-            self.landmark_backbone.eval()
+        for name, child in self.named_children():
+            if name in self._frozen:
+                child.eval()
         return self
+
+    def freeze(self, parts: Iterable[str]) -> None:
+        """Ends the training of parts, for good.
+
+        They have no gradients and stay in eval mode: batch statistics are used as they are, and
+        there is no stochastic depth.
+
+        Args:
+            parts: "expression-backbone"; "encoder", the layers and the norm after them;
+                "all-but-head", which leaves the last linear layer.
+
+        Raises:
+            ValueError: there is no such part in this network.
+        """
+        for part in parts:
+            _check_choice("freeze", part, tuple(FREEZABLE))
+            if part == "expression-backbone" and self.image_backbone is None:
+                raise ValueError(
+                    'there is no expression backbone to freeze with streams="landmark"'
+                )
+            self._frozen.update(FREEZABLE[part])
+        for name, parameter in self.named_parameters():
+            if name.partition(".")[0] in self._frozen:
+                parameter.requires_grad_(False)
+        self.train(self.training)
 
     # Streams
 

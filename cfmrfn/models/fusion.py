@@ -201,7 +201,8 @@ class TokenMixing(nn.Module):
         self.weight = nn.Parameter(torch.eye(tokens))
         self.bias = nn.Parameter(torch.zeros(tokens))
 
-    def _weights(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    def weights_for(self, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Weight (tokens, tokens) and bias (tokens,) for maps of (height, width) `grid`."""
         if grid == self.grid:
             return self.weight, self.bias
         up = self._interpolation(self.grid, grid)
@@ -226,7 +227,7 @@ class TokenMixing(nn.Module):
             As many, of the same shape.
         """
         batch, height, width, _ = streams[0].shape
-        weight, bias = self._weights((height, width))
+        weight, bias = self.weights_for((height, width))
         tokens = torch.cat([stream.flatten(1, 2) for stream in streams], 1)
         mixed = torch.baddbmm(bias.unsqueeze(1), weight.expand(batch, -1, -1), tokens)
         return mixed.unflatten(1, (self.num_streams, height, width)).unbind(1)

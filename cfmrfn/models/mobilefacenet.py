@@ -115,6 +115,16 @@ class MobileFaceNet(nn.Module):
                 # depthwise convolution.
                 nn.init.kaiming_normal_(module.weight, a=0.25)
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether the weights are from a file and not random.
+
+        The network keeps this backbone in eval mode, so random weights have no batch statistics.
+        """
+        mean = self.conv1.bn.running_mean
+        assert mean is not None
+        return bool(mean.any())
+
     def forward_features(self, x: Tensor) -> Tensor:
         """(batch, 3, height, width) -> (batch, out_channels, height / 16, width / 16)"""
         x = self.conv2_dw(self.conv1(x))
