@@ -70,8 +70,8 @@ def test_different_labels_come_first_then_several_splits():
     assert groups_of(*pictures) == [(True, [4, 5]), (True, [2, 3]), (True, [0, 1])]
 
 
-def test_pairs_are_found_beyond_one_block(monkeypatch):
-    monkeypatch.setattr("cfmrfn.data.duplicates._ROWS", 3)
+def test_pairs_are_found_in_other_tiles(monkeypatch):
+    monkeypatch.setattr("cfmrfn.data.duplicates._TILE", 3)
     faces = [(face(number), "train", "fear") for number in range(8)]
     blurred = face(1).resize((128, 128), Image.Resampling.BICUBIC)
     assert groups_of(*faces, (blurred, "test", "fear")) == [(False, [1, 8])]
