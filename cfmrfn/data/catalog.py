@@ -122,7 +122,8 @@ def _load(layout: Layout, root: str, options: SetOptions) -> ExpressionSet:
         if fitting is None:
             raise
         raise DataError(
-            f"{error}. The folder looks like {fitting.description}: use --layout {fitting.name}"
+            f"{error}. The folder looks like another layout ({fitting.description}): "
+            f"use --layout {fitting.name}"
         ) from error
 
 

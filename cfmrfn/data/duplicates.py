@@ -21,7 +21,8 @@ from cfmrfn.data.reading import printable
 
 # Small grey copies that correlate so are taken for one picture. Of FERPlus's pictures, copies as
 # JPEG of quality 60, at twice the size, at three quarters of it (99 of 100), or of less contrast
-# reach it; of its 574 million pairs of different files, 618 do.
+# reach it; of its 574 million pairs of different pictures, 618 do, and all of these agree in fine
+# detail as well (by 0.43 or more, where pairs drawn at random reach 0.26).
 _ALIKE = 0.985
 _SIDE = 16
 _LEAST_CONTRAST = 4.0  # standard deviation in grey levels; flatter pictures are alike by chance
