@@ -151,6 +151,11 @@ class NetworkConfig:
             f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in weights
         }
 
+    def completed_by(self, other: NetworkConfig) -> NetworkConfig:
+        """The same, and what it leaves open of the structure as in `other`."""
+        left_open = {n: getattr(other, n) for n, value in self.options().items() if value is None}
+        return dataclasses.replace(self, **left_open)
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -406,17 +411,20 @@ def recipe_of(args: Sequence[str]) -> Config:
     return read_recipe(_peek(args, "--recipe") or RunConfig.recipe)
 
 
-def refuse_differences(config: Config, folder: Path) -> None:
-    """Checks that the run in `folder` has this configuration.
+def continued(config: Config, folder: Path) -> Config:
+    """The configuration, with what it leaves open of the network as in the run in `folder`.
 
     Raises:
-        ConfigError: they differ in what decides the weights.
+        ConfigError: the run has another one in what decides the weights.
     """
-    if changed := config.differences(from_yaml(folder / "config.yaml")):
+    saved = from_yaml(folder / "config.yaml")
+    config = dataclasses.replace(config, network=config.network.completed_by(saved.network))
+    if changed := config.differences(saved):
         raise ConfigError(
             f"{folder} was started with another configuration: {'; '.join(changed)}. "
             "Leave these options out, or start a new run"
         )
+    return config
 
 
 def _peek(args: Sequence[str], flag: str) -> str | None:

@@ -21,7 +21,7 @@ import tyro
 
 from cfmrfn import errors, weights
 from cfmrfn.complexity import measure
-from cfmrfn.config import Config, from_yaml, parse, recipe_of, refuse_differences
+from cfmrfn.config import Config, continued, from_yaml, parse, recipe_of
 from cfmrfn.evaluate import HOW_CHOSEN
 from cfmrfn.train import MEMORY_OPTIONS, Interrupted, Trainer
 
@@ -135,7 +135,7 @@ def run_once(config: Config) -> dict[str, Any]:
     report, started = path / "report.json", path / "config.yaml"
     is_done = False
     if started.exists():
-        refuse_differences(config, path)
+        continued(config, path)
         config = dataclasses.replace(config, run=dataclasses.replace(config.run, resume=path))
         # with more epochs a complete run goes on; with its images elsewhere it checks them
         saved, wanted = from_yaml(started).absolute(), config.absolute()

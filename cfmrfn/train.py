@@ -34,7 +34,7 @@ from cfmrfn.batches import (
     training_dataset,
     training_loader,
 )
-from cfmrfn.config import Config, parse_config, refuse_differences, run_folder_of
+from cfmrfn.config import Config, continued, parse_config, run_folder_of
 from cfmrfn.distributed import World, synchronise_batchnorm
 from cfmrfn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from cfmrfn.evaluate import HOW_CHOSEN, evaluate
@@ -82,11 +82,11 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         if config.run.resume is None:
             config = weights.with_network_of_init(config)
+        else:
+            self.folder = RunFolder(run_folder_of(config.run.resume))
+            config = continued(config, self.folder.path)
         self.config = config
         optim, images, run = config.optim, config.images, config.run
-        if run.resume is not None:
-            self.folder = RunFolder(run_folder_of(run.resume))
-            refuse_differences(config, self.folder.path)
         self.world = World(run.device)
         if optim.batch_size % (self.world.size * optim.accumulate):
             raise ConfigError(

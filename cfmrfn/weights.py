@@ -269,12 +269,8 @@ def with_network_of_init(config: Config) -> Config:
     """
     network = config.network
     theirs = None if network.init is None else read_source(network.init).network
-    left_open = {
-        name: getattr(theirs, name)
-        for name, value in network.options().items()
-        if theirs is not None and value is None
-    }
-    network = dataclasses.replace(network, **left_open)
+    if theirs is not None:
+        network = network.completed_by(theirs)
     return dataclasses.replace(config, network=dataclasses.replace(network, model=network.preset))
 
 

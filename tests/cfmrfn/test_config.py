@@ -16,12 +16,12 @@ from cfmrfn.config import (
     NetworkConfig,
     OptimConfig,
     RunConfig,
+    continued,
     from_mapping,
     from_yaml,
     parse_config,
     read_recipe,
     recipes,
-    refuse_differences,
 )
 from cfmrfn.errors import ConfigError
 
@@ -173,7 +173,7 @@ def test_the_former_name_of_layout_is_still_read(tmp_path):
         assert "kind" not in config.flat()
     config = parse_config(["--resume", str(tmp_path), "--layout", "ferplus"])
     with pytest.raises(ConfigError, match="layout: ferplus, not rafdb"):
-        refuse_differences(config, tmp_path)
+        continued(config, tmp_path)
 
 
 def test_overrides_are_what_departs_from_the_preset():
@@ -280,7 +280,7 @@ def saved(tmp_path):
 
 def resumed(folder, *args):
     config = parse_config(["--resume", str(folder), *args])
-    refuse_differences(config, folder)
+    continued(config, folder)
     return config
 
 

@@ -16,6 +16,7 @@ from cfmrfn import checkpoint, evaluate, predict, weights
 from cfmrfn.batches import Splits
 from cfmrfn.config import Config, parse_config
 from cfmrfn.data import Sample, open_set
+from cfmrfn.distributed import World
 from cfmrfn.errors import CheckpointError, ConfigError
 from cfmrfn.losses import ExpressionLoss, class_weights
 from cfmrfn.metrics import Report
@@ -442,8 +443,11 @@ def test_a_run_on_classes_of_ones_own(own_options, own_classes, source_run, tmp_
     assert "classifier by name: happiness from the file; new are 10-19, été" in log
     report = json.loads((folder / "report.json").read_text())
     assert list(report["held_out"]["last"]["per_class"]) == ["happiness", "10-19", "été"]
-    evaluated, about, *_ = evaluate.evaluate_checkpoint(folder / "last.pt", own_classes, workers=0)
-    assert about.config.network.depth == 1
+    evaluation = evaluate.evaluate_checkpoint(
+        folder / "last.pt", own_classes, workers=0, world=World("cpu")
+    )
+    evaluated = evaluation.report
+    assert evaluation.about.config.network.depth == 1
     assert evaluated.class_names == ("happiness", "10-19", "été")
     assert evaluated.matrix.tolist() == report["held_out"]["last"]["confusion_matrix"]
     image = next((own_classes / "test" / "10-19").iterdir())
