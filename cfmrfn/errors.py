@@ -43,15 +43,23 @@ def run(main: Callable[[], object]) -> None:
     """Runs a command-line tool: a user's error becomes one line on stderr and exit status 2.
 
     So does an error of the file system, such as a full disk or a folder that may not be written.
-    Ctrl-C ends with the customary status 130. Of several processes under `torchrun` the first one
-    that fails tells it, and the others, which fail with it, end without a word.
+    Ctrl-C ends with the customary status 130, and a reader of the output that has seen enough, such
+    as `head`, with 141. Of several processes under `torchrun` the first one that fails tells it;
+    the others, which fail with it, end without a word.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=_ANY_NAME)
     try:
-        main()
+        try:
+            main()
+        finally:
+            sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except BrokenPipeError:
+        # Python flushes once more at its end, where the error would be printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except Exception as error:
         message = _for_user(error)
         if not _is_first_to_fail():

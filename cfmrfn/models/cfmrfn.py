@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -215,6 +216,7 @@ class CFMRFN(nn.Module):
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_parameters() if is_never_run(name)
         ]
+        self.register_load_state_dict_pre_hook(_tell_other_options)
         self.train()
 
     def _initialise(self) -> None:
@@ -411,6 +413,40 @@ def token_grid(image_size: Sequence[int]) -> tuple[int, int]:
             f"got {height} x {width}"
         )
     return height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
+
+
+def _tell_other_options(
+    network: nn.Module,
+    weights: Mapping[str, Tensor],
+    prefix: str,
+    _: object,
+    strict: bool,
+    *lists: Any,
+) -> None:
+    """Where weights are of a network built otherwise, says so before PyTorch names each tensor."""
+    own, theirs = (
+        _options_of(tensors, start)
+        for tensors, start in ((dict(network.named_parameters()), ""), (weights, prefix))
+    )
+    other = [f"{name}={value}" for name, value in theirs.items() if own.get(name, value) != value]
+    if strict and other:
+        messages: list[str] = lists[-1]
+        messages.append(
+            f"the weights are of a network with {', '.join(other)}; create this one likewise."
+        )
+
+
+def _options_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, object]:
+    """What the shapes of a network's weights tell of its options."""
+    options: dict[str, object] = {}
+    layer = re.compile(re.escape(prefix) + r"layers\.(\d+)\.")
+    if layers := {found[1] for name in tensors if (found := layer.match(name))}:
+        options["depth"] = len(layers)
+    if (head := tensors.get(f"{prefix}head.weight")) is not None:
+        options["num_classes"] = len(head)
+    if (position := tensors.get(f"{prefix}position")) is not None:
+        options["img_size"] = tuple(PIXELS_PER_TOKEN * side for side in position.shape[:2])
+    return options
 
 
 def _half(x: Tensor) -> Tensor:

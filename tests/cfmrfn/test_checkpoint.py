@@ -261,3 +261,22 @@ def test_timm_takes_our_checkpoints_as_pretrained_weights(small_run):
     assert torch.equal(same.head.weight, network.head.weight)
     assert other.head.weight.shape == (3, 96)
     assert torch.equal(other.image_embed.weight, network.image_embed.weight)
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"num_classes": 7}, "num_classes=8; create"),
+        ({"depth": 2}, "depth=1; create"),
+        ({"img_size": 64}, r"img_size=\(96, 96\); create"),
+        ({"num_classes": 7, "depth": 2}, "depth=1, num_classes=8; create"),
+    ],
+)
+def test_timm_says_which_options_the_weights_need(small_run, options, message):
+    folder, _ = small_run
+    with pytest.raises(RuntimeError, match=f"are of a network with {message} this one likewise"):
+        timm.create_model(
+            "cfmrfn_tiny",
+            checkpoint_path=str(folder / "best.pt"),
+            **{"num_classes": 8, "img_size": 96, "depth": 1, **options},
+        )

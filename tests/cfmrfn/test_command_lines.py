@@ -61,11 +61,11 @@ def test_a_tool_gets_its_arguments_and_its_status():
 
 def test_an_unknown_tool_is_one_line(capsys):
     with pytest.raises(SystemExit) as stop:
-        errors.run(lambda: tools.main(["trian"], prog="cfmrfn"))
+        errors.run(lambda: tools.main(["evaluat"], prog="cfmrfn"))
     assert stop.value.code == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1
-    assert "got 'trian'; perhaps train" in error
+    assert "got 'evaluat'; perhaps evaluate" in error
 
 
 def test_the_console_script_is_this_module(monkeypatch, capsys):
@@ -75,3 +75,16 @@ def test_the_console_script_is_this_module(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/cfmrfn", "--help"])
     getattr(importlib.import_module(module), function)()
     assert capsys.readouterr().out.startswith("usage: cfmrfn TOOL [OPTIONS]")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no head there")
+def test_a_reader_that_has_seen_enough_is_no_error():
+    code = "from cfmrfn import errors; errors.run(lambda: [print(i) for i in range(100000)])"
+    writer = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert writer.stdout.readline() == b"0\n"
+    writer.stdout.close()
+    with writer.stderr as errors_printed:
+        assert errors_printed.read() == b""
+    assert writer.wait() == 141

@@ -214,7 +214,7 @@ def test_results_of_another_evaluation_are_not_replaced(save_run, classes, run_t
 
 
 def test_table_of_images(save_run, classes, run_tool, tmp_path):
-    awkward = classes / "anger" / os.fsdecode(b"caf\xe9,\n.jpg")
+    awkward = classes / "anger" / os.fsdecode(b"\xe9t\xe9,\n.jpg")
     (classes / "anger" / "1.jpg").rename(awkward)
     broken = break_image(classes)
     run_tool(save_run(), "--data", classes, "--csv", "--on-broken", "skip")
@@ -240,7 +240,7 @@ def test_table_of_images(save_run, classes, run_tool, tmp_path):
 
 
 def test_names_of_any_bytes_and_dollar_signs(save_run, classes, run_tool):
-    root = classes.with_name(os.fsdecode(b"$caf\xe9$_{"))
+    root = classes.with_name(os.fsdecode(b"$\xe9t\xe9$_{"))
     classes.rename(root)
     results, _ = run_tool(save_run("$a_{$"), "--data", root)
     (result,) = results.values()

@@ -8,7 +8,14 @@ import torch
 
 from cfmrfn.losses import ExpressionLoss
 from cfmrfn.metrics import Report, confusion_matrix
-from cfmrfn.pictures import plot_confusion, plot_curves
+from cfmrfn.pictures import (
+    FaceMaps,
+    plot_confusion,
+    plot_curves,
+    plot_faces,
+    plot_heads,
+    plot_tsne,
+)
 
 NAMES = ("anger", "fear", "joy")
 
@@ -56,3 +63,18 @@ def test_pictures_are_written(tmp_path):
     plot_curves(tmp_path / "curves.png", [row | {"test_loss": 1.1, "test_accuracy": 0.4}])
     for name in ("confusion.png", "curves.png"):
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_pictures_take_any_names(tmp_path):
+    """Bytes that are no UTF-8, and what would be a formula with an error in it."""
+    names = [f"{number} $_{{$ \udce9" for number in range(3)]
+    report = Report(tuple(names), np.eye(3, dtype=int), loss=0.5)
+    plot_confusion(tmp_path / "confusion.png", report, names[0])
+    plot_tsne(tmp_path / "tsne.png", np.eye(3)[:, :2], np.arange(3), names, names[0])
+    maps = {"landmark": np.ones((8, 2, 2))}
+    evidence = {"landmark": np.ones((2, 2))}
+    face = FaceMaps(names[0], np.zeros((8, 8, 3)), None, maps, evidence)
+    plot_faces(tmp_path / "faces.png", [face], names[0])
+    plot_heads(tmp_path / "heads.png", face, names[0], None, None)
+    for path in tmp_path.iterdir():
+        assert path.read_bytes().startswith(b"\x89PNG")
