@@ -93,9 +93,13 @@ def text_of(error: Exception) -> str:
 
 
 def printable(text: str) -> str:
-    """`text` as a terminal and a picture can show it: without control codes and stray bytes."""
+    """`text` as a terminal and a picture can show it: without control codes, and as UTF-8.
+
+    Bytes of a file name that are no UTF-8 become `\\xe9`.
+    """
     plain = re.sub(r"\x1b\[[\d;]*m", "", text)
-    odd = r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]"
+    plain = plain.encode("utf-8", _ANY_NAME).decode("utf-8", "backslashreplace")
+    odd = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
     return re.sub(odd, lambda found: found[0].encode("unicode_escape").decode(), plain)
 
 

@@ -16,9 +16,9 @@ from cfmrfn import errors
 from cfmrfn.config import LayoutName, check_at_least, parse
 from cfmrfn.data import ferplus, open_set
 from cfmrfn.data.duplicates import write_groups
-from cfmrfn.data.reading import printable
 from cfmrfn.data.synthetic import contact_sheet, write_faces
 from cfmrfn.data.verify import verify
+from cfmrfn.errors import printable
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,10 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from cfmrfn.data.reading import UNREADABLE, printable, read_image, reason
+from cfmrfn.data.reading import UNREADABLE, read_image, reason
 from cfmrfn.data.samples import Sample
 from cfmrfn.data.transforms import Transform
-from cfmrfn.errors import DataError
+from cfmrfn.errors import DataError, printable
 from cfmrfn.seeds import derived_seed
 
 

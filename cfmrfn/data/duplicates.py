@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cfmrfn.data.reading import printable
+from cfmrfn.errors import printable
 
 # Small grey copies that correlate so are taken for one picture. Of FERPlus's pictures, copies as
 # JPEG of quality 60, at twice the size, at three quarters of it (99 of 100), or of less contrast

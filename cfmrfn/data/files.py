@@ -12,8 +12,8 @@ from cfmrfn.data.reading import (
     HEIC_SUFFIXES,
     heic_is_readable,
     is_photograph,
-    printable,
 )
+from cfmrfn.errors import printable
 
 # Of what Pillow decodes, the kinds that faces are kept in.
 IMAGE_SUFFIXES = (

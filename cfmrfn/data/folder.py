@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 
 from cfmrfn.data import affectnet, ferplus
 from cfmrfn.data.files import find_images, is_visible, why_no_image
-from cfmrfn.data.reading import printable
 from cfmrfn.data.samples import (
     AS_FOUND,
     EXPRESSIONS,
@@ -25,7 +24,7 @@ from cfmrfn.data.samples import (
     SetOptions,
     canonical_name,
 )
-from cfmrfn.errors import DataError
+from cfmrfn.errors import DataError, printable
 
 # Sets whose labels circulate as names of folders: the first label, and the classes in order.
 DIGITS: Mapping[str, tuple[int, tuple[str, ...]]] = {

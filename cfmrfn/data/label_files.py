@@ -7,8 +7,7 @@ import csv
 import os
 from collections.abc import Iterator
 
-from cfmrfn.data.reading import printable
-from cfmrfn.errors import DataError
+from cfmrfn.errors import DataError, printable
 
 
 def lines_of(path: str) -> Iterator[str]:

@@ -16,6 +16,7 @@ from PIL.ExifTags import Base as Tag
 from PIL.TiffImagePlugin import TiffImageFile
 
 from cfmrfn.data.samples import Box, Sample
+from cfmrfn.errors import printable
 
 # What Pillow raises on files that are missing, damaged, or no images: each format has its own ways.
 UNREADABLE = (
@@ -121,11 +122,6 @@ def heic_is_readable() -> bool:
     except ImportError:
         return False
     return True
-
-
-def printable(text: str) -> str:
-    """File names and the like as UTF-8 can hold them: bytes that are none become `\\xe9`."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 @contextmanager

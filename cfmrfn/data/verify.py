@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from cfmrfn.data.duplicates import Copy, Fingerprint, Group, find_groups, fingerprint
 from cfmrfn.data.parallel import parallel_map
-from cfmrfn.data.reading import UNREADABLE, printable, read_image, reason
+from cfmrfn.data.reading import UNREADABLE, read_image, reason
 from cfmrfn.data.samples import ExpressionSet, Sample
-from cfmrfn.errors import DataError
+from cfmrfn.errors import DataError, printable
 
 
 @dataclass(frozen=True)
