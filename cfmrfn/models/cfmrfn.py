@@ -216,7 +216,6 @@ class CFMRFN(nn.Module):
         self._ddp_params_and_buffers_to_ignore = [
             name for name, _ in self.named_parameters() if is_never_run(name)
         ]
-        self.register_load_state_dict_pre_hook(_tell_other_options)
         self.train()
 
     def _initialise(self) -> None:
@@ -372,6 +371,28 @@ class CFMRFN(nn.Module):
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """As of every module.
+
+        Raises:
+            RuntimeError: the weights do not fit; where they are of a network built otherwise, the
+                message begins with the options that differ.
+        """
+        try:
+            return super().load_state_dict(state_dict, strict, assign)
+        except RuntimeError as error:
+            own = _options_of(dict(self.named_parameters()))
+            theirs = _options_of(state_dict)
+            other = [f"{n}={value}" for n, value in theirs.items() if own.get(n, value) != value]
+            if not other:
+                raise
+            raise RuntimeError(
+                f"the weights are of a network with {', '.join(other)}; create this one likewise. "
+                f"{error}"
+            ) from None
+
     @torch.no_grad()
     def describe(self, x: Tensor) -> Description:
         """Logits and what led to them, for analysis: slower than `forward`, without gradients."""
@@ -415,36 +436,14 @@ def token_grid(image_size: Sequence[int]) -> tuple[int, int]:
     return height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
 
 
-def _tell_other_options(
-    network: nn.Module,
-    weights: Mapping[str, Tensor],
-    prefix: str,
-    _: object,
-    strict: bool,
-    *lists: Any,
-) -> None:
-    """Where weights are of a network built otherwise, says so before PyTorch names each tensor."""
-    own, theirs = (
-        _options_of(tensors, start)
-        for tensors, start in ((dict(network.named_parameters()), ""), (weights, prefix))
-    )
-    other = [f"{name}={value}" for name, value in theirs.items() if own.get(name, value) != value]
-    if strict and other:
-        messages: list[str] = lists[-1]
-        messages.append(
-            f"the weights are of a network with {', '.join(other)}; create this one likewise."
-        )
-
-
-def _options_of(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, object]:
+def _options_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
     """What the shapes of a network's weights tell of its options."""
     options: dict[str, object] = {}
-    layer = re.compile(re.escape(prefix) + r"layers\.(\d+)\.")
-    if layers := {found[1] for name in tensors if (found := layer.match(name))}:
+    if layers := {found[1] for name in tensors if (found := re.match(r"layers\.(\d+)\.", name))}:
         options["depth"] = len(layers)
-    if (head := tensors.get(f"{prefix}head.weight")) is not None:
+    if (head := tensors.get("head.weight")) is not None:
         options["num_classes"] = len(head)
-    if (position := tensors.get(f"{prefix}position")) is not None:
+    if (position := tensors.get("position")) is not None:
         options["img_size"] = tuple(PIXELS_PER_TOKEN * side for side in position.shape[:2])
     return options
 
