@@ -74,10 +74,10 @@ def plot_confusion(path: Path, report: Report, title: str) -> None:
     axes.set_yticks(range(classes), [f"{name} ({count})" for name, count in rows])
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (images)")
-    axes.set_title(
-        f"{printable(title)}\naccuracy {report.accuracy:.1%}, mean of classes "
+    _set_title(
+        figure,
+        f"{title}\naccuracy {report.accuracy:.1%}, mean of classes "
         f"{report.mean_class_accuracy:.1%}",
-        fontsize=10,
     )
     figure.colorbar(image, label="% of the true class", shrink=0.8)
     _save(figure, path)
@@ -119,7 +119,7 @@ def plot_faces(
     streams = list(faces[0].attention)
     width = 1 + with_landmarks + 2 * len(streams)
     figure = Figure(figsize=(1 + 1.7 * width, 1.3 + 1.75 * len(faces)), layout="constrained")
-    figure.suptitle(printable(title), fontsize=9)
+    _set_title(figure, title)
     grid = figure.subplots(len(faces), width, squeeze=False)
     for face, axes in zip(faces, grid, strict=True):
         for one in axes:
@@ -173,7 +173,7 @@ def plot_heads(
     """
     heads = len(next(iter(face.attention.values())))
     figure = Figure(figsize=(1 + 1.5 * heads, 1 + 1.7 * len(face.attention)), layout="constrained")
-    figure.suptitle(printable(title), fontsize=9)
+    _set_title(figure, title)
     grid = figure.subplots(len(face.attention), heads, squeeze=False)
     norm = Normalize(0, max(maps.max() for maps in face.attention.values()))
     for row, (stream, maps) in zip(grid, face.attention.items(), strict=True):
@@ -216,7 +216,7 @@ def plot_tsne(
         axes.scatter(x, y, s=9, color=color, marker=marker, linewidths=0, label=printable(name))
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.set_title(printable(title), fontsize=9)
+    _set_title(figure, title)
     columns = math.ceil(len(class_names) / 25)
     figure.legend(loc="outside right center", markerscale=2, fontsize=8, ncols=columns)
     _save(figure, path)
@@ -233,6 +233,15 @@ def _show_face(axes: Axes, face: FaceMaps) -> None:
 def _show_map(axes: Axes, values: np.ndarray, **style: Any) -> None:
     """A map of places over the face that the axes show."""
     axes.imshow(values, extent=axes.get_images()[0].get_extent(), **style)
+
+
+def _set_title(figure: Figure, title: str) -> None:
+    """Writes a title above everything, and makes the figure as wide as it needs."""
+    text = figure.suptitle(printable(title), fontsize=9)
+    text.set_parse_math(False)
+    extent = text.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    needed = extent.width / figure.dpi + 0.3  # inches
+    figure.set_figwidth(max(figure.get_figwidth(), needed))
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cfmrfn.losses import ExpressionLoss
 from cfmrfn.metrics import Report, confusion_matrix
@@ -78,3 +79,15 @@ def test_pictures_take_any_names(tmp_path):
     plot_heads(tmp_path / "heads.png", face, names[0], None, None)
     for path in tmp_path.iterdir():
         assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_picture_is_as_wide_as_its_title(tmp_path):
+    report = Report(("one", "two"), np.eye(2, dtype=np.int64), 0.0)
+    widths = []
+    for title in ("short", "x" * 200):
+        plot_confusion(tmp_path / "confusion.png", report, title)
+        with Image.open(tmp_path / "confusion.png") as picture:
+            widths.append(picture.width)
+            border = np.asarray(picture.convert("L"))[:, [0, -1]]
+        assert (border == 255).all()  # nothing is cut off
+    assert widths[1] > 2 * widths[0]
