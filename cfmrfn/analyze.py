@@ -234,7 +234,7 @@ class Analyze:
     """Crop to the face boxes of AffectNet's lists; --no-boxes for images that are cropped."""
     digits: tuple[str, ...] | None = None
     """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
-    class names in order. None: affectnet's from 0, rafdb's from 1."""
+    class names in order. None: as in training."""
     layer: int | None = None
     """Encoder layer whose attention is drawn, from 1. None: the last."""
     token: tuple[int, int] | None = None
@@ -274,7 +274,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
             tool.data,
             tool.layout,
             tool.split,
-            about.class_names,
+            about,
             boxes=tool.boxes,
             digits=tool.digits,
         )

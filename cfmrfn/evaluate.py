@@ -218,6 +218,8 @@ def evaluate_checkpoint(
     *,
     layout: str = "auto",
     split: str | None = None,
+    boxes: bool = True,
+    digits: Sequence[str] | None = None,
     batch_size: int = 64,
     workers: int | None = None,
     precision: Precision = "float32",
@@ -226,8 +228,9 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """Evaluates a checkpoint, or a run folder's best one, on a split of the data set at `data`.
 
-    Classes are matched by name, so a network trained on one set can be tried on another. `split`
-    None: the one that results are reported on. The other arguments are those of `evaluate_split`.
+    Classes are matched by name, so a network trained on one set can be tried on another. `layout`,
+    `split`, `boxes` and `digits` are those of `cfmrfn.inference.open_split`, the other arguments
+    those of `evaluate_split`.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint cannot be used.
@@ -237,7 +240,7 @@ def evaluate_checkpoint(
     return evaluate_split(
         network,
         about,
-        open_split(data, layout, split, about.class_names),
+        open_split(data, layout, split, about, boxes=boxes, digits=digits),
         batch_size=batch_size,
         workers=workers,
         precision=precision,
@@ -262,7 +265,7 @@ class Evaluate:
     """Crop to the face boxes of AffectNet's lists; --no-boxes for images that are cropped."""
     digits: tuple[str, ...] | None = None
     """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
-    class names in order. None: affectnet's from 0, rafdb's from 1."""
+    class names in order. None: as in training."""
     on_broken: OnBroken = "error"
     """What an unreadable image does: stop with its name, or be counted, named and skipped."""
     batch_size: int = 64
@@ -294,7 +297,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate")
             tool.data,
             tool.layout,
             tool.split,
-            about.class_names,
+            about,
             boxes=tool.boxes,
             digits=tool.digits,
         )
@@ -308,7 +311,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate")
             "split": images.name,
             "precision": tool.precision,
             "boxes": tool.boxes,
-            "digits": None if tool.digits is None else list(tool.digits),
+            "digits": None if images.digits is None else list(images.digits),
         }
         target = tool.output / _name_of_results(path, images)
         _refuse_to_replace(target, evaluated)

@@ -24,6 +24,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from cfmrfn.batches import UNREADABLE_LABEL
+from cfmrfn.checkpoint import About
 from cfmrfn.data import LAYOUTS, Sample, open_set, why_unreadable
 from cfmrfn.errors import DataError
 
@@ -37,6 +38,7 @@ class Split:
         set_name: of the data set, as shown to the user.
         layout: of the data set.
         name: of the split.
+        digits: what class folders named by digits mean, as `cfmrfn.data.open_set` takes it.
         class_names: of the checkpoint; labels are their indices.
         samples: the images.
         other_classes: number of images in this split of each class that the checkpoint lacks.
@@ -47,6 +49,7 @@ class Split:
     set_name: str
     layout: str
     name: str
+    digits: tuple[str, ...] | None
     class_names: tuple[str, ...]
     samples: Sequence[Sample]
     other_classes: Mapping[str, int]
@@ -77,20 +80,23 @@ def open_split(
     data: str | Path,
     layout: str,
     split: str | None,
-    class_names: Sequence[str],
+    about: About,
     *,
     boxes: bool = True,
     digits: Sequence[str] | None = None,
 ) -> Split:
-    """Opens a split of a data set, which needs no training split, for a network of these classes.
+    """Opens a split of a data set, which needs no training split, for a checkpoint's classes.
 
-    Classes are matched by name. `split` None: the one that results are reported on; see
-    `cfmrfn.data.open_set` for the other arguments.
+    Classes are matched by name. `split` None: the one that results are reported on. `digits` None:
+    what class folders named by digits meant in training. See `cfmrfn.data.open_set` for the other
+    arguments.
 
     Raises:
         DataError: the set cannot be opened, or has no such split or none of these classes in it.
     """
     root = os.path.abspath(data)
+    class_names = about.class_names
+    digits = digits or about.config.images.digits
     opened = open_set(root, layout, training=False, boxes=boxes, digits=digits)
     if layout == "auto":
         layout = next((each.name for each in LAYOUTS if each.recognise(root)), "folder")
@@ -112,7 +118,8 @@ def open_split(
         opened.name,
         layout,
         split,
-        tuple(class_names),
+        None if digits is None else tuple(digits),
+        class_names,
         mapped.splits[split],
         other_classes,
         {reason: count for reason, count in opened.dropped.items() if count},

@@ -21,12 +21,17 @@ CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neut
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+def about_of(class_names, *options):
+    """What a checkpoint of a run with these options says of itself."""
+    return checkpoint.About.of_run(parse_config(options), class_names)
+
+
 @pytest.fixture
 def save_run(options, tmp_path):
     """Write a run folder with a random network; its path."""
 
-    def save(name="run", class_names=CLASSES, files=("best.pt",)):
-        config = parse_config(options)
+    def save(name="run", class_names=CLASSES, files=("best.pt",), extra=()):
+        config = parse_config([*options, *extra])
         torch.manual_seed(len(name))
         network = checkpoint.build_network(config, len(class_names))
         about = checkpoint.About.of_run(config, class_names).to_dict() | {"epoch": 3}
@@ -100,10 +105,25 @@ def test_classes_that_do_not_fit_are_counted_in_this_split(save_run, classes, tm
     classes.rename(root / "test")
     (root / "test" / "contempt" / "1.jpg").unlink()
     for split, count in (("test", 1), ("train", 2)):
-        images = open_split(root, "auto", split, CLASSES)
+        images = open_split(root, "auto", split, about_of(CLASSES))
         assert images.other_classes == {"contempt": count}
     with pytest.raises(DataError, match="split must be one of .*; got val"):
-        open_split(root, "auto", "val", CLASSES)
+        open_split(root, "auto", "val", about_of(CLASSES))
+
+
+def test_digit_folders_mean_what_they_meant_in_training(save_run, classes, run_tool):
+    for folder, digit in (("Happy", "0"), ("anger", "1"), ("contempt", "2")):
+        (classes / folder).rename(classes / digit)
+    run = save_run(extra=("--digits", "fer2013"))
+    assert sorted({s.label for s in evaluated(run, classes)}) == [1, 2, 5]  # fear, disgust, anger
+    assert sorted({s.label for s in evaluated(run, classes, digits=["affectnet"])}) == [3, 4, 6]
+    (result,) = run_tool(run, "--data", classes)[0].values()
+    assert result["set"] == "class folders, digits read as labels of fer2013"
+    assert result["digits"] == ["fer2013"]
+
+
+def evaluated(*args, **options):
+    return evaluate.evaluate_checkpoint(*args, **options, workers=0).images.samples
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -137,8 +157,8 @@ def test_without_skip_the_error_names_the_file(save_run, classes, workers):
 
 
 def test_missing_files_are_found_before_anything_is_computed(save_run, classes, monkeypatch):
-    images = open_split(classes, "auto", None, CLASSES)
     network, about = checkpoint.load_network(save_run())
+    images = open_split(classes, "auto", None, about)
     (classes / "Happy" / "1.jpg").unlink()
     monkeypatch.setattr(network, "forward", lambda *_: pytest.fail("it computes"))
     message = r"1 of the 4 images of split all are missing, .*1\.jpg first; --on-broken skip"
