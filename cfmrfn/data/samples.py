@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
@@ -225,9 +226,10 @@ def canonical_name(name: str) -> str:
     """The name in `EXPRESSIONS` for a class name as others write it ("Happy", "3_anger").
 
     A name that is no known expression comes back in lower case, numbers ("10-19") included, so that
-    classes of a user's own stay usable.
+    classes of a user's own stay usable. Letters with accents are one character each (NFC), where
+    file systems and archives of macOS write two.
     """
-    own = name.strip().lower()
+    own = unicodedata.normalize("NFC", name.strip().lower())
     bare = re.sub(r"^\d+[\s_.-]+", "", own)
     known = _ALIASES.get(bare, bare)
     return known if known in EXPRESSIONS else own

@@ -1,6 +1,7 @@
 """Every loader on small copies of the public layouts: labels by name, counts, and bad input."""
 
 import csv
+import unicodedata
 
 import numpy as np
 import pytest
@@ -293,6 +294,16 @@ def test_digit_folders_with_a_gap_keep_their_meaning(tmp_path):
 def test_own_class_names_are_kept(tmp_path):
     opened = open_set(public_sets.class_folders(tmp_path, ["pain", "Boredom", "happy"]))
     assert opened.class_names == ("happiness", "boredom", "pain")
+
+
+def test_accents_are_the_same_however_a_system_writes_them(tmp_path):
+    for split, form in (("train", "NFD"), ("test", "NFC")):
+        for name in ("Ärger", "joie é"):
+            folder = unicodedata.normalize(form, name)
+            public_sets.save_image(tmp_path / split / folder / "1.jpg")
+    opened = open_set(tmp_path)
+    assert opened.class_names == ("joie é", "ärger")
+    assert opened.counts("train") == opened.counts("test") == (1, 1)
 
 
 def test_flat_folders_are_refused(tmp_path):
