@@ -414,11 +414,18 @@ def recipe_of(args: Sequence[str]) -> Config:
 def continued(config: Config, folder: Path) -> Config:
     """The configuration, with what it leaves open of the network as in the run in `folder`.
 
+    That includes the weights to start from, which a resumed run has in its own checkpoint.
+
     Raises:
         ConfigError: the run has another one in what decides the weights.
     """
     saved = from_yaml(folder / "config.yaml")
-    config = dataclasses.replace(config, network=config.network.completed_by(saved.network))
+    left_open = {
+        name: value
+        for name, value in vars(saved.network).items()
+        if getattr(config.network, name) is None
+    }
+    config = dataclasses.replace(config, network=dataclasses.replace(config.network, **left_open))
     if changed := config.differences(saved):
         raise ConfigError(
             f"{folder} was started with another configuration: {'; '.join(changed)}. "

@@ -309,6 +309,17 @@ def test_paths_of_a_run_hold_in_any_working_directory(saved, tmp_path, monkeypat
         resumed(folder, "--ir50", "weights/ir50.pth")
 
 
+def test_a_run_resumed_from_python_need_not_name_its_weights_again(saved):
+    folder = saved("--init", "runs/other", "--landmarks", "landmarks.pth", "--depth", "3")
+    network = from_yaml(folder / "config.yaml").network
+    left_out = dataclasses.replace(network, init=None, landmarks=None, depth=None, model=None)
+    config = dataclasses.replace(from_yaml(folder / "config.yaml"), network=left_out)
+    assert continued(config, folder).network == network
+    another = dataclasses.replace(config, network=dataclasses.replace(network, init=Path("/a")))
+    with pytest.raises(ConfigError, match="init: /a, not /"):
+        continued(another, folder)
+
+
 def test_epochs_may_be_raised_where_the_schedule_does_not_depend_on_them(saved):
     folder = saved("--recipe", "rafdb", "--epochs", "10")
     assert resumed(folder, "--epochs", "12").optim.epochs == 12
