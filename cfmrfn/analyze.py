@@ -251,7 +251,8 @@ class Analyze:
     workers: int | None = None
     """Processes that decode images. None: one per spare core, at most 8."""
     device: str = "auto"
-    """cpu, cuda, cuda:1, ...; auto takes the GPU where there is one."""
+    """cpu, cuda, cuda:1, ..., mps; auto takes the NVIDIA or AMD GPU where there is one, else the
+    CPU."""
     output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("analysis")
     """Folder for the figures, which must not exist."""
 
