@@ -14,7 +14,7 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-from cfmrfn.data import affectnet, ferplus
+from cfmrfn.data import affectnet, ferplus, rafdb
 from cfmrfn.data.files import find_images, is_visible, why_no_image
 from cfmrfn.data.samples import (
     AS_FOUND,
@@ -166,10 +166,12 @@ def _classes_of_digits(
         set_name = "affectnet" if lowest == 0 else "rafdb"
         first, names = DIGITS[set_name]
         labels = sorted(number - first for number in numbers.values())
-        if labels != list(range(len(labels))) or len(labels) > len(names):
+        # some of the classes of a set that counts from 0 may begin at 1, too
+        is_part = first == 1 and len(labels) < rafdb.NATIVE_CLASSES
+        if labels != list(range(len(labels))) or len(labels) > len(names) or is_part:
             raise DataError(
                 f"{root}: class folders {', '.join(folders)}, but legal are digits from 0 (to at "
-                f"most 7) or from 1 (to at most 8) without a gap, or names; or say what they mean: "
+                f"most 7) or from 1 (to 7 or 8) without a gap, or names; or say what they mean: "
                 f"--digits {', '.join(DIGITS)}, or class names in order"
             )
         read_as = "AffectNet's labels" if lowest == 0 else "RAF-DB's labels"
