@@ -6,15 +6,16 @@
     python -m benchmarks.gpu.check large peers some steps, by name
 
 Needs a machine with PyTorch, pytest-xdist, ncu, compute-sanitizer and the compiled libraries; it
-builds nothing. Steps that time
-nothing run side by side. Steps that time run one after the other, and the next one already imports
-while the one before measures. What a step measured stands in its file at once. A step that fails
-or overruns is reported, and the rest runs; the exit status is then 1.
+builds nothing. Steps that time nothing run side by side. Steps that time run one after the other,
+and the next one already imports while the one before measures. What a step measured stands in its
+file at once. A step that fails or overruns is reported, and the rest runs; the exit status is
+then 1.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import shutil
@@ -53,6 +54,7 @@ KNOBS = (
 )  # fmt: skip
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 TAIL = 700  # characters of a failed step's output
+TURN_FILE = "turn"
 LEAST_SECONDS = 5  # nothing starts with less
 
 
@@ -122,23 +124,29 @@ class Check:
             time.sleep(0.1)
 
     def _run_in_turn(self, steps: Sequence[Step]) -> None:
-        """Two at a time: the lock that `start_record` waits for lets one of them measure."""
-        waiting = list(steps)
-        running: list[tuple[Step, Process]] = []
-        while waiting or running:
-            while waiting and len(running) < 2:
-                step = waiting.pop(0)
-                if process := self._start(step):
-                    running.append((step, process))
-            if not running:
+        """One after the other; the next is started ahead when the one before it measures."""
+        ahead: list[Process | None] = []
+        for number, step in enumerate(steps):
+            process = ahead.pop() if ahead else self._start(step)
+            if process is None:
                 continue
-            step, process = running.pop(0)
             turn = time.monotonic()
             while process.poll() is None and self.left > 0:
                 if time.monotonic() - turn > step.seconds:
                     break
+                if not ahead and number + 1 < len(steps) and self._is_measuring():
+                    ahead.append(self._start(steps[number + 1]))
                 time.sleep(0.05)
             self._finish(step, process, time.monotonic() - turn)
+
+    def _is_measuring(self) -> bool:
+        """Whether a process has the lock that `wait_for_turn` waits for."""
+        with (self.folder / TURN_FILE).open("ab") as turn:
+            try:
+                fcntl.flock(turn, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return True
+        return False
 
     def _start(self, step: Step) -> Process | None:
         if self.left < LEAST_SECONDS:
@@ -188,7 +196,7 @@ class Process:
             **step.environment,
         }
         if not step.aside:
-            environment[TURN] = str(folder / "turn")
+            environment[TURN] = str(folder / TURN_FILE)
         with self.log.open("wb") as log:
             self.popen = subprocess.Popen(
                 step.command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
