@@ -3,7 +3,6 @@
 import dataclasses
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tarfile
@@ -13,7 +12,7 @@ import pytest
 import torch
 
 from benchmarks import attention, compare, latency, measure, peers, plots, report, supported
-from benchmarks.gpu import knobs, profiling, small_set, variants
+from benchmarks.gpu import profiling, small_set
 from benchmarks.gpu.check import MOST_CHARACTERS, Check, Step, summary
 from benchmarks.record import ROOT, Measurement, Record, Timing, UserError, start_record
 from benchmarks.shapes import Shape
@@ -64,7 +63,7 @@ def test_no_input_is_taken_twice_in_a_row(monkeypatch):
 
     def sample(calls):
         bunches.append(calls)
-        return 0.01  # ms: short enough for bunches of ten
+        return 0.2  # ms: short enough for bunches of ten
 
     monkeypatch.setattr(measure, "_event_sample", sample)
     calls = [lambda: None for _ in range(3)]
@@ -345,22 +344,3 @@ def test_parts_of_the_small_set_are_all_of_it():
     for part in ("0/3", "4/3", "1", "a/b", "1/0"):
         with pytest.raises(UserError, match="--part must be one such as"):
             small_set.part_of(problems, part)
-
-
-def test_the_patch_of_variants_fits_the_kernels():
-    command = ["git", "apply", "--check", str(variants.PATCH)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
-
-
-def test_settings_are_timed_beside_none(tmp_path):
-    file = tmp_path / "knobs.json"
-    options = ["--device", "cpu", "--backend", "cpu", "--shapes", "paper_one_image"]
-    options += ["--dtypes", "float32", "--seconds", "0.001", "--json", str(file)]
-    assert knobs.main(["SDWA_A=1,SDWA_B=2", *options]) == 0
-    rows = {(m.contender, m.what) for m in Record.load(file).measurements}
-    settings, passes = ("unset", "SDWA_A=1,SDWA_B=2"), ("forward", "backward")
-    assert rows == set(itertools.product(settings, passes))
-    assert not {"SDWA_A", "SDWA_B"} & os.environ.keys()
-    with pytest.raises(UserError, match="a setting must be such as"):
-        knobs.main(["SLOTS=1", *options])

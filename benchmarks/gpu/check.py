@@ -46,12 +46,6 @@ TRITON_CASES = {
     "window_3x5 window_7_masked window_13_beyond_map head_dim_3 head_dim_256 scale_large "
     "key_mask_5x5 nothing_left",
 }
-# Settings of a patched library, see benchmarks.gpu.variants.
-KNOBS = (
-    "SDWA_SLOTS=1", "SDWA_SLOTS=2", "SDWA_WARPS=1", "SDWA_WARPS=2", "SDWA_BLOCKS=2",
-    "SDWA_CARVEOUT=100", "SDWA_CARVEOUT=72", "SDWA_MAP_SIDE=0", "SDWA_CHUNK=8", "SDWA_CHUNK=1000",
-    "SDWA_PLAIN=0",
-)  # fmt: skip
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 TAIL = 700  # characters of a failed step's output
 TURN_FILE = "turn"
@@ -233,13 +227,12 @@ def tests(files: str, processes: int, chosen: str) -> tuple[str, ...]:
     return (PYTHON, "-m", "pytest", *plugins, *spread, *options, *limits, *names, "-k", chosen)
 
 
-def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None) -> dict[str, list]:
+def runs(folder: Path, device: str, poster: Path | None) -> dict[str, list]:
     """The steps of each run.
 
     Args:
         folder: where results go.
         device: "cuda", or "cpu" for a rehearsal: the same steps where there is no GPU.
-        libraries: variants of the CUDA library, FOLDER/NAME/sdwa/_lib/libsdwa_cuda.so each.
         poster: a checkout of POSTER.
     """
     ours, second = ("cuda", "triton") if device == "cuda" else ("cpu", "reference")
@@ -289,18 +282,6 @@ def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None)
         )
         for dtype, shapes in (("bfloat16", "paper,map56,map224"), ("float32", "map56"))
     ]  # fmt: skip
-    variants = [
-        attention(f"variant-{path.name}", 30, ours, "paper,map28,map56", *both,
-                  "--passes", "forward,backward")
-        ._replace(environment={"PYTHONPATH": os.pathsep.join((str(path), *sys.path[1:]))})
-        for path in sorted(libraries.iterdir() if libraries else ())
-    ]  # fmt: skip
-    knobs = [
-        Step("knobs", 60, tool("gpu.knobs", *KNOBS, "--backend", ours, "--device", device,
-                               "--json", str(folder / "gpu-knobs.json")),
-             environment=variant.environment)
-        for variant in variants if variant.name == "variant-knobs"
-    ]  # fmt: skip
     training = tool(
         "training", "--device", device, "--precision", "bf16", "--measures", "sam step",
         "--seconds", "1", "--json", str(folder / "gpu-training.json"),
@@ -329,8 +310,6 @@ def runs(folder: Path, device: str, libraries: Path | None, poster: Path | None)
             ._replace(aside=True),
             attention("compile-flex", 100, "flex", "paper,map28,map56", *both)
             ._replace(aside=True),
-            *knobs,
-            *variants,
             attention("triton", 60, second, "paper,maps,dilateformer", *both, *passes),
             attention("peers", 60, f"{ours},natten,flex,reference,global", "paper,map28,map56",
                       *both),
@@ -406,9 +385,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
                         help="where results go (benchmarks/results)")  # fmt: skip
     parser.add_argument("--limit", type=float, default=290, help="seconds in all (%(default)s)")
     parser.add_argument("--pack", type=Path, metavar="FILE.tar.gz", help="keep all results there")
-    parser.add_argument("--libraries", type=Path, metavar="FOLDER",
-                        help="variants of the CUDA library, NAME/sdwa/_lib/libsdwa_cuda.so each, "
-                        "by benchmarks.gpu.variants; the checkout must then have none")  # fmt: skip
     parser.add_argument("--poster", type=Path, metavar="PATH", help="a checkout of POSTER")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"),
                         help="cpu: a rehearsal where there is no GPU")  # fmt: skip
@@ -423,7 +399,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if available[name]
         ]:
             raise UserError(f"nothing can be checked here. {'. '.join(missing)}")
-    known = runs(folder, options.device, options.libraries, options.poster)
+    known = runs(folder, options.device, options.poster)
     by_name = {step.name: step for steps in known.values() for step in steps}
     chosen = []
     for name in options.names:

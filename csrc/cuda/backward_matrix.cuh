@@ -63,6 +63,9 @@ struct Gradients {
   static constexpr int kGroups = (N::kRows + kGroupRows - 1) / kGroupRows;
   static constexpr int kOutRows = !Features::kSingle ? 2 : kKernel == 3 ? N::kRows : 4;
 
+  // Whether both pieces, of which there are two, keep their slots to the end.
+  static constexpr bool kBothStaged = kSlots == 2 && Features::kSingle;
+
   const BackwardParams<T>& p;
   const Place& place;
   unsigned char* const staged;  // the warp's part of shared memory
@@ -261,8 +264,17 @@ struct Gradients {
     constexpr bool kLoads = !std::is_null_pointer_v<Load>;
     TileRows tile_a, tile_b;
     const auto load_tile = [&](int feature) {
-      tile_a = F::tile_rows(a, place, feature, p.work);
-      tile_b = F::tile_rows(b, place, feature, p.work);
+      if constexpr (kBothStaged) {
+        // The tile's rows of a pass are in the piece of the other: L2, which bounds this pass, is
+        // asked for them once.
+        if (kLoads) pipeline.wait(1);
+        const unsigned char* const others = slot_of(pipeline, kLoads ? 1 : 0);
+        tile_a = F::staged_tile(others, place, p.work.zero);
+        tile_b = F::staged_tile(others + Stage::kBytes, place, p.work.zero);
+      } else {
+        tile_a = F::tile_rows(a, place, feature, p.work);
+        tile_b = F::tile_rows(b, place, feature, p.work);
+      }
     };
 #pragma unroll
     for (int first = 0; first < N::kRows; first += kGroupRows) {

@@ -176,10 +176,18 @@ __device__ __forceinline__ void write_shared(V* target, V value) {
 template <int kBytes>
 __device__ __forceinline__ void copy_async(void* target, const void* source, bool ok) {
   static_assert(kBytes == 4 || kBytes == 8 || kBytes == 16);
-  asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(
-                   static_cast<uint32_t>(__cvta_generic_to_shared(target))),
-               "l"(__cvta_generic_to_global(source)), "n"(kBytes), "r"(ok ? kBytes : 0)
-               : "memory");
+  const uint32_t to = static_cast<uint32_t>(__cvta_generic_to_shared(target));
+  const size_t from = __cvta_generic_to_global(source);
+  const int bytes = ok ? kBytes : 0;
+  if constexpr (kBytes == 16) {
+    // Past L1, of which staged tiles leave little: what they displace there is worth more.
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+                 : "memory");
+  } else {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;" ::"r"(to), "l"(from), "n"(kBytes),
+                 "r"(bytes)
+                 : "memory");
+  }
 }
 // Ends a group of copies.
 __device__ __forceinline__ void commit_copies() {

@@ -95,13 +95,8 @@ bool takes_matrix_path(const Args& args) {
 // for windows of 7 are 8 x 2 pixels: up to a third fewer, but with twice as much to do.)
 template <typename Args>
 bool takes_map_path(const Args& args) {
-#ifdef SDWA_CUDA_NO_MAP_KERNEL
-  constexpr bool kTakes = false;
-#else
-  constexpr bool kTakes = true;
-#endif
   const Problem& problem = args.problem;
-  return kTakes && problem.height <= kMapSide && problem.width <= kMapSide &&
+  return problem.height <= kMapSide && problem.width <= kMapSide &&
          (problem.width > 4 || problem.height <= 2) && problem.head_dim <= kMapFeatures &&
          row_alignment(args) == kWideAccess;
 }

@@ -290,6 +290,24 @@ struct Fragments {
     return join(half_tile(tensor, place, 0, chunk, work.head_dim),
                 half_tile(tensor, place, 1, chunk, work.head_dim), work.zero);
   }
+  // The same rows of a tensor whose whole neighbourhood is staged; zeros off the map.
+  static __device__ __forceinline__ TileRows staged_tile(const unsigned char* slot,
+                                                         const Place& place, uint32_t zero) {
+    const int column = place.tile_dx + kKernel / 2;
+    Rows half[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const unsigned char* const row = slot + Stage::row_offset(place.tile_dy(h) + kKernel / 2);
+#pragma unroll
+      for (int b = 0; b < kBlocks; ++b) {
+        const uint4 v = read_shared(
+            reinterpret_cast<const uint4*>(row + Stage::unit_offset(column, 4 * b + place.j)));
+        half[h].block[b][0] = v.x, half[h].block[b][1] = v.y;
+        half[h].block[b][2] = v.z, half[h].block[b][3] = v.w;
+      }
+    }
+    return join(half[0], half[1], zero);
+  }
 
   // Column g of row t of the neighbourhood; what is off the map is a pixel of the tile.
   static __device__ __forceinline__ Rows neighbour_row(const Anchor<T>& tensor, const Place& place,

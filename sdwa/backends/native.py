@@ -15,7 +15,7 @@ from sdwa.backends.base import OperatorBackend
 from sdwa.extension import load_library, stale
 from sdwa.problem import AttentionProblem
 from sdwa.registration import OperatorPair
-from sdwa.torch_private import constant_when_compiled
+from sdwa.torch_private import constant_when_compiled, trace_paused
 
 # Why a library is not loaded, or None. The CPU's also defines the operators.
 MISSING_CPU = load_library("sdwa_cpu")
@@ -83,7 +83,8 @@ class CudaBackend(NativeBackend):
 @constant_when_compiled
 def compiled_for() -> tuple[str, int, int]:
     """The library's architectures and CUDA version, and the CUDA version of the driver."""
-    return torch.ops.sdwa.cuda_architectures(), *torch.ops.sdwa.cuda_versions()
+    with trace_paused():  # torch.jit.trace records no text
+        return torch.ops.sdwa.cuda_architectures(), *torch.ops.sdwa.cuda_versions()
 
 
 def driver_too_old(runtime: int, driver: int) -> str | None:
