@@ -215,8 +215,10 @@ def command() -> str:
 def commit() -> str:
     """The commit checked out, with "+changes" where the measured code is not what it holds.
 
-    A copy without the repository's history is told by the variable SDWA_COMMIT.
+    The variable SDWA_COMMIT says it for a copy whose history is another one or none.
     """
+    if given := os.environ.get("SDWA_COMMIT"):
+        return given
 
     def git(*arguments: str) -> str:
         result = subprocess.run(
@@ -228,7 +230,7 @@ def commit() -> str:
         changed = git("status", "--porcelain", "--", *MEASURED_PATHS)
         return git("rev-parse", "--short=12", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
-        return os.environ.get("SDWA_COMMIT", "unknown")
+        return "unknown"
 
 
 def machine(device: torch.device) -> str:
