@@ -1,8 +1,10 @@
 """CFMRFN: facial expressions by cross fusion and multi-level receptive fields, on `sdwa`.
 
-Importing this registers the networks with timm: `timm.create_model("cfmrfn_base")`.
+Importing this registers the networks with timm: `timm.create_model("cfmrfn_base")`. `Predictor`
+finds the faces in pictures and names their expressions.
 """
 
 from cfmrfn import models
+from cfmrfn.predictor import Face, Predictor
 
-__all__ = ["models"]
+__all__ = ["Face", "Predictor", "models"]

@@ -72,13 +72,23 @@ def read_image(sample: Sample, at_least: int | None = None) -> Image.Image:
             # draft never goes below the size asked for, and affects JPEG only; the shorter side
             # decides, so it does not matter that the image may be turned afterwards
             image.draft("RGB", (round(width * scale), round(height * scale)))
-        decoded = _to_rgb(image)
-        # after decoding, as PNG may have its EXIF behind the pixels, and Pillow turns TIFF itself
-        turn = None if sample.box else _TURNS.get(_orientation(image))
+        decoded = upright_rgb(image) if sample.box is None else _to_rgb(image)
     if sample.box is None:
-        return decoded if turn is None else decoded.transpose(turn)
+        return decoded
     x, y = decoded.width / width, decoded.height / height
     return decoded.crop((round(left * x), round(top * y), round(right * x), round(bottom * y)))
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """An image as RGB of 8 bits on white, turned by its EXIF orientation.
+
+    Raises:
+        UNREADABLE: one of these errors, where the image cannot be decoded.
+    """
+    decoded = _to_rgb(image)
+    # after decoding, as PNG may have its EXIF behind the pixels, and Pillow turns TIFF itself
+    turn = _TURNS.get(_orientation(image))
+    return decoded if turn is None else decoded.transpose(turn)
 
 
 def why_unreadable(sample: Sample) -> str | None:

@@ -1,5 +1,6 @@
 """Small drawn faces and small runs for the tests of training."""
 
+import socket
 from pathlib import Path
 
 import pytest
@@ -32,3 +33,21 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """An error where a test reaches for another machine."""
+    connect, resolve = socket.socket.connect, socket.getaddrinfo
+    own = ("127.0.0.1", "::1", "localhost")
+
+    def connect_here(self, address):
+        assert self.family == socket.AF_UNIX or address[0] in own, f"connection to {address}"
+        return connect(self, address)
+
+    def resolve_here(host, *args, **options):
+        assert host in own, f"address of {host} asked for"
+        return resolve(host, *args, **options)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_here)
+    monkeypatch.setattr(socket, "getaddrinfo", resolve_here)

@@ -1,0 +1,75 @@
+"""A trained network as the tools use it: batches of faces in, probabilities and landmarks out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from cfmrfn import checkpoint
+from cfmrfn.distributed import World
+from cfmrfn.models import CFMRFN
+
+
+class Predictions(NamedTuple):
+    """What a classifier makes of a batch of faces.
+
+    Attributes:
+        probabilities: (batch, classes), float32 on the CPU.
+        landmarks: (batch, 68, 2), x and y in pixels of the images, on the CPU; None where the
+            network has no trained landmark stream.
+    """
+
+    probabilities: Tensor
+    landmarks: Tensor | None
+
+
+class Classifier(Protocol):
+    """What `load_classifier` returns.
+
+    Attributes:
+        about: what the weights need to be used rightly, and what they are.
+    """
+
+    about: checkpoint.About
+
+    def __call__(self, images: Tensor) -> Predictions:
+        """Predictions for images (batch, 3, size, size) on the CPU, normalised as `about` says."""
+
+
+class NetworkClassifier:
+    """A network of PyTorch on a device."""
+
+    def __init__(self, network: CFMRFN, about: checkpoint.About, device: torch.device) -> None:
+        self.about = about
+        self.device = device
+        self.network = network.eval().to(device)
+        backbone = network.landmark_backbone
+        self.has_landmarks = backbone is not None and backbone.is_trained
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor) -> Predictions:
+        """See `Classifier`."""
+        images = images.to(self.device)
+        landmarks = self.network.landmarks(images) if self.has_landmarks else None
+        return Predictions(
+            self.network(images).float().softmax(1).cpu(),
+            None if landmarks is None else landmarks.float().cpu(),
+        )
+
+
+def load_classifier(path: str | Path, device: str = "auto") -> Classifier:
+    """The classifier of a checkpoint, or of a run folder, whose `best.pt` is taken.
+
+    Args:
+        path: of the file or folder.
+        device: "auto", or what `torch.device` takes.
+
+    Raises:
+        CheckpointError, ConfigError: the file cannot be used, or there is no such device.
+    """
+    world = World(device)
+    network, about = checkpoint.load_network(path)
+    return NetworkClassifier(network, about, world.device)

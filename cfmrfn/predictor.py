@@ -1,0 +1,278 @@
+"""Expressions of the faces in pictures: `Predictor`."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, TypeAlias, overload
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from cfmrfn.classifier import Classifier, load_classifier
+from cfmrfn.data import Sample, eval_transform, read_image
+from cfmrfn.data.reading import UNREADABLE, reason, upright_rgb
+from cfmrfn.errors import ConfigError, DataError, printable
+from cfmrfn.faces import FRAMING, DetectedFace, FaceDetector, Framing, align
+
+Faces = Literal["whole", "detect", "auto"]
+Box = tuple[float, float, float, float]
+Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
+
+# A picture of at most so many pixels on a side, and nearly square, is taken for a crop of a face.
+# Public sets have crops of 48 to 224 pixels.
+MOST_OF_CROP = 256
+_NEARLY_SQUARE = 1.25
+
+
+@dataclass(frozen=True)
+class Face:
+    """A face and its expression.
+
+    Attributes:
+        box: left, top, right, bottom in pixels of the picture as a viewer shows it.
+        score: of the detector, 0 to 1; None where the whole picture was taken as the face.
+        probabilities: of each class by name, in the network's order.
+        landmarks: (68, 2), x and y in pixels of the picture, in the order of iBUG 300-W; None where
+            the network has no trained landmark stream.
+    """
+
+    box: Box
+    score: float | None
+    probabilities: dict[str, float]
+    landmarks: np.ndarray | None = field(default=None, repr=False)
+
+    @property
+    def expression(self) -> str:
+        """The most probable class."""
+        return max(self.probabilities, key=self.probabilities.__getitem__)
+
+
+class Predictor:
+    """Finds the faces in pictures, and names their expressions.
+
+    Args:
+        checkpoint: a checkpoint, or a run folder, whose `best.pt` is taken.
+        device: "auto", or what `torch.device` takes.
+        faces: "whole" takes each picture as one cropped face. "detect" finds the faces. "auto"
+            takes a picture of at most 256 x 256 pixels whose sides are nearly equal as "whole",
+            since crops of faces are such, and others as "detect".
+        min_size: height of the smallest face to find, in pixels.
+        min_score: that a found face needs, 0 to 1.
+        framing: of the crops, as in the network's training images.
+
+    Raises:
+        CheckpointError, ConfigError: the checkpoint or an argument cannot be used.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path | None = None,
+        device: str = "auto",
+        faces: Faces = "auto",
+        *,
+        min_size: int = 40,
+        min_score: float = 0.9,
+        framing: Framing = FRAMING,
+    ) -> None:
+        if faces not in ("whole", "detect", "auto"):
+            raise ConfigError(f"faces must be whole, detect or auto; got {faces!r}")
+        if checkpoint is None:
+            raise ConfigError(
+                "no weights come with the package yet; give a checkpoint: python -m cfmrfn.train "
+                "makes one"
+            )
+        self.faces = faces
+        self.min_size = min_size
+        self.min_score = min_score
+        self.framing = framing
+        self.classifier: Classifier = load_classifier(checkpoint, device)
+        self.about = self.classifier.about
+        size = self.about.image_size
+        self._transform = eval_transform(size, mean=self.about.mean, std=self.about.std)
+        self._detector: FaceDetector | None = None
+        if faces == "detect":
+            self._detector = FaceDetector(min_size, min_score)  # fails now rather than later
+
+    @overload
+    def __call__(self, pictures: Picture) -> list[Face]: ...
+    @overload
+    def __call__(self, pictures: list[Picture] | tuple[Picture, ...]) -> list[list[Face]]: ...
+    def __call__(
+        self, pictures: Picture | list[Picture] | tuple[Picture, ...]
+    ) -> list[Face] | list[list[Face]]:
+        """The faces in a picture, the surest first; of a list of pictures, a list of these.
+
+        Args:
+            pictures: paths, PIL images, arrays (height, width), (height, width, 3) in RGB or
+                (height, width, 4) in RGBA, or tensors (3, height, width); arrays and tensors are
+                uint8, or floats from 0 to 1.
+
+        Raises:
+            DataError: a picture cannot be read.
+        """
+        if isinstance(pictures, list | tuple):
+            return [self._faces(result) for result in self.stream(pictures)]
+        return self._faces(next(self.stream([pictures])))
+
+    def _faces(self, result: list[Face] | DataError) -> list[Face]:
+        if isinstance(result, DataError):
+            raise result
+        return result
+
+    def stream(
+        self, pictures: Iterable[Picture], batch_size: int = 32
+    ) -> Iterator[list[Face] | DataError]:
+        """The faces of one picture after the other, or why a picture cannot be read.
+
+        Args:
+            pictures: as for a call; not all of them are held at a time.
+            batch_size: pictures that are read before the network runs on their faces.
+        """
+        pictures = iter(pictures)
+        while batch := list(itertools.islice(pictures, batch_size)):
+            prepared: list[Prepared | DataError] = []
+            for picture in batch:
+                try:
+                    prepared.append(self.prepare(picture))
+                except DataError as error:
+                    prepared.append(error)
+            answers = iter(self.classify([p for p in prepared if isinstance(p, Prepared)]))
+            for each in prepared:
+                yield next(answers) if isinstance(each, Prepared) else each
+
+    def prepare(self, picture: Picture, detected: Sequence[DetectedFace] | None = None) -> Prepared:
+        """Reads a picture and cuts out its faces.
+
+        Args:
+            picture: as for a call.
+            detected: the faces in it, where they are known.
+
+        Raises:
+            DataError: it cannot be read.
+            ConfigError: faces are to be found, and what that needs is not installed.
+        """
+        image = _read(picture)
+        if detected is None and self.takes_whole(image.size):
+            whole = DetectedFace((0, 0, *image.size), 1, np.zeros((5, 2)))
+            scale = np.array(image.size) / self.about.image_size
+            return Prepared(
+                [whole], self._tensor(image)[None], [np.diag([*scale, 0])[:2]], found=False
+            )
+        pixels = np.asarray(image)
+        if detected is None:
+            detected = self.find(pixels)
+        crops = [align(pixels, face.points, self.framing) for face in detected]
+        tensors = [self._tensor(Image.fromarray(crop.pixels)) for crop in crops]
+        to_picture = [
+            crop.to_picture @ np.diag([*[len(crop.pixels) / self.about.image_size] * 2, 1])
+            for crop in crops
+        ]
+        size = self.about.image_size
+        batch = torch.stack(tensors) if tensors else torch.empty(0, 3, size, size)
+        return Prepared(list(detected), batch, to_picture, found=True)
+
+    def classify(self, prepared: Sequence[Prepared]) -> list[list[Face]]:
+        """The faces of each picture; all of them in one batch."""
+        if not any(len(each.images) for each in prepared):
+            return [[] for _ in prepared]
+        predictions = self.classifier(torch.cat([each.images for each in prepared]))
+        probabilities = iter(predictions.probabilities.tolist())
+        landmarks = iter([] if predictions.landmarks is None else predictions.landmarks.numpy())
+        answers = []
+        for each in prepared:
+            faces = []
+            for face, to_picture in zip(each.detected, each.to_picture, strict=True):
+                points = next(landmarks, None)
+                if points is not None:
+                    points = points @ to_picture[:, :2].T + to_picture[:, 2]
+                named = dict(zip(self.about.class_names, next(probabilities), strict=True))
+                faces.append(Face(face.box, face.score if each.found else None, named, points))
+            answers.append(faces)
+        return answers
+
+    def find(self, pixels: np.ndarray) -> list[DetectedFace]:
+        """The faces in a picture (height, width, 3), RGB, uint8, the surest first."""
+        if self._detector is None:
+            self._detector = FaceDetector(self.min_size, self.min_score)
+        return self._detector(pixels)
+
+    def takes_whole(self, size: tuple[int, int]) -> bool:
+        """Whether a picture of this width and height is taken as one face."""
+        if self.faces != "auto":
+            return self.faces == "whole"
+        return max(size) <= MOST_OF_CROP and max(size) <= _NEARLY_SQUARE * min(size)
+
+    def _tensor(self, image: Image.Image) -> Tensor:
+        """(3, size, size), as the network takes it."""
+        if self.about.color == "BGR":
+            image = Image.merge("RGB", image.split()[::-1])
+        return self._transform(image)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The faces of a picture, cut out for the network.
+
+    Attributes:
+        detected: the faces; where none were looked for, the whole picture.
+        images: (faces, 3, size, size), normalised.
+        to_picture: for each face (2, 3), takes (x, y, 1) in its image to x and y in the picture.
+        found: whether a detector found them.
+    """
+
+    detected: Sequence[DetectedFace]
+    images: Tensor
+    to_picture: Sequence[np.ndarray]
+    found: bool
+
+
+def _read(picture: Picture) -> Image.Image:
+    """RGB, upright.
+
+    Raises:
+        DataError: it cannot be read, or is no picture.
+    """
+    if isinstance(picture, str | os.PathLike):
+        path = os.fspath(picture)
+        try:
+            return read_image(Sample(path, 0))
+        except UNREADABLE as error:
+            raise DataError(
+                f"cannot read image {printable(path)}: {reason(path, error)}"
+            ) from error
+    if isinstance(picture, Tensor):
+        picture = _from_array(picture.detach().cpu().movedim(0, -1).numpy())
+    elif isinstance(picture, np.ndarray):
+        picture = _from_array(picture)
+    if not isinstance(picture, Image.Image):
+        raise DataError(
+            "a picture must be a path, a PIL image, an array or a tensor; got "
+            f"{type(picture).__name__}"
+        )
+    try:
+        return upright_rgb(picture)
+    except UNREADABLE as error:
+        raise DataError(f"cannot read the image: {printable(str(error))}") from error
+
+
+def _from_array(pixels: np.ndarray) -> Image.Image:
+    """Of (height, width), (height, width, 3) or (height, width, 4); raises DataError."""
+    if 0 in pixels.shape or pixels.shape[2:] not in ((), (3,), (4,)) or pixels.ndim < 2:
+        raise DataError(
+            "an array must be (height, width), or (height, width, 3 or 4), and a tensor "
+            f"(3, height, width); got an array, or the transpose of a tensor, of {pixels.shape}"
+        )
+    if np.issubdtype(pixels.dtype, np.floating):
+        low, high = pixels.min(), pixels.max()
+        if not 0 <= low <= high <= 1:  # nor where one is nan
+            raise DataError(f"floats must be 0 to 1, got {low:g} to {high:g}")
+        pixels = np.rint(pixels * 255).astype(np.uint8)
+    if pixels.dtype != np.uint8:
+        raise DataError(f"pixels must be uint8 or floats, got {pixels.dtype}")
+    return Image.fromarray(pixels)
