@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeAlias, overload
+from typing import Literal, TypeAlias, TypeVar, overload
 
 import numpy as np
 import torch
@@ -22,6 +24,8 @@ from cfmrfn.faces import FRAMING, DetectedFace, FaceDetector, Framing, align
 
 Faces = Literal["whole", "detect", "auto"]
 Box = tuple[float, float, float, float]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 
 # A picture of at most so many pixels on a side, and nearly square, is taken for a crop of a face.
@@ -62,7 +66,8 @@ class Predictor:
         faces: "whole" takes each picture as one cropped face. "detect" finds the faces. "auto"
             takes a picture of at most 256 x 256 pixels whose sides are nearly equal as "whole",
             since crops of faces are such, and others as "detect".
-        min_size: height of the smallest face to find, in pixels.
+        min_size: height of the smallest face to find, in pixels. None: 40, or a hundredth of the
+            longer side of the picture if that is more.
         min_score: that a found face needs, 0 to 1.
         framing: of the crops, as in the network's training images.
 
@@ -76,7 +81,7 @@ class Predictor:
         device: str = "auto",
         faces: Faces = "auto",
         *,
-        min_size: int = 40,
+        min_size: int | None = None,
         min_score: float = 0.9,
         framing: Framing = FRAMING,
     ) -> None:
@@ -116,35 +121,60 @@ class Predictor:
         Raises:
             DataError: a picture cannot be read.
         """
-        if isinstance(pictures, list | tuple):
-            return [self._faces(result) for result in self.stream(pictures)]
-        return self._faces(next(self.stream([pictures])))
+        if not isinstance(pictures, list | tuple):
+            (faces,) = self._faces([pictures], workers=0)
+            return faces
+        return self._faces(pictures, workers=None)
 
-    def _faces(self, result: list[Face] | DataError) -> list[Face]:
-        if isinstance(result, DataError):
-            raise result
-        return result
+    def _faces(self, pictures: Sequence[Picture], workers: int | None) -> list[list[Face]]:
+        answers = []
+        with closing(self.stream(pictures, workers=workers)) as results:
+            for result in results:
+                if isinstance(result, DataError):
+                    raise result
+                answers.append(result)
+        return answers
 
     def stream(
-        self, pictures: Iterable[Picture], batch_size: int = 32
-    ) -> Iterator[list[Face] | DataError]:
+        self, pictures: Iterable[Picture], batch_size: int = 32, workers: int | None = None
+    ) -> Generator[list[Face] | DataError, None, None]:
         """The faces of one picture after the other, or why a picture cannot be read.
 
+        While the network runs, threads read the pictures that come next and find the faces in them.
+
         Args:
-            pictures: as for a call; not all of them are held at a time.
-            batch_size: pictures that are read before the network runs on their faces.
+            pictures: as for a call. They are taken as they are needed, up to `batch_size` and two
+                for each worker ahead.
+            batch_size: faces at a time, and pictures at most.
+            workers: threads that read pictures and find faces. None: one for each core, at most 8.
+                0: none, and nothing is read ahead.
+
+        Raises:
+            ConfigError: an argument is not legal; or, when iterated, faces are to be found, and
+                what that needs is not installed.
         """
-        pictures = iter(pictures)
-        while batch := list(itertools.islice(pictures, batch_size)):
-            prepared: list[Prepared | DataError] = []
-            for picture in batch:
-                try:
-                    prepared.append(self.prepare(picture))
-                except DataError as error:
-                    prepared.append(error)
-            answers = iter(self.classify([p for p in prepared if isinstance(p, Prepared)]))
-            for each in prepared:
-                yield next(answers) if isinstance(each, Prepared) else each
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
+        if workers is not None and workers < 0:
+            raise ConfigError(f"workers must be 0 or more, got {workers}")
+        return self._stream(pictures, batch_size, _cores() if workers is None else workers)
+
+    def _stream(
+        self, pictures: Iterable[Picture], batch_size: int, workers: int
+    ) -> Generator[list[Face] | DataError, None, None]:
+        ahead = batch_size + 2 * workers
+        with closing(_map_ahead(self._prepared, pictures, workers, ahead)) as prepared:
+            for batch in _batches(prepared, batch_size):
+                readable = [each for each in batch if isinstance(each, Prepared)]
+                answers = iter(self.classify(readable, batch_size))
+                for each in batch:
+                    yield next(answers) if isinstance(each, Prepared) else each
+
+    def _prepared(self, picture: Picture) -> Prepared | DataError:
+        try:
+            return self.prepare(picture)
+        except DataError as error:
+            return error
 
     def prepare(self, picture: Picture, detected: Sequence[DetectedFace] | None = None) -> Prepared:
         """Reads a picture and cuts out its faces.
@@ -177,13 +207,21 @@ class Predictor:
         batch = torch.stack(tensors) if tensors else torch.empty(0, 3, size, size)
         return Prepared(list(detected), batch, to_picture, found=True)
 
-    def classify(self, prepared: Sequence[Prepared]) -> list[list[Face]]:
-        """The faces of each picture; all of them in one batch."""
+    def classify(self, prepared: Sequence[Prepared], batch_size: int = 32) -> list[list[Face]]:
+        """The faces of each picture; the network gets up to `batch_size` of them at a time."""
         if not any(len(each.images) for each in prepared):
             return [[] for _ in prepared]
-        predictions = self.classifier(torch.cat([each.images for each in prepared]))
-        probabilities = iter(predictions.probabilities.tolist())
-        landmarks = iter([] if predictions.landmarks is None else predictions.landmarks.numpy())
+        batches = torch.cat([each.images for each in prepared]).split(batch_size)
+        predictions = [self.classifier(batch) for batch in batches]
+        probabilities = iter([row for each in predictions for row in each.probabilities.tolist()])
+        landmarks = iter(
+            [
+                points
+                for each in predictions
+                if each.landmarks is not None
+                for points in each.landmarks.numpy()
+            ]
+        )
         answers = []
         for each in prepared:
             faces = []
@@ -230,6 +268,49 @@ class Prepared:
     images: Tensor
     to_picture: Sequence[np.ndarray]
     found: bool
+
+
+def _batches(
+    prepared: Iterable[Prepared | DataError], size: int
+) -> Iterator[list[Prepared | DataError]]:
+    """Runs of `size` pictures, or fewer that have as many faces."""
+    batch: list[Prepared | DataError] = []
+    faces = 0
+    for each in prepared:
+        batch.append(each)
+        faces += len(each.images) if isinstance(each, Prepared) else 0
+        if len(batch) == size or faces >= size:
+            yield batch
+            batch, faces = [], 0
+    if batch:
+        yield batch
+
+
+def _map_ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], threads: int, ahead: int
+) -> Generator[Result, None, None]:
+    """`map(function, items)` by threads, which have begun `ahead` items before they are needed."""
+    if not threads:
+        yield from map(function, items)
+        return
+    pool = ThreadPoolExecutor(threads, "cfmrfn.Predictor")
+    begun: deque[Future[Result]] = deque()
+    try:
+        for item in items:
+            begun.append(pool.submit(function, item))
+            if len(begun) > ahead:
+                yield begun.popleft().result()
+        while begun:
+            yield begun.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _cores() -> int:
+    """Cores that this process may use, at most 8."""
+    # not every system tells which they are
+    affinity = getattr(os, "sched_getaffinity", None)
+    return min(8, (os.cpu_count() or 1) if affinity is None else len(affinity(0)))
 
 
 def _read(picture: Picture) -> Image.Image:
