@@ -1,20 +1,37 @@
 """What the tools for trained networks share: data sets met by a checkpoint's classes, images that
 cannot be read, and tables of predictions.
 
-A table of predictions is CSV (RFC 4180, UTF-8) with a header and a row per image, in the order in
-which the images were given::
+A table of predictions is CSV (RFC 4180, UTF-8) with a header and a row per image of a data set, or
+per face in pictures and in frames of videos, in the order in which they were given::
 
     path          of the file; bytes of a name that are no UTF-8 are written as they are
-    label         its class in the data set, where that is known
-    prediction    the most probable class; empty where the image could not be read
+    label         data sets: its class there
+    frame         faces: number of the frame in its video, from 0; empty for a picture
+    seconds       faces: from the video's start; empty for a picture
+    face          faces: its number in the picture, from 1, the surest first; 0 where none was found
+    left, top, right, bottom
+                  faces: its box in pixels of the picture, turned as a viewer shows it
+    score         faces: of the detector, 0 to 1; empty where the whole picture was taken as a face
+    prediction    the most probable class; empty where there is no face, or an image that could not
+                  be read
     p_CLASS       the probability of each class, in the network's order; empty likewise
+
+A file that could not be read has a row of its path alone. The same of faces as JSON::
+
+    {"checkpoint": PATH, "class_names": [NAME, ...],
+     "pictures": [{"path": PATH, "frame": null, "seconds": null, "faces": [
+         {"face": 1, "box": [LEFT, TOP, RIGHT, BOTTOM], "score": 0.99, "prediction": NAME,
+          "probabilities": {NAME: P, ...}, "landmarks": [[X, Y], ... 68] or null}, ...]},
+      {"path": PATH, "error": WHY}]}
 """
 
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,6 +44,7 @@ from cfmrfn.batches import UNREADABLE_LABEL
 from cfmrfn.checkpoint import About
 from cfmrfn.data import LAYOUTS, Sample, open_set, why_unreadable
 from cfmrfn.errors import DataError
+from cfmrfn.predictor import Face
 
 
 @dataclass(frozen=True)
@@ -221,6 +239,116 @@ class PredictionTable:
             self.writer.writerow([*row, self.class_names[best], *values])
 
 
-def open_table(path: str | Path) -> TextIO:
-    """Opens a CSV file for writing, in which names may be any bytes."""
-    return open(path, "w", encoding="utf-8", errors="surrogateescape", newline="")
+class FaceTable:
+    """Writes a table of faces, as above.
+
+    Args:
+        file: opened by `open_table`.
+        class_names: in the network's order.
+    """
+
+    def __init__(self, file: TextIO, class_names: Sequence[str]) -> None:
+        self.class_names = class_names
+        self.writer = csv.writer(file, lineterminator="\n")
+        place = ["frame", "seconds", "face", "left", "top", "right", "bottom", "score"]
+        columns = ["path", *place, "prediction", *(f"p_{name}" for name in class_names)]
+        self.empty = [""] * (len(columns) - 4)
+        self.writer.writerow(columns)
+
+    def write(
+        self,
+        path: str,
+        faces: Sequence[Face] | None,
+        frame: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Adds the rows of a picture, or of a frame; `faces` None: it could not be read."""
+        when = ["" if frame is None else frame, "" if seconds is None else f"{seconds:.3f}"]
+        if not faces:
+            self.writer.writerow([path, *when, "" if faces is None else 0, *self.empty])
+            return
+        for number, face in enumerate(faces, 1):
+            score = "" if face.score is None else f"{face.score:.6f}"
+            box = (f"{edge:.1f}" for edge in face.box)
+            values = (f"{face.probabilities[name]:.6f}" for name in self.class_names)
+            self.writer.writerow([path, *when, number, *box, score, face.expression, *values])
+
+
+class FaceList:
+    """Writes the pictures of a JSON file of faces, see `open_face_list`."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+        self.separator = "\n"
+
+    def write(
+        self,
+        path: str,
+        faces: Sequence[Face],
+        frame: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """Adds a picture, or a frame."""
+        self._add(
+            {
+                "path": path,
+                "frame": frame,
+                "seconds": None if seconds is None else round(seconds, 3),
+                "faces": [_plain(number, face) for number, face in enumerate(faces, 1)],
+            }
+        )
+
+    def write_error(self, path: str, error: str) -> None:
+        """Adds a file that could not be read."""
+        self._add({"path": path, "error": error})
+
+    def _add(self, entry: dict[str, Any]) -> None:
+        self.file.write(f"{self.separator}  {json.dumps(entry, allow_nan=False)}")
+        self.separator = ",\n"
+
+
+def _plain(number: int, face: Face) -> dict[str, Any]:
+    """A face as it stands in JSON."""
+    return {
+        "face": number,
+        "box": [round(edge, 1) for edge in face.box],
+        "score": None if face.score is None else round(face.score, 6),
+        "prediction": face.expression,
+        "probabilities": {name: round(value, 6) for name, value in face.probabilities.items()},
+        "landmarks": None
+        if face.landmarks is None
+        else face.landmarks.astype(float).round(1).tolist(),
+    }
+
+
+@contextmanager
+def open_face_list(
+    path: str | Path, checkpoint: str, class_names: Sequence[str]
+) -> Iterator[FaceList]:
+    """A JSON file of faces, as above, to write; it is there when all is written."""
+    with open_table(path) as file:
+        head = f'"checkpoint": {json.dumps(checkpoint)}, "class_names": {json.dumps(class_names)}'
+        file.write(f'{{{head},\n "pictures": [')
+        yield FaceList(file)
+        file.write("\n]}\n")
+
+
+@contextmanager
+def open_table(path: str | Path) -> Iterator[TextIO]:
+    """A text file to write, in which names may be any bytes; it is there when all is written.
+
+    Until then it has another name, which is removed if an error comes.
+    """
+    target = Path(os.path.realpath(path))
+    # a pipe, /dev/null or a terminal is written as it is
+    is_special = target.exists() and not target.is_file()
+    partial = target if is_special else target.with_name(f".{target.name}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+        if not is_special:
+            os.replace(partial, target)
+    except BaseException:
+        if not is_special:
+            partial.unlink(missing_ok=True)
+        raise

@@ -1,4 +1,4 @@
-"""Classify images: `python -m cfmrfn.predict CHECKPOINT IMAGES...`."""
+"""Expressions of the faces in pictures: `python -m cfmrfn.predict CHECKPOINT PICTURES...`."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import torch
 import tyro
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from PIL import Image
 from tqdm import tqdm
 
-from cfmrfn import checkpoint, errors
-from cfmrfn.batches import UNREADABLE_LABEL, default_workers, evaluation_loader
+from cfmrfn import errors
 from cfmrfn.config import check_at_least, parse
-from cfmrfn.data import Sample, find_images
-from cfmrfn.distributed import World
+from cfmrfn.data import Sample, find_images, read_image
 from cfmrfn.errors import ConfigError, DataError
-from cfmrfn.inference import PredictionTable, open_table, progress_bar, reason_of
+from cfmrfn.inference import FaceTable, open_face_list, open_table, progress_bar
+from cfmrfn.overlay import draw
+from cfmrfn.predictor import Face, Faces, Predictor
+
+MOST_OF_JPEG = 65500  # pixels on a side
 
 File = str | os.PathLike[str]
 
@@ -39,15 +39,15 @@ def predict(
 ) -> Iterator[dict[str, float] | None]:
     """Probabilities by class name for each image file, in order.
 
-    The whole image is taken as the face, as in the training data: crop and align it first.
+    The whole image is taken as the face, as in the training data; `cfmrfn.Predictor` finds faces.
 
     Args:
         path: of a checkpoint, or of a run folder, whose `best.pt` is taken.
         images: one file or several.
         batch_size: images at a time.
         device: "auto", or what `torch.device` takes.
-        workers: processes that decode images. None: one per spare core, at most 8, and none for few
-            images.
+        workers: threads that read images while the network runs. None: one for each core, at most
+            8. 0: none, and nothing is read ahead.
         on_broken: what an image does that cannot be read: "error", or "skip", which gives None in
             its place.
 
@@ -57,38 +57,16 @@ def predict(
     """
     if isinstance(images, (str, os.PathLike)):
         images = [images]
-    samples = [Sample(os.fspath(image), 0) for image in images]
-    network, about = checkpoint.load_network(path)
-    answers = _classify(network, about, samples, batch_size, workers, World(device))
-    for sample, probabilities in zip(samples, answers, strict=True):
-        if probabilities is not None:
-            yield dict(zip(about.class_names, probabilities, strict=True))
-        elif on_broken == "skip":
-            yield None
-        else:
-            raise DataError(f"cannot read image {reason_of(sample)}")
-
-
-@torch.inference_mode()
-def _classify(
-    network: nn.Module,
-    about: checkpoint.About,
-    samples: Sequence[Sample],
-    batch_size: int,
-    workers: int | None,
-    world: World,
-) -> Iterator[list[float] | None]:
-    """Probabilities of each sample, None where it cannot be read."""
-    if workers is None:  # starting one takes longer than it saves on its first batch
-        workers = min(default_workers(), (len(samples) - 1) // batch_size)
-    network.to(world.device)
-    loader: DataLoader[tuple[Tensor, Tensor]] = evaluation_loader(
-        samples, about, batch_size=batch_size, world=world, workers=workers, on_broken="mark"
-    )
-    for batch, labels in loader:
-        probabilities = network(batch.to(world.device)).softmax(1).tolist()
-        for label, values in zip(labels.tolist(), probabilities, strict=True):
-            yield None if label == UNREADABLE_LABEL else values
+    predictor = Predictor(path, device, "whole")
+    with closing(predictor.stream(images, batch_size, workers)) as answers:
+        for answer in answers:
+            if not isinstance(answer, DataError):
+                (face,) = answer
+                yield face.probabilities
+            elif on_broken == "skip":
+                yield None
+            else:
+                raise answer
 
 
 @dataclass(frozen=True)
@@ -125,23 +103,39 @@ def image_files(paths: Sequence[Path]) -> Found:
 
 @dataclass(frozen=True)
 class Predict:
-    """Print the most likely expressions of each image, which shows one cropped face.
+    """Find the faces in pictures, and print the most likely expressions of each.
 
-    An image that cannot be read is named on stderr; the others are printed, and the status is 1.
+    What cannot be read is named on stderr, and the rest goes on. The exit status is 0 where every
+    picture has an answer, and 1 where one could not be read, no face was found in one, or a folder
+    has none. cfmrfn.inference documents the columns of --csv and the parts of --json.
     """
 
     checkpoint: tyro.conf.Positional[Path]
     """best.pt or last.pt of a run, or the run folder, whose best.pt is taken."""
-    images: tyro.conf.Positional[tuple[Path, ...]]
-    """Image files, or folders of them."""
+    pictures: tyro.conf.Positional[tuple[Path, ...]]
+    """Picture files, or folders of them."""
+    faces: Faces = "auto"
+    """whole: each picture is one cropped face. detect: find the faces. auto: whole where a picture
+    has at most 256 x 256 pixels and nearly equal sides, as crops have; else detect."""
+    min_size: int | None = None
+    """Height of the smallest face to find, in pixels. None: 40, or a hundredth of the longer side
+    of the picture if that is more."""
+    min_score: float = 0.9
+    """Score of the detector that a face needs, 0 to 1."""
     top: int = 3
-    """Expressions to print for each image."""
+    """Expressions to print for each face."""
     csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Also write each image's path, prediction and probabilities to this CSV file."""
+    """Also write each face's place, prediction and probabilities to this CSV file."""
+    json: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """The same as JSON, with landmarks where the network has them."""
+    overlay: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Also draw each picture's faces and expressions into this folder, which must be new or
+    empty."""
     batch_size: int = 32
-    """Images at a time."""
+    """Faces at a time."""
     workers: int | None = None
-    """Processes that decode images. None: one per spare core, at most 8; none for few images."""
+    """Threads that read pictures and find faces. None: one for each core, at most 8; 0: none beside
+    the network."""
     device: str = "auto"
     """cpu, cuda, cuda:1, ..., mps; auto takes the NVIDIA or AMD GPU where there is one, else the
     CPU."""
@@ -154,36 +148,162 @@ class Predict:
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") -> None:
     """The command line."""
     tool = parse(Predict, sys.argv[1:] if args is None else args, prog=prog)
-    images = image_files(tool.images)
-    for remark in (*images.left_out, *images.empty):
+    found = image_files(tool.pictures)
+    for remark in (*found.left_out, *found.empty):
         print(remark, file=sys.stderr)
-    network, about = checkpoint.load_network(tool.checkpoint)
-    samples = [Sample(file, 0) for file in images.files]
-    answers = _classify(network, about, samples, tool.batch_size, tool.workers, World(tool.device))
-    unreadable = 0
-    with ExitStack() as stack:
-        table = None
-        if tool.csv is not None:
-            file = stack.enter_context(open_table(tool.csv))
-            table = PredictionTable(file, about.class_names, with_labels=False)
-        # where lines appear on the terminal, they show the progress
-        bar = stack.enter_context(progress_bar(len(samples), shown=not sys.stdout.isatty()))
-        for sample, probabilities in zip(samples, answers, strict=True):
-            if table is not None:
-                table.write(sample.path, probabilities)
-            if probabilities is None:
-                unreadable += 1
-                tqdm.write(f"cannot read image {reason_of(sample)}", file=sys.stderr)
-            else:
-                named = zip(about.class_names, probabilities, strict=True)
-                ranked = sorted(named, key=lambda item: -item[1])[: tool.top]
-                scores = "  ".join(f"{name} {value:.3f}" for name, value in ranked)
-                print(f"{on_one_line(sample.path)}  {scores}")
-            bar.update()
-    if unreadable:
-        print(f"{unreadable} of {len(samples)} images could not be read", file=sys.stderr)
-    if unreadable or images.empty:
+    predictor = Predictor(
+        tool.checkpoint,
+        tool.device,
+        tool.faces,
+        min_size=tool.min_size,
+        min_score=tool.min_score,
+    )
+    with Output(tool, predictor.about.class_names, len(found.files)) as output:
+        answers = output.enter_context(
+            closing(predictor.stream(found.files, tool.batch_size, tool.workers))
+        )
+        for path, answer in zip(found.files, answers, strict=True):
+            output.picture(path, answer)
+    for line in output.summary():
+        print(line, file=sys.stderr)
+    if output.summary() or found.empty:
         sys.exit(1)
+
+
+class Output(ExitStack):
+    """Where the faces go: to the terminal and to what the options name.
+
+    Args:
+        tool: the options.
+        class_names: in the network's order.
+        pictures: number of them.
+
+    Raises:
+        ConfigError: the folder of --overlay is not new or empty.
+        OSError: a file cannot be made.
+    """
+
+    def __init__(self, tool: Predict, class_names: Sequence[str], pictures: int) -> None:
+        super().__init__()
+        self.top = tool.top
+        self.pictures = pictures
+        self.unreadable = self.faceless = self.faces = 0
+        with ExitStack() as stack:
+            self.folder = None if tool.overlay is None else PictureFolder(tool.overlay)
+            self.table = self.list = None
+            if tool.csv is not None:
+                self.table = FaceTable(stack.enter_context(open_table(tool.csv)), class_names)
+            if tool.json is not None:
+                self.list = stack.enter_context(
+                    open_face_list(tool.json, str(tool.checkpoint), class_names)
+                )
+            self.bar = stack.enter_context(progress_bar(pictures))
+            self.push(stack.pop_all())
+
+    def picture(self, path: str, answer: list[Face] | DataError) -> None:
+        """What became of a picture."""
+        if isinstance(answer, DataError):
+            self.broken(path, answer)
+        else:
+            self.write(path, answer)
+            self.faceless += not answer
+            if self.folder is not None:
+                image = read_image(Sample(path, 0))
+                self.folder.save(path, draw(image, answer))
+        self.bar.update()
+
+    def broken(self, path: str, error: DataError) -> None:
+        """Names a file that cannot be read."""
+        self.unreadable += 1
+        tqdm.write(str(error), file=sys.stderr)
+        if self.table is not None:
+            self.table.write(path, None)
+        if self.list is not None:
+            self.list.write_error(path, str(error))
+
+    def write(
+        self,
+        path: str,
+        faces: Sequence[Face],
+        frame: int | None = None,
+        seconds: float | None = None,
+    ) -> None:
+        """The faces of a picture, or of a frame of a video."""
+        if self.table is not None:
+            self.table.write(path, faces, frame, seconds)
+        if self.list is not None:
+            self.list.write(path, faces, frame, seconds)
+        name = on_one_line(path)
+        when = "" if seconds is None else f"  {seconds:.2f} s"
+        for number, face in enumerate(faces, 1):
+            where = "" if face.score is None else f"  face {number} at {place_of(face)}"
+            ranked = sorted(face.probabilities.items(), key=lambda item: -item[1])[: self.top]
+            scores = "  ".join(f"{name} {value:.3f}" for name, value in ranked)
+            tqdm.write(f"{name}{when}{where}  {scores}", file=sys.stdout)
+        if not faces:
+            tqdm.write(f"{name}{when}  no face found", file=sys.stdout)
+        self.faces += len(faces)
+        rate = self.faces / max(self.bar.format_dict["elapsed"], 1e-3)
+        self.bar.set_postfix_str(f"{rate:.1f} faces/s", refresh=False)
+
+    def summary(self) -> list[str]:
+        """What went wrong, in lines."""
+        lines = []
+        if self.unreadable:
+            lines.append(f"{self.unreadable} of {self.pictures} images could not be read")
+        if self.faceless:
+            lines.append(f"no face was found in {self.faceless} of {self.pictures} images")
+        return lines
+
+
+class PictureFolder:
+    """A folder of pictures that are named after others.
+
+    Args:
+        path: of the folder, which is made.
+
+    Raises:
+        ConfigError: it holds something.
+        OSError: it cannot be made.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        if count := len(os.listdir(path)):
+            raise ConfigError(
+                f"--overlay must be a new or an empty folder; {path} holds {count} files or folders"
+            )
+        self.path = path
+        self.taken: dict[str, int] = {}
+
+    def name_for(self, path: str, suffix: str) -> Path:
+        """A file named after `path` that no other has; it is to be written."""
+        stem = os.path.splitext(os.path.basename(path))[0]
+        while len(os.fsencode(stem)) > 200:  # of 255 that systems allow
+            stem = stem[:-1]
+        name = stem
+        while (key := name.casefold()) in self.taken:  # systems may not tell them apart
+            self.taken[stem.casefold()] += 1
+            name = f"{stem}-{self.taken[stem.casefold()]}"
+        self.taken[key] = 1
+        return self.path / f"{name}{suffix}"
+
+    def save(self, path: str, image: Image.Image) -> None:
+        """Writes a picture named after `path`."""
+        kind, suffix = ("JPEG", ".jpg") if max(image.size) <= MOST_OF_JPEG else ("PNG", ".png")
+        target = self.name_for(path, suffix)
+        partial = self.path / ".partial"
+        try:
+            image.save(partial, kind, quality=92)
+            partial.replace(target)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def place_of(face: Face) -> str:
+    """Its box, as `left,top 80x100` in pixels."""
+    left, top, right, bottom = map(round, face.box)
+    return f"{left},{top} {right - left}x{bottom - top}"
 
 
 def on_one_line(name: str) -> str:

@@ -110,7 +110,9 @@ def test_table(run_folder, images, tmp_path):
     assert run_tool(run_folder, awkward, *images[1:], "--csv", table) == 1
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "prediction", *(f"p_{name}" for name in CLASSES)]
+    place = ["frame", "seconds", "face", "left", "top", "right", "bottom", "score"]
+    assert list(rows[0]) == ["path", *place, "prediction", *(f"p_{name}" for name in CLASSES)]
+    assert [rows[0][name] for name in place] == ["", "", "1", "0.0", "0.0", "64.0", "64.0", ""]
     assert [row["path"] for row in rows] == [str(awkward), *map(str, images[1:])]
     assert set(list(rows[1].values())[1:]) == {""}
     probabilities = {name: float(rows[0][f"p_{name}"]) for name in CLASSES}
@@ -141,18 +143,3 @@ def test_names_of_any_bytes_where_output_is_strict(run_folder, images, tmp_path,
 
 def test_control_codes_in_names_are_escaped():
     assert predict.on_one_line("a\x1b[1m\r\n\u2028é.jpg") == "a\\x1b[1m\\r\\n\\u2028é.jpg"
-
-
-def test_few_images_start_no_workers(run_folder, images, monkeypatch):
-    asked = []
-    loader = predict.evaluation_loader
-
-    def note(*args, workers, **options):
-        asked.append(workers)
-        return loader(*args, workers=0, **options)
-
-    monkeypatch.setattr(predict, "evaluation_loader", note)
-    monkeypatch.setattr(predict, "default_workers", lambda: 8)
-    for batch_size in (4, 3, 1):
-        list(predict.predict(run_folder, images, batch_size, workers=None, on_broken="skip"))
-    assert asked == [0, 1, 3]
