@@ -1,0 +1,174 @@
+"""Faces a second of prediction, against what the network alone does on the same machine.
+
+    python -m benchmarks.prediction --json benchmarks/results/cpu-prediction.json
+
+pictures: a folder of 224 x 224 crops from file to probabilities, as `cfmrfn.predict` does it, and
+the network on the same crops, decoded and normalised before. Both take their turns in one run. The
+network has random weights, and probabilities are compared before anything is timed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import timm
+import torch
+
+import cfmrfn  # registers the networks
+from benchmarks import command_line, measure
+from benchmarks.command_line import choose
+from benchmarks.markdown import table
+from benchmarks.record import Measurement, Record, Timing, UserError, start_record
+from cfmrfn import checkpoint
+from cfmrfn.config import parse_config
+from cfmrfn.data import EXPRESSIONS, find_images
+from cfmrfn.data.synthetic import write_faces
+
+CLASSES = 7
+BATCH = 32
+SIDE = 224
+
+
+@dataclass(frozen=True)
+class Options:
+    """What all cases are given.
+
+    Attributes:
+        model: preset of the network; None: each case's own.
+        device: that the network runs on.
+        seconds: spent on each case, about.
+        folder: for files that are needed.
+    """
+
+    model: str | None
+    device: torch.device
+    seconds: float
+    folder: Path
+
+
+def pictures(record: Record, options: Options) -> None:
+    """A folder of crops through `cfmrfn.Predictor.stream`."""
+    model = options.model or "cfmrfn_base"
+    path = random_checkpoint(options.folder, model)
+    crops = write_faces(
+        options.folder / "crops", train=4 * BATCH - CLASSES, test=CLASSES, size=SIDE, progress=False
+    )
+    files = find_images(crops / "Image").paths
+    predictor = cfmrfn.Predictor(path, str(options.device))
+    batches = torch.cat([predictor.prepare(file).images for file in files]).split(BATCH)
+
+    def network() -> torch.Tensor:
+        return torch.cat([predictor.classifier(batch).probabilities for batch in batches])
+
+    def predict() -> torch.Tensor:
+        answers = predictor.stream(files, BATCH)
+        return torch.tensor([[*face.probabilities.values()] for (face,) in answers])
+
+    check(network(), predict(), "probabilities")
+    case = f"{model}, {len(files)} crops of {SIDE} x {SIDE}, batches of {BATCH}"
+    compare(record, case, "face", len(files), {"network": network, "predict": predict}, options)
+
+
+def check(expected: torch.Tensor, found: torch.Tensor, what: str) -> None:
+    """Raises ValueError where results differ by more than batches of other sizes do."""
+    if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-3, atol=1e-5):
+        raise ValueError(f"{what} differ: nothing is timed")
+
+
+def compare(
+    record: Record,
+    case: str,
+    unit: str,
+    count: int,
+    calls: Mapping[str, Callable[[], object]],
+    options: Options,
+) -> None:
+    """Times calls in turns, and notes what each does in a second, as a part of the first's too.
+
+    Args:
+        record: to which the measurements are added.
+        case: what is computed.
+        unit: of which a call computes `count`, such as "face".
+        count: how many.
+        calls: by name; each has been called once.
+        options: of the run.
+    """
+    first, *_ = calls
+    once_ms = sum(measure.clock_sample([call]) for call in calls.values())
+    runs = measure.runs_within(options.seconds, once_ms)
+    samples = measure.sample_in_turns(
+        calls, measure.clock_sample, dict.fromkeys(calls, runs), rotate=True
+    )
+    timings = {name: Timing.of(values) for name, values in samples.items()}
+    for name, timing in timings.items():
+        details = {
+            "unit": unit,
+            "count": count,
+            "per_second": count / timing.p50_ms * 1e3,
+            f"of_{first}": timings[first].p50_ms / timing.p50_ms,
+        }
+        record.measurements.append(Measurement(case, name, unit, "float32", timing, None, details))
+
+
+def random_checkpoint(folder: Path, model: str) -> Path:
+    """A checkpoint of a preset with random weights."""
+    path = folder / f"{model}.pt"
+    if not path.exists():
+        config = parse_config(["--model", model])
+        torch.manual_seed(0)
+        network = checkpoint.build_network(config, CLASSES)
+        about = checkpoint.About.of_run(config, EXPRESSIONS[:CLASSES]).to_dict()
+        checkpoint.save(path, {"model": network.state_dict(), "about": about})
+    return path
+
+
+CASES: dict[str, Callable[[Record, Options], None]] = {"pictures": pictures}
+
+
+def results(record: Record) -> str:
+    """The measurements as a table."""
+    rows = []
+    for each in record.measurements:
+        part = next(f"{v:.2f} of {k[3:]}" for k, v in each.details.items() if k.startswith("of_"))
+        each_ms = each.timing.p50_ms / each.details["count"]
+        low, high = each.timing.p20_ms, each.timing.p80_ms
+        spread = f"{low / each.details['count']:.2f}..{high / each.details['count']:.2f}"
+        rate = f"{each.details['per_second']:.1f} {each.what}s"
+        rows.append([each.case, each.contender, f"{each_ms:.2f} ({spread})", rate, part])
+    return table(["case", "", "ms each, p50 (p20..p80)", "a second", ""], rows)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.prediction",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--cases", default=",".join(CASES), help="(%(default)s)")
+    parser.add_argument("--model", help="preset of the network (each case's own)")
+    parser.add_argument("--device", help="cpu or cuda (the GPU where there is one)")
+    command_line.add_options(parser, seconds=40.0)
+    arguments = parser.parse_args()
+    command_line.check_seconds(arguments.seconds)
+    device = command_line.choose_device(arguments.device)
+    if arguments.model is not None and not timm.is_model(arguments.model):
+        known = ", ".join(timm.list_models("cfmrfn*"))
+        raise UserError(f"--model must be one of {known}; got {arguments.model}")
+    record = start_record("prediction", device)
+    for name in choose("case", arguments.cases, CASES, record):
+        with tempfile.TemporaryDirectory() as folder:
+            options = Options(arguments.model, device, arguments.seconds, Path(folder))
+            CASES[name](record, options)
+    print(results(record))
+    if arguments.json is not None:
+        record.save(arguments.json)
+        print(f"written: {arguments.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run_main(main)
