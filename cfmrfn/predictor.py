@@ -17,8 +17,9 @@ from PIL import Image
 from torch import Tensor
 
 from cfmrfn.classifier import Classifier, load_classifier
-from cfmrfn.data import Sample, eval_transform, read_image
+from cfmrfn.data import Sample, read_image
 from cfmrfn.data.reading import UNREADABLE, reason, upright_rgb
+from cfmrfn.data.transforms import normalise, to_pixels
 from cfmrfn.errors import ConfigError, DataError, printable
 from cfmrfn.faces import FRAMING, DetectedFace, FaceDetector, Framing, align
 
@@ -98,8 +99,8 @@ class Predictor:
         self.framing = framing
         self.classifier: Classifier = load_classifier(checkpoint, device)
         self.about = self.classifier.about
-        size = self.about.image_size
-        self._transform = eval_transform(size, mean=self.about.mean, std=self.about.std)
+        self._to_pixels = to_pixels(self.about.image_size)
+        self._normalise = normalise(self.about.mean, self.about.std)
         self._detector: FaceDetector | None = None
         if faces == "detect":
             self._detector = FaceDetector(min_size, min_score)  # fails now rather than later
@@ -187,32 +188,29 @@ class Predictor:
             DataError: it cannot be read.
             ConfigError: faces are to be found, and what that needs is not installed.
         """
+        size = self.about.image_size
         image = _read(picture)
         if detected is None and self.takes_whole(image.size):
             whole = DetectedFace((0, 0, *image.size), 1, np.zeros((5, 2)))
-            scale = np.array(image.size) / self.about.image_size
-            return Prepared(
-                [whole], self._tensor(image)[None], [np.diag([*scale, 0])[:2]], found=False
-            )
-        pixels = np.asarray(image)
+            to_picture = np.diag([*np.array(image.size) / size, 0])[:2]
+            pixels = self._in_order(self._to_pixels(image))
+            return Prepared([whole], pixels[None], [to_picture], False, self._normalise)
+        photograph = np.asarray(image)
         if detected is None:
-            detected = self.find(pixels)
-        crops = [align(pixels, face.points, self.framing) for face in detected]
-        tensors = [self._tensor(Image.fromarray(crop.pixels)) for crop in crops]
-        to_picture = [
-            crop.to_picture @ np.diag([*[len(crop.pixels) / self.about.image_size] * 2, 1])
-            for crop in crops
-        ]
-        size = self.about.image_size
-        batch = torch.stack(tensors) if tensors else torch.empty(0, 3, size, size)
-        return Prepared(list(detected), batch, to_picture, found=True)
+            detected = self.find(photograph)
+        crops = [align(photograph, face.points, size, self.framing) for face in detected]
+        stack = np.stack([crop.pixels for crop in crops]) if crops else np.empty((0, size, size, 3))
+        pixels = self._in_order(torch.from_numpy(stack.astype(np.uint8, copy=False)).movedim(3, 1))
+        return Prepared(
+            detected, pixels, [crop.to_picture for crop in crops], True, self._normalise
+        )
 
     def classify(self, prepared: Sequence[Prepared], batch_size: int = 32) -> list[list[Face]]:
         """The faces of each picture; the network gets up to `batch_size` of them at a time."""
-        if not any(len(each.images) for each in prepared):
+        if not any(len(each.pixels) for each in prepared):
             return [[] for _ in prepared]
-        batches = torch.cat([each.images for each in prepared]).split(batch_size)
-        predictions = [self.classifier(batch) for batch in batches]
+        batches = torch.cat([each.pixels for each in prepared]).split(batch_size)
+        predictions = [self.classifier(self._normalise(batch)) for batch in batches]
         probabilities = iter([row for each in predictions for row in each.probabilities.tolist()])
         landmarks = iter(
             [
@@ -246,11 +244,9 @@ class Predictor:
             return self.faces == "whole"
         return max(size) <= MOST_OF_CROP and max(size) <= _NEARLY_SQUARE * min(size)
 
-    def _tensor(self, image: Image.Image) -> Tensor:
-        """(3, size, size), as the network takes it."""
-        if self.about.color == "BGR":
-            image = Image.merge("RGB", image.split()[::-1])
-        return self._transform(image)
+    def _in_order(self, pixels: Tensor) -> Tensor:
+        """RGB pixels (..., 3, size, size) with their channels in the network's order."""
+        return pixels.flip(-3) if self.about.color == "BGR" else pixels.contiguous()
 
 
 @dataclass(frozen=True)
@@ -259,15 +255,22 @@ class Prepared:
 
     Attributes:
         detected: the faces; where none were looked for, the whole picture.
-        images: (faces, 3, size, size), normalised.
-        to_picture: for each face (2, 3), takes (x, y, 1) in its image to x and y in the picture.
+        pixels: (faces, 3, size, size), uint8, channels in the network's order.
+        to_picture: for each face (2, 3), takes (x, y, 1) in its pixels to x and y in the picture.
         found: whether a detector found them.
+        normalise: makes float32 of pixels.
     """
 
     detected: Sequence[DetectedFace]
-    images: Tensor
+    pixels: Tensor
     to_picture: Sequence[np.ndarray]
     found: bool
+    normalise: Callable[[Tensor], Tensor]
+
+    @property
+    def images(self) -> Tensor:
+        """(faces, 3, size, size), normalised as the network takes them."""
+        return self.normalise(self.pixels)
 
 
 def _batches(
@@ -278,7 +281,7 @@ def _batches(
     faces = 0
     for each in prepared:
         batch.append(each)
-        faces += len(each.images) if isinstance(each, Prepared) else 0
+        faces += len(each.pixels) if isinstance(each, Prepared) else 0
         if len(batch) == size or faces >= size:
             yield batch
             batch, faces = [], 0

@@ -76,7 +76,20 @@ def eval_transform(
     Returns:
         A function from a PIL image to a tensor (3, size, size).
     """
-    return v2.Compose([v2.PILToTensor(), _resize(size), *_normalise(mean, std)])
+    return v2.Compose([to_pixels(size), normalise(mean, std)])
+
+
+def to_pixels(size: int) -> Transform:
+    """The first half of `eval_transform`: from a PIL image to a uint8 tensor (3, size, size)."""
+    return v2.Compose([v2.PILToTensor(), _resize(size)])
+
+
+def normalise(
+    mean: tuple[float, float, float] = IMAGENET_MEAN,
+    std: tuple[float, float, float] = IMAGENET_STD,
+) -> Callable[[Tensor], Tensor]:
+    """Its second half: from uint8 (..., 3, size, size) to float32."""
+    return v2.Compose(_normalise(mean, std))
 
 
 def _resize(size: int) -> torch.nn.Module:
