@@ -7,6 +7,7 @@ seen.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import multiprocessing
@@ -34,12 +35,15 @@ from cfmrfn.data import (
     eval_transform,
     layout_named,
     open_set,
+    read_image,
     train_transform,
     why_unreadable,
 )
+from cfmrfn.data.reading import UNREADABLE
 from cfmrfn.data.synthetic import write_faces
 from cfmrfn.distributed import World
 from cfmrfn.errors import ConfigError, DataError
+from cfmrfn.faces import Framing, measured_framing, why_no_detector
 from cfmrfn.seeds import derived_seed
 
 Key = tuple[int, int]  # (index of the image, its position in the epoch)
@@ -47,6 +51,8 @@ Key = tuple[int, int]  # (index of the image, its position in the epoch)
 # What opening images before training may take: all of most sets, and the evaluation images of the
 # largest.
 CHECK_SECONDS = 20
+
+FRAMING_IMAGES = 64  # the mean of their points is known to 1 % of the side
 
 UNREADABLE_LABEL = -100  # of an image that could not be read, see `evaluation_loader`
 
@@ -195,6 +201,23 @@ def check_readable(samples: Sequence[Sample], seconds: float = math.inf) -> Chec
     reasons = zip(samples, answers, strict=False)
     unreadable = {sample: why for sample, why in reasons if why is not None}
     return Checked(len(answers), len(samples), unreadable)
+
+
+def framing_of(samples: Sequence[Sample]) -> Framing | None:
+    """Where the faces lie in training images, measured on some of them.
+
+    Returns:
+        None where the face detector is not installed, or finds too few.
+    """
+    if why_no_detector() is not None:
+        return None
+
+    def images() -> Iterator[np.ndarray]:
+        for sample in samples[:: max(1, len(samples) // FRAMING_IMAGES)][:FRAMING_IMAGES]:
+            with contextlib.suppress(*UNREADABLE):  # named elsewhere
+                yield np.asarray(read_image(sample))
+
+    return measured_framing(images())
 
 
 def stratified_split(

@@ -28,6 +28,7 @@ from cfmrfn import tensor_files
 from cfmrfn.config import Config, from_mapping
 from cfmrfn.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cfmrfn.errors import CheckpointError, ConfigError
+from cfmrfn.faces import Framing
 from cfmrfn.models import CFMRFN
 
 FORMAT = 1
@@ -128,6 +129,7 @@ class About:
         versions: of Python and of the packages that wrote the checkpoint.
         epoch: epochs trained.
         chosen_on: split that chose the epoch, "val" or "test"; None: it is the last.
+        framing: of the faces in the training images, see `cfmrfn.faces.Framing`; None: unknown.
     """
 
     class_names: tuple[str, ...]
@@ -139,9 +141,12 @@ class About:
     versions: dict[str, str]
     epoch: int = 0
     chosen_on: str | None = None
+    framing: Framing | None = None
 
     @classmethod
-    def of_run(cls, config: Config, class_names: tuple[str, ...]) -> About:
+    def of_run(
+        cls, config: Config, class_names: tuple[str, ...], framing: Framing | None = None
+    ) -> About:
         """Of a run that has not trained yet."""
         return cls(
             class_names=class_names,
@@ -151,13 +156,15 @@ class About:
             image_size=config.images.image_size,
             config=config,
             versions=versions(),
+            framing=framing,
         )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in the file."""
         values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
-        return {**plain, "config": self.config.flat()}
+        framing = None if self.framing is None else [list(point) for point in self.framing]
+        return {**plain, "config": self.config.flat(), "framing": framing}
 
     @classmethod
     def from_dict(cls, values: Any, source: Path) -> About:
@@ -171,6 +178,7 @@ class About:
             raise CheckpointError(
                 f"{source} was not written by cfmrfn.train: 'about' is {values!r}"
             )
+        values = {"framing": None, **values}  # older files have none
         for name, (is_legal, legal) in LEGAL_ABOUT.items():
             if name not in values:
                 raise CheckpointError(f"{source} lacks a part: '{name}' of 'about'")
@@ -183,6 +191,8 @@ class About:
             name: tuple(values[name]) if isinstance(values[name], list) else values[name]
             for name in LEGAL_ABOUT
         }
+        if fields["framing"] is not None:
+            fields["framing"] = tuple((float(x), float(y)) for x, y in fields["framing"])
         return cls(**{**fields, "config": from_mapping(fields["config"], str(source))})
 
 
@@ -209,6 +219,15 @@ def _are_three_numbers(value: Any) -> bool:
     )
 
 
+def _is_framing(value: Any) -> bool:
+    return value is None or (
+        isinstance(value, list)
+        and len(value) == 5
+        and all(isinstance(point, list | tuple) and len(point) == 2 for point in value)
+        and all(isinstance(number, float | int) for point in value for number in point)
+    )
+
+
 # Name in `about` -> whether a value is legal, and what is.
 LEGAL_ABOUT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_names": (_are_names, "a list of names"),
@@ -220,6 +239,7 @@ LEGAL_ABOUT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "versions": (lambda value: isinstance(value, dict), "a dictionary"),
     "epoch": (lambda value: isinstance(value, int), "an integer"),
     "chosen_on": (lambda value: value in ("val", "test", None), "val, test or None"),
+    "framing": (_is_framing, "five pairs of numbers, or None"),
 }
 
 

@@ -16,9 +16,11 @@ from PIL import Image
 from tqdm import tqdm
 
 from cfmrfn import errors
+from cfmrfn.batches import framing_of
 from cfmrfn.config import check_at_least, parse
 from cfmrfn.data import Sample, find_images, read_image
 from cfmrfn.errors import ConfigError, DataError
+from cfmrfn.faces import Framing, why_no_detector
 from cfmrfn.inference import FaceTable, open_face_list, open_table, progress_bar
 from cfmrfn.overlay import draw
 from cfmrfn.predictor import Face, Faces, Predictor
@@ -122,6 +124,9 @@ class Predict:
     of the picture if that is more."""
     min_score: float = 0.9
     """Score of the detector that a face needs, 0 to 1."""
+    framing: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Images that show faces as the network's training images do: found faces are cropped so.
+    None: as the checkpoint says, which cfmrfn.train measured."""
     top: int = 3
     """Expressions to print for each face."""
     csv: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
@@ -157,6 +162,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") 
         tool.faces,
         min_size=tool.min_size,
         min_score=tool.min_score,
+        framing=None if tool.framing is None else framing_in(tool.framing),
     )
     with Output(tool, predictor.about.class_names, len(found.files)) as output:
         answers = output.enter_context(
@@ -168,6 +174,24 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") 
         print(line, file=sys.stderr)
     if output.summary() or found.empty:
         sys.exit(1)
+
+
+def framing_in(folder: Path) -> Framing:
+    """The framing of the faces in a folder of images.
+
+    Raises:
+        ConfigError: the detector is not installed, or finds too few faces there.
+    """
+    if reason := why_no_detector():
+        raise ConfigError(reason)
+    files = image_files([folder]).files
+    framing = framing_of([Sample(file, 0) for file in files])
+    if framing is None:
+        raise ConfigError(
+            f"--framing {folder}: faces were found in too few of its {len(files)} images; eight or "
+            "more are needed"
+        )
+    return framing
 
 
 class Output(ExitStack):

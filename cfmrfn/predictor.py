@@ -70,7 +70,8 @@ class Predictor:
         min_size: height of the smallest face to find, in pixels. None: 40, or a hundredth of the
             longer side of the picture if that is more.
         min_score: that a found face needs, 0 to 1.
-        framing: of the crops, as in the network's training images.
+        framing: of the crops, as in the network's training images. None: as the checkpoint says,
+            and of older ones, which do not say, as in drawn faces.
 
     Raises:
         CheckpointError, ConfigError: the checkpoint or an argument cannot be used.
@@ -84,7 +85,7 @@ class Predictor:
         *,
         min_size: int | None = None,
         min_score: float = 0.9,
-        framing: Framing = FRAMING,
+        framing: Framing | None = None,
     ) -> None:
         if faces not in ("whole", "detect", "auto"):
             raise ConfigError(f"faces must be whole, detect or auto; got {faces!r}")
@@ -96,9 +97,9 @@ class Predictor:
         self.faces = faces
         self.min_size = min_size
         self.min_score = min_score
-        self.framing = framing
         self.classifier: Classifier = load_classifier(checkpoint, device)
         self.about = self.classifier.about
+        self.framing = framing or self.about.framing or FRAMING
         self._to_pixels = to_pixels(self.about.image_size)
         self._normalise = normalise(self.about.mean, self.about.std)
         self._detector: FaceDetector | None = None

@@ -30,6 +30,7 @@ from cfmrfn.batches import (
     EpochBatches,
     check_images,
     evaluation_loader,
+    framing_of,
     open_splits,
     training_dataset,
     training_loader,
@@ -114,7 +115,8 @@ class Trainer:
             self.world,
         )
         self.loader = training_loader(self.dataset, self.batches, run.workers)
-        self.about = checkpoint.About.of_run(config, self.class_names)
+        framing = self.world.on_main(lambda: framing_of(self.splits.train))
+        self.about = checkpoint.About.of_run(config, self.class_names, framing)
         evaluated = {"val": self.splits.validation, "test": self.splits.held_out}
         self.evaluation_loaders = {
             name: evaluation_loader(
@@ -426,6 +428,7 @@ class Trainer:
             *(f"left out: {count}, {reason}" for reason, count in splits.dropped.items()),
             *(f"left out of evaluation: {why}" for why in self.checked.unreadable.values()),
             str(self.checked),
+            self._framing(),
             f"{self.config.network.preset}: {trained / 1e6:.3g} M trained parameters of "
             f"{total / 1e6:.3g} M, on {self.world.device}, {self.world.size} process(es)",
             f"{optim.epochs} epochs of {self.batches.steps} steps of {optim.batch_size} images, "
@@ -444,6 +447,15 @@ class Trainer:
             where = f"step {step + 1}" if step < self.batches.steps else "its evaluation"
             lines.append(f"resumed at epoch {self.progress.epoch + 1}, {where}")
         return "\n".join(lines)
+
+    def _framing(self) -> str:
+        if self.about.framing is None:
+            return "how the images frame their faces is unknown: see cfmrfn predict --framing"
+        (left, eyes), (right, _), _, (_, mouth), _ = self.about.framing
+        return (
+            f"the images have eyes {right - left:.0%} of the side apart at {eyes:.0%} of the "
+            f"height, and the mouth at {mouth:.0%}: cfmrfn predict frames faces so"
+        )
 
     def _unreadable(self, error: DataError) -> DataError:
         return DataError(

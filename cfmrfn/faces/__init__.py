@@ -1,6 +1,6 @@
 """Faces in photographs: where they are, and crops of them framed as training images are."""
 
-from cfmrfn.faces.alignment import FRAMING, Crop, Framing, align
+from cfmrfn.faces.alignment import FRAMING, Crop, Framing, align, measured_framing
 from cfmrfn.faces.detector import DetectedFace, FaceDetector, why_no_detector
 
 __all__ = [
@@ -10,5 +10,6 @@ __all__ = [
     "FaceDetector",
     "Framing",
     "align",
+    "measured_framing",
     "why_no_detector",
 ]
