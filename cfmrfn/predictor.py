@@ -45,12 +45,14 @@ class Face:
         probabilities: of each class by name, in the network's order.
         landmarks: (68, 2), x and y in pixels of the picture, in the order of iBUG 300-W; None where
             the network has no trained landmark stream.
+        track: in videos, a number from 1 that a face has in all frames; None in pictures.
     """
 
     box: Box
     score: float | None
     probabilities: dict[str, float]
     landmarks: np.ndarray | None = field(default=None, repr=False)
+    track: int | None = None
 
     @property
     def expression(self) -> str:
@@ -238,6 +240,14 @@ class Predictor:
         if self._detector is None:
             self._detector = FaceDetector(self.min_size, self.min_score)
         return self._detector(pixels)
+
+    def follow(
+        self, pixels: np.ndarray, faces: Sequence[DetectedFace]
+    ) -> list[DetectedFace | None]:
+        """Where the faces of one frame of a video are in the next one; None: not seen there."""
+        if self._detector is None:
+            self._detector = FaceDetector(self.min_size, self.min_score)
+        return self._detector.follow(pixels, faces)
 
     def takes_whole(self, size: tuple[int, int]) -> bool:
         """Whether a picture of this width and height is taken as one face."""

@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import threading
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -104,6 +105,28 @@ class FaceDetector:
             for box, score, points in found
         ]
 
+    def follow(
+        self, picture: np.ndarray, faces: Sequence[DetectedFace]
+    ) -> list[DetectedFace | None]:
+        """Where the faces of one frame of a video are in the next one; None: it does not see one.
+
+        The third network alone looks at their places, which takes a small part of the time. It sees
+        a face that has moved by about a fifth of its size.
+
+        Args:
+            picture: (height, width, 3), RGB, uint8.
+            faces: of the frame before.
+        """
+        if not faces:
+            return []
+        boxes, scores, points = self._looked_at(
+            picture, _square(np.array([face.box for face in faces]))
+        )
+        return [
+            _face(*each) if each[1] >= self.min_score else None
+            for each in zip(boxes, scores, points, strict=True)
+        ]
+
     def _proposals(self, picture: np.ndarray, smallest: float) -> np.ndarray:
         """(n, 4) square candidates, from every level of a pyramid of the picture."""
         height, width = picture.shape[:2]
@@ -135,23 +158,23 @@ class FaceDetector:
         return _square(_shifted(boxes[kept], shift[kept]))
 
     def _finished(self, picture: np.ndarray, boxes: np.ndarray) -> list[DetectedFace]:
-        """What the third network makes of the candidates."""
+        """The candidates that the third network takes for faces."""
+        boxes, scores, points = self._looked_at(picture, boxes)
+        sure = np.flatnonzero(scores >= self.min_score)
+        boxes, scores, points = boxes[sure], scores[sure], points[sure]
+        kept = _without_overlaps(boxes, scores, 0.7, of_smaller=True)
+        return [_face(boxes[place], scores[place], points[place]) for place in kept]
+
+    def _looked_at(
+        self, picture: np.ndarray, boxes: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the third network makes of candidates: (n, 4), their scores, and (n, 5, 2)."""
         shifts, points, scores = self._run(
             "onet", self._cut(picture, boxes, _FINEST), ("dense_5", "dense_6", "softmax_2")
         )
-        sure = np.flatnonzero(scores[:, 1] >= self.min_score)
-        boxes, score = boxes[sure], scores[sure, 1]
-        places = points[sure].reshape(-1, 2, 5).transpose(0, 2, 1)  # x of all points, then y
+        places = points.reshape(-1, 2, 5).transpose(0, 2, 1)  # x of all points, then y
         places = boxes[:, None, :2] + places * _sides(boxes)[:, None]
-        boxes = _shifted(boxes, shifts[sure])
-        kept = _without_overlaps(boxes, score, 0.7, of_smaller=True)
-        faces = []
-        for place in kept:
-            left, top, right, bottom = boxes[place].tolist()
-            faces.append(
-                DetectedFace((left, top, right, bottom), float(score[place]), places[place])
-            )
-        return faces
+        return _shifted(boxes, shifts), scores[:, 1], places
 
     def _cut(self, picture: np.ndarray, boxes: np.ndarray, size: int) -> np.ndarray:
         """(n, size, size, 3): the boxes of a picture, black where they reach beyond it."""
@@ -180,6 +203,11 @@ class FaceDetector:
         on_their_side = pictures.transpose(0, 2, 1, 3)
         networks[name].setInput((on_their_side.astype(np.float32) - 127.5) / 128)
         return networks[name].forward(outputs)
+
+
+def _face(box: np.ndarray, score: float, points: np.ndarray) -> DetectedFace:
+    left, top, right, bottom = box.tolist()
+    return DetectedFace((left, top, right, bottom), float(score), points)
 
 
 def _sides(boxes: np.ndarray) -> np.ndarray:
