@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from cfmrfn.data.reading import (
@@ -40,11 +40,15 @@ class FoundImages(NamedTuple):
     left_out: Mapping[str, int]
 
 
-def find_images(folder: str | os.PathLike[str]) -> FoundImages:
+def find_images(folder: str | os.PathLike[str], also: Sequence[str] = ()) -> FoundImages:
     """The images in a folder and in the folders within it, through links too.
 
     What begins with a dot, `__MACOSX` and the like are no data of the user's and are passed over.
     Every other file that is not taken is counted.
+
+    Args:
+        folder: path of it.
+        also: suffixes, in lower case, of files that are taken beside images.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -52,7 +56,8 @@ def find_images(folder: str | os.PathLike[str]) -> FoundImages:
     paths: list[str] = []
     left_out: Counter[str] = Counter()
     for path in _files(os.fspath(folder)):
-        if reason := why_no_image(path):
+        is_other = os.path.splitext(path)[1].lower() in also
+        if not is_other and (reason := why_no_image(path)):
             left_out[reason] += 1
         else:
             paths.append(path)
