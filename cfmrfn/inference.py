@@ -9,6 +9,7 @@ per face in pictures and in frames of videos, in the order in which they were gi
     frame         faces: number of the frame in its video, from 0; empty for a picture
     seconds       faces: from the video's start; empty for a picture
     face          faces: its number in the picture, from 1, the surest first; 0 where none was found
+    track         faces: its number in the video, from 1, in all frames; empty for a picture
     left, top, right, bottom
                   faces: its box in pixels of the picture, turned as a viewer shows it
     score         faces: of the detector, 0 to 1; empty where the whole picture was taken as a face
@@ -20,8 +21,9 @@ A file that could not be read has a row of its path alone. The same of faces as 
 
     {"checkpoint": PATH, "class_names": [NAME, ...],
      "pictures": [{"path": PATH, "frame": null, "seconds": null, "faces": [
-         {"face": 1, "box": [LEFT, TOP, RIGHT, BOTTOM], "score": 0.99, "prediction": NAME,
-          "probabilities": {NAME: P, ...}, "landmarks": [[X, Y], ... 68] or null}, ...]},
+         {"face": 1, "track": null, "box": [LEFT, TOP, RIGHT, BOTTOM], "score": 0.99,
+          "prediction": NAME, "probabilities": {NAME: P, ...},
+          "landmarks": [[X, Y], ... 68] or null}, ...]},
       {"path": PATH, "error": WHY}]}
 """
 
@@ -198,11 +200,11 @@ def reason_of(sample: Sample) -> str:
     return why_unreadable(sample) or f"{sample.path}: not readable at first, but at a second try"
 
 
-def progress_bar(images: int, *, shown: bool = True) -> tqdm:
+def progress_bar(images: int | None, *, shown: bool = True, unit: str = "img") -> tqdm:
     """A bar on stderr where that is a terminal, once a few seconds have passed."""
     return tqdm(
         total=images,
-        unit="img",
+        unit=unit,
         delay=3,
         leave=False,
         dynamic_ncols=True,
@@ -250,7 +252,7 @@ class FaceTable:
     def __init__(self, file: TextIO, class_names: Sequence[str]) -> None:
         self.class_names = class_names
         self.writer = csv.writer(file, lineterminator="\n")
-        place = ["frame", "seconds", "face", "left", "top", "right", "bottom", "score"]
+        place = ["frame", "seconds", "face", "track", "left", "top", "right", "bottom", "score"]
         columns = ["path", *place, "prediction", *(f"p_{name}" for name in class_names)]
         self.empty = [""] * (len(columns) - 4)
         self.writer.writerow(columns)
@@ -271,7 +273,9 @@ class FaceTable:
             score = "" if face.score is None else f"{face.score:.6f}"
             box = (f"{edge:.1f}" for edge in face.box)
             values = (f"{face.probabilities[name]:.6f}" for name in self.class_names)
-            self.writer.writerow([path, *when, number, *box, score, face.expression, *values])
+            track = "" if face.track is None else face.track
+            row = [path, *when, number, track, *box, score, face.expression, *values]
+            self.writer.writerow(row)
 
 
 class FaceList:
@@ -311,6 +315,7 @@ def _plain(number: int, face: Face) -> dict[str, Any]:
     """A face as it stands in JSON."""
     return {
         "face": number,
+        "track": face.track,
         "box": [round(edge, 1) for edge in face.box],
         "score": None if face.score is None else round(face.score, 6),
         "prediction": face.expression,

@@ -1,21 +1,24 @@
-"""Expressions of the faces in pictures: `python -m cfmrfn.predict CHECKPOINT PICTURES...`."""
+"""Expressions of faces in pictures and videos: `python -m cfmrfn.predict CHECKPOINT FILES...`."""
 
 from __future__ import annotations
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from cfmrfn import errors
+from cfmrfn import errors, video
 from cfmrfn.batches import framing_of
 from cfmrfn.config import check_at_least, parse
 from cfmrfn.data import Sample, find_images, read_image
@@ -73,7 +76,8 @@ def predict(
 
 @dataclass(frozen=True)
 class Found:
-    """Image files, and remarks on what was given beside them: `empty` names folders without any."""
+    """Files of images and videos, and remarks on what was given beside them: `empty` names folders
+    without any."""
 
     files: list[str]
     left_out: list[str]
@@ -81,23 +85,23 @@ class Found:
 
 
 def image_files(paths: Sequence[Path]) -> Found:
-    """The files among `paths`, and in place of a folder the images in it, by name.
+    """The files among `paths`, and in place of a folder the images and videos in it, by name.
 
     Raises:
-        ConfigError: there are no images.
+        ConfigError: there are none.
     """
     files, left_out, empty = [], [], []
     for path in paths:
         if not path.is_dir():
             files.append(str(path))
             continue
-        found = find_images(path)
+        found = find_images(path, also=video.VIDEO_SUFFIXES)
         files += found.paths
         left_out += [
             f"left out of {path}: {count}, {reason}" for reason, count in found.left_out.items()
         ]
         if not found.paths:
-            empty.append(f"there are no images in folder {path}")
+            empty.append(f"there are no images or videos in folder {path}")
     if not files:
         raise ConfigError("; ".join([*(empty or ["no images were given"]), *left_out]))
     return Found(files, left_out, empty)
@@ -105,17 +109,21 @@ def image_files(paths: Sequence[Path]) -> Found:
 
 @dataclass(frozen=True)
 class Predict:
-    """Find the faces in pictures, and print the most likely expressions of each.
+    """Find the faces in pictures and videos, and print the most likely expressions of each.
 
     What cannot be read is named on stderr, and the rest goes on. The exit status is 0 where every
-    picture has an answer, and 1 where one could not be read, no face was found in one, or a folder
+    file has an answer, and 1 where one could not be read, no face was found in one, or a folder
     has none. cfmrfn.inference documents the columns of --csv and the parts of --json.
+
+    A camera is watched until Ctrl-C, which is no error there, or for --seconds. An animated picture
+    is a picture; the first frame of it is taken.
     """
 
     checkpoint: tyro.conf.Positional[Path]
     """best.pt or last.pt of a run, or the run folder, whose best.pt is taken."""
     pictures: tyro.conf.Positional[tuple[Path, ...]]
-    """Picture files, or folders of them."""
+    """Files of pictures and videos, folders of them, or the number of a camera, such as 0, where no
+    file has that name."""
     faces: Faces = "auto"
     """whole: each picture is one cropped face. detect: find the faces. auto: whole where a picture
     has at most 256 x 256 pixels and nearly equal sides, as crops have; else detect."""
@@ -135,7 +143,14 @@ class Predict:
     """The same as JSON, with landmarks where the network has them."""
     overlay: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Also draw each picture's faces and expressions into this folder, which must be new or
-    empty."""
+    empty; NAME-faces.mp4 for a video, without its sound."""
+    bars: bool = False
+    """Draw bars of all classes there."""
+    smooth: float = 0.0
+    """Time constant in seconds of an exponential moving average of each face's probabilities in a
+    video. 0: none."""
+    seconds: float | None = None
+    """Of each video or camera that are read. None: all."""
     batch_size: int = 32
     """Faces at a time."""
     workers: int | None = None
@@ -146,7 +161,9 @@ class Predict:
     CPU."""
 
     def __post_init__(self) -> None:
-        check_at_least(self, top=1, batch_size=1, workers=0)
+        check_at_least(self, top=1, batch_size=1, workers=0, smooth=0)
+        if self.seconds is not None and not self.seconds > 0:
+            raise ConfigError(f"--seconds must be more than 0, got {self.seconds}")
 
 
 @errors.memory_options("lower --batch-size, or take --device cpu")
@@ -164,12 +181,16 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") 
         min_score=tool.min_score,
         framing=None if tool.framing is None else framing_in(tool.framing),
     )
-    with Output(tool, predictor.about.class_names, len(found.files)) as output:
-        answers = output.enter_context(
-            closing(predictor.stream(found.files, tool.batch_size, tool.workers))
-        )
-        for path, answer in zip(found.files, answers, strict=True):
-            output.picture(path, answer)
+    with Output(tool, predictor.about.class_names, found.files) as output:
+        for is_video, group in groupby(found.files, _is_video):
+            files = list(group)
+            if is_video:
+                for path in files:
+                    output.video(path, predictor, tool.smooth, tool.seconds)
+                continue
+            with closing(predictor.stream(files, tool.batch_size, tool.workers)) as answers:
+                for path, answer in zip(files, answers, strict=True):
+                    output.picture(path, answer)
     for line in output.summary():
         print(line, file=sys.stderr)
     if output.summary() or found.empty:
@@ -200,17 +221,19 @@ class Output(ExitStack):
     Args:
         tool: the options.
         class_names: in the network's order.
-        pictures: number of them.
+        files: pictures and videos.
 
     Raises:
         ConfigError: the folder of --overlay is not new or empty.
         OSError: a file cannot be made.
     """
 
-    def __init__(self, tool: Predict, class_names: Sequence[str], pictures: int) -> None:
+    def __init__(self, tool: Predict, class_names: Sequence[str], files: Sequence[str]) -> None:
         super().__init__()
         self.top = tool.top
-        self.pictures = pictures
+        self.bars = tool.bars
+        self.count = len(files)
+        self.what = "files" if any(map(_is_video, files)) else "images"
         self.unreadable = self.faceless = self.faces = 0
         with ExitStack() as stack:
             self.folder = None if tool.overlay is None else PictureFolder(tool.overlay)
@@ -221,7 +244,7 @@ class Output(ExitStack):
                 self.list = stack.enter_context(
                     open_face_list(tool.json, str(tool.checkpoint), class_names)
                 )
-            self.bar = stack.enter_context(progress_bar(pictures))
+            self.bar = stack.enter_context(progress_bar(len(files), unit=self.what[:-1]))
             self.push(stack.pop_all())
 
     def picture(self, path: str, answer: list[Face] | DataError) -> None:
@@ -233,7 +256,51 @@ class Output(ExitStack):
             self.faceless += not answer
             if self.folder is not None:
                 image = read_image(Sample(path, 0))
-                self.folder.save(path, draw(image, answer))
+                self.folder.save(path, draw(image, answer, bars=self.bars))
+        self.bar.update()
+
+    def video(self, path: str, predictor: Predictor, smooth: float, seconds: float | None) -> None:
+        """Reads a video or a camera, see `cfmrfn.video.read`."""
+        has_face = False
+        error: DataError | None = None
+        try:
+            clip = video.Video(path if (camera := video.camera(path)) is None else camera)
+        except DataError as reason:
+            self.broken(path, reason)
+            self.bar.update()
+            return
+        with ExitStack() as stack:
+            stack.enter_context(clip)
+            bar = stack.enter_context(progress_bar(clip.frames, unit="frame"))
+            stops = stack.enter_context(_stopped_by_interrupt()) if clip.is_live else []
+            drawn = None
+            if self.folder is not None:
+                name = self.folder.name_for(path, "-faces.mp4")
+                drawn = stack.enter_context(video.VideoWriter(name, clip.rate))
+            frames = stack.enter_context(
+                closing(video.read(clip, predictor, smooth=smooth, limit=seconds))
+            )
+            try:
+                for frame in frames:
+                    has_face |= bool(frame.faces)
+                    self.write(path, frame.faces, frame.number, frame.seconds)
+                    if drawn is not None:
+                        names = [f"#{face.track}" for face in frame.faces]
+                        image = draw(
+                            frame.pixels, frame.faces, bars=self.bars, names=names, grow=False
+                        )
+                        drawn.write(image, frame.seconds)
+                    bar.update()
+                    if clip.is_live:
+                        sys.stdout.flush()
+                    if stops:
+                        break
+            except DataError as reason:  # of what was read, all is kept
+                error = reason
+        if error is not None:
+            self.broken(path, error)
+        elif not has_face:
+            self.faceless += 1
         self.bar.update()
 
     def broken(self, path: str, error: DataError) -> None:
@@ -260,6 +327,7 @@ class Output(ExitStack):
         name = on_one_line(path)
         when = "" if seconds is None else f"  {seconds:.2f} s"
         for number, face in enumerate(faces, 1):
+            number = face.track or number
             where = "" if face.score is None else f"  face {number} at {place_of(face)}"
             ranked = sorted(face.probabilities.items(), key=lambda item: -item[1])[: self.top]
             scores = "  ".join(f"{name} {value:.3f}" for name, value in ranked)
@@ -274,9 +342,9 @@ class Output(ExitStack):
         """What went wrong, in lines."""
         lines = []
         if self.unreadable:
-            lines.append(f"{self.unreadable} of {self.pictures} images could not be read")
+            lines.append(f"{self.unreadable} of {self.count} {self.what} could not be read")
         if self.faceless:
-            lines.append(f"no face was found in {self.faceless} of {self.pictures} images")
+            lines.append(f"no face was found in {self.faceless} of {self.count} {self.what}")
         return lines
 
 
@@ -322,6 +390,28 @@ class PictureFolder:
             partial.replace(target)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def _is_video(path: str) -> bool:
+    """Whether it is a video or a camera."""
+    return video.camera(path) is not None or video.is_video(path)
+
+
+@contextmanager
+def _stopped_by_interrupt() -> Iterator[list[int]]:
+    """A list that holds something once Ctrl-C was pressed; pressed again, it interrupts."""
+    signals: list[int] = []
+
+    def note(number: int, _: FrameType | None) -> None:
+        if signals:
+            raise KeyboardInterrupt
+        signals.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield signals
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def place_of(face: Face) -> str:

@@ -593,6 +593,11 @@ def is_video(path: str | os.PathLike[str]) -> bool:
         return False
 
 
+def camera(name: str) -> int | None:
+    """The index that a name on the command line has as a camera, where no file has that name."""
+    return int(name) if name.isascii() and name.isdecimal() and not os.path.exists(name) else None
+
+
 def _begins_video(head: bytes) -> bool:
     """Whether the first bytes of a file are those of a container of videos."""
     if head[4:8] == b"ftyp":

@@ -94,12 +94,14 @@ def test_what_a_folder_holds_beside_images_is_said(run_folder, images, tmp_path,
     printed = capsys.readouterr()
     assert names_printed(printed.out) == ["a.jpg", "c.jpg", "d.jpg"]
     assert "left out of" in printed.err and ".txt" in printed.err
-    assert f"there are no images in folder {empty}" in printed.err
+    assert f"there are no images or videos in folder {empty}" in printed.err
 
 
 def test_a_folder_of_other_files_is_an_error_that_says_so(tmp_path):
     (tmp_path / "notes.txt").write_text("")
-    with pytest.raises(ConfigError, match=r"no images in folder .*; left out of .*: 1, .*\.txt"):
+    with pytest.raises(
+        ConfigError, match=r"no images or videos in folder .*; left out of .*: 1, .*\.txt"
+    ):
         predict.image_files([tmp_path])
 
 
@@ -110,9 +112,9 @@ def test_table(run_folder, images, tmp_path):
     assert run_tool(run_folder, awkward, *images[1:], "--csv", table) == 1
     with open(table, newline="") as file:
         rows = list(csv.DictReader(file))
-    place = ["frame", "seconds", "face", "left", "top", "right", "bottom", "score"]
+    place = ["frame", "seconds", "face", "track", "left", "top", "right", "bottom", "score"]
     assert list(rows[0]) == ["path", *place, "prediction", *(f"p_{name}" for name in CLASSES)]
-    assert [rows[0][name] for name in place] == ["", "", "1", "0.0", "0.0", "64.0", "64.0", ""]
+    assert [rows[0][name] for name in place] == ["", "", "1", "", "0.0", "0.0", "64.0", "64.0", ""]
     assert [row["path"] for row in rows] == [str(awkward), *map(str, images[1:])]
     assert set(list(rows[1].values())[1:]) == {""}
     probabilities = {name: float(rows[0][f"p_{name}"]) for name in CLASSES}
