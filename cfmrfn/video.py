@@ -97,16 +97,27 @@ def read(
         raise ConfigError(f"smooth must be 0 seconds or more, got {smooth}")
     if limit is not None and not limit > 0:
         raise ConfigError(f"limit must be more than 0 seconds, got {limit}")
-    return _read(source if isinstance(source, Video) else Video(source), predictor, smooth, limit)
+    if isinstance(source, Video):
+        return _read(source, predictor, smooth, limit)
+    return _read_and_close(Video(source), predictor, smooth, limit)
+
+
+def _read_and_close(
+    video: Video, predictor: Predictor, smooth: float, limit: float | None
+) -> Generator[Frame, None, None]:
+    with video, closing(_read(video, predictor, smooth, limit)) as frames:
+        yield from frames
 
 
 def _read(
     video: Video, predictor: Predictor, smooth: float, limit: float | None
 ) -> Generator[Frame, None, None]:
-    frame_bytes = 3 * math.prod(video.size)
-    depth = 1 if video.is_live else max(1, min(_AHEAD_FRAMES, _AHEAD_BYTES // max(frame_bytes, 1)))
+    depth = 1
+    if not video.is_live:
+        frame_bytes = 3 * max(1, math.prod(video.size))
+        depth = int(np.clip(_AHEAD_BYTES // frame_bytes, 1, _AHEAD_FRAMES))
     average = _Average(smooth)
-    pictures = _Ahead(video.pictures(limit), 1 if video.is_live else depth, newest=video.is_live)
+    pictures = _Ahead(video.pictures(limit), depth, newest=video.is_live)
     with closing(_Ahead(_located(pictures, Tracker(predictor)), depth)) as located:
         while batch := located.take(depth):
             faces = predictor.classify([each.prepared for each in batch])
@@ -307,7 +318,6 @@ class Video:
         self.is_live = isinstance(source, int)
         self.path = None if isinstance(source, int) else os.fspath(source)
         self.name = f"camera {source}" if self.path is None else printable(self.path)
-        self._file: BinaryIO | None = None
         with _quietly(self._cv2):
             if isinstance(source, int):
                 self._capture = self._cv2.VideoCapture(source)
@@ -335,8 +345,6 @@ class Video:
     def close(self) -> None:
         """Ends reading."""
         self._capture.release()
-        if self._file is not None:
-            self._file.close()
 
     def pictures(self, limit: float | None = None) -> Generator[VideoPicture, None, None]:
         """The frames; once.
@@ -379,25 +387,17 @@ class Video:
             DataError: the file is not there, or not readable, or empty, or no video.
         """
         try:
-            self._file = open(path, "rb")  # noqa: SIM115 - open as long as the video is
-            head = self._file.read(512)
+            with open(path, "rb") as file:
+                head = file.read(512)
+                # OpenCV would open lists of addresses, too
+                if not _begins_video(head) and not head.startswith((b"GIF8", b"\x89PNG")):
+                    what = "no video by its content" if head else "empty file"
+                    raise DataError(f"cannot read video {self.name}: {what}")
+                # an absolute path is never taken for an address
+                name = _for_opencv(os.path.abspath(path), f"/dev/fd/{file.fileno()}")
+                return self._cv2.VideoCapture(name, self._cv2.CAP_FFMPEG)
         except OSError as error:
-            if self._file is not None:
-                self._file.close()
             raise DataError(f"cannot read video {self.name}: {_why(error)}") from error
-        # OpenCV would open lists of addresses, too
-        if not _begins_video(head) and not head.startswith((b"GIF8", b"\x89PNG")):
-            self._file.close()
-            what = "no video by its content" if head else "empty file"
-            raise DataError(f"cannot read video {self.name}: {what}")
-        # an absolute path cannot be taken for an address; OpenCV takes names in UTF-8 alone
-        name = os.path.abspath(path)
-        try:
-            name.encode()
-        except UnicodeEncodeError:
-            name = f"/dev/fd/{self._file.fileno()}"
-        self._file.seek(0)
-        return self._cv2.VideoCapture(name, self._cv2.CAP_FFMPEG)
 
     def _why_closed(self) -> str:
         if self.path is None:
@@ -406,7 +406,7 @@ class Video:
                 "not"
             )
         why = _cut_off(self.path) or (
-            f"it has no pictures, is damaged, or is of a kind that OpenCV does not know; {_CONVERT}"
+            f"it is damaged, has no pictures, or OpenCV lacks its codec; {_CONVERT}"
         )
         return f"cannot read video {self.name}: {why}"
 
@@ -488,12 +488,10 @@ class VideoWriter:
 
     def _open(self) -> Any:
         self._partial.touch()  # OpenCV would not say why it cannot
-        name = os.path.abspath(self._partial)
-        try:
-            name.encode()
-        except UnicodeEncodeError:  # OpenCV takes names in UTF-8 alone
-            self._folder = os.open(self._partial.parent, os.O_RDONLY)
-            name = f"/dev/fd/{self._folder}/{self._partial.name}"
+        self._folder = os.open(self._partial.parent, os.O_RDONLY) if os.name == "posix" else None
+        name = _for_opencv(
+            os.path.abspath(self._partial), f"/dev/fd/{self._folder}/{self._partial.name}"
+        )
         with _quietly(self._cv2):
             code = self._cv2.VideoWriter_fourcc(*"mp4v")
             writer = self._cv2.VideoWriter(name, self._cv2.CAP_FFMPEG, code, self.rate, self._size)
@@ -656,7 +654,7 @@ def _end_of_boxes(file: BinaryIO) -> tuple[int, bool]:
         has_index |= kind == b"moov"
         if length == 1:
             length = int.from_bytes(file.read(8), "big")
-        if length < 8:  # 0: up to the end of the file
+        if length < 8 or not kind.isalnum():  # 0: up to the end of the file
             break
         place += length
         file.seek(place)
@@ -688,6 +686,15 @@ def _end_of_matroska(file: BinaryIO) -> int:
         place = file.tell() + length
         file.seek(place)
     return place
+
+
+def _for_opencv(path: str, other: str) -> str:
+    """A path; OpenCV takes UTF-8 alone, so another path of the same file where it is none."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return other
+    return path
 
 
 def _why(error: OSError) -> str:
