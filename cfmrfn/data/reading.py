@@ -5,9 +5,8 @@ from __future__ import annotations
 import importlib
 import os
 import struct
+import threading
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cache
 
 import numpy as np
@@ -64,7 +63,7 @@ def read_image(sample: Sample, at_least: int | None = None) -> Image.Image:
         UNREADABLE: one of these errors, where the file cannot be decoded, or where most of the box
             is outside the image.
     """
-    with _quietly(), _open(sample.path) as image:
+    with _quietly, _open(sample.path) as image:
         width, height = image.size
         left, top, right, bottom = _inside(sample.box, width, height)
         if at_least is not None:
@@ -134,12 +133,35 @@ def heic_is_readable() -> bool:
     return True
 
 
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without Pillow's warnings about damaged EXIF and the like, which do not name the file."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        yield
+class _Quietly:
+    """Without Pillow's warnings about damaged EXIF, large images and the like, which name no file.
+
+    `warnings.catch_warnings` alone leaves other filters behind where threads leave it in another
+    order than they entered: here the first thread enters it, and the last one leaves.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.caught = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.caught = warnings.catch_warnings()
+                self.caught.__enter__()
+                warnings.simplefilter("ignore", UserWarning)
+                warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if not self.inside:
+                self.caught.__exit__(None, None, None)
+
+
+_quietly = _Quietly()
 
 
 def _open(path: str) -> Image.Image:
