@@ -1,7 +1,7 @@
 """Faces in photographs: where they are, and crops of them framed as training images are."""
 
 from cfmrfn.faces.alignment import FRAMING, Crop, Framing, align, measured_framing
-from cfmrfn.faces.detector import DetectedFace, FaceDetector, why_no_detector
+from cfmrfn.faces.detector import DetectedFace, FaceDetector, check_options, why_no_detector
 
 __all__ = [
     "FRAMING",
@@ -10,6 +10,7 @@ __all__ = [
     "FaceDetector",
     "Framing",
     "align",
+    "check_options",
     "measured_framing",
     "why_no_detector",
 ]

@@ -82,8 +82,8 @@ def align(picture: np.ndarray, points: np.ndarray, size: int, framing: Framing =
     turn = np.vdot(here @ (1, 1j), there @ (1, 1j)) / (here**2).sum()
     side = max(abs(turn), 1.0)
     scale = side / size
-    cosine, sine = (turn.real, turn.imag) / max(abs(turn), 1e-6) * scale
-    rotation = np.array([[cosine, -sine], [sine, cosine]])
+    turn /= max(abs(turn), 1e-6)
+    rotation = scale * np.array([[turn.real, -turn.imag], [turn.imag, turn.real]])
     to_picture = np.column_stack([rotation, points.mean(0) - rotation @ wanted.mean(0) * size])
 
     # the part of the picture that the crop shows, with the neighbours of its outermost pixels

@@ -52,6 +52,18 @@ def why_no_detector() -> str | None:
     return f"{_NEEDS} ({', '.join(missing)} is missing)" if missing else None
 
 
+def check_options(min_size: int | None, min_score: float) -> None:
+    """Checks the arguments of `FaceDetector`.
+
+    Raises:
+        ConfigError: one is not legal.
+    """
+    if min_size is not None and min_size < _CELL:
+        raise ConfigError(f"min_size must be {_CELL} pixels or more, got {min_size}")
+    if not 0 <= min_score <= 1:
+        raise ConfigError(f"min_score must be 0 to 1, got {min_score}")
+
+
 class FaceDetector:
     """Finds faces that look at the camera, from about 45 degrees on either side.
 
@@ -65,10 +77,7 @@ class FaceDetector:
     """
 
     def __init__(self, min_size: int | None = None, min_score: float = 0.9) -> None:
-        if min_size is not None and min_size < _CELL:
-            raise ConfigError(f"min_size must be {_CELL} pixels or more, got {min_size}")
-        if not 0 <= min_score <= 1:
-            raise ConfigError(f"min_score must be 0 to 1, got {min_score}")
+        check_options(min_size, min_score)
         if reason := why_no_detector():
             raise ConfigError(reason)
         self.min_size = min_size
@@ -103,6 +112,7 @@ class FaceDetector:
         return [
             DetectedFace((box[0] * x, box[1] * y, box[2] * x, box[3] * y), score, points * (x, y))
             for box, score, points in found
+            if (box[3] - box[1]) * y >= smallest
         ]
 
     def follow(
