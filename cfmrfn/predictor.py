@@ -21,7 +21,7 @@ from cfmrfn.data import Sample, read_image
 from cfmrfn.data.reading import UNREADABLE, reason, upright_rgb
 from cfmrfn.data.transforms import normalise, to_pixels
 from cfmrfn.errors import ConfigError, DataError, printable
-from cfmrfn.faces import FRAMING, DetectedFace, FaceDetector, Framing, align
+from cfmrfn.faces import FRAMING, DetectedFace, FaceDetector, Framing, align, check_options
 
 Faces = Literal["whole", "detect", "auto"]
 Box = tuple[float, float, float, float]
@@ -91,6 +91,7 @@ class Predictor:
     ) -> None:
         if faces not in ("whole", "detect", "auto"):
             raise ConfigError(f"faces must be whole, detect or auto; got {faces!r}")
+        check_options(min_size, min_score)
         if checkpoint is None:
             raise ConfigError(
                 "no weights come with the package yet; give a checkpoint: python -m cfmrfn.train "
@@ -118,9 +119,9 @@ class Predictor:
         """The faces in a picture, the surest first; of a list of pictures, a list of these.
 
         Args:
-            pictures: paths, PIL images, arrays (height, width), (height, width, 3) in RGB or
-                (height, width, 4) in RGBA, or tensors (3, height, width); arrays and tensors are
-                uint8, or floats from 0 to 1.
+            pictures: paths, PIL images, arrays or tensors, or a list of any of them. An array is
+                (height, width), or (height, width, channels), which are grey, RGB or RGBA; a
+                tensor has its channels first. Either is uint8, uint16, or floats from 0 to 1.
 
         Raises:
             DataError: a picture cannot be read.
@@ -342,7 +343,7 @@ def _read(picture: Picture) -> Image.Image:
                 f"cannot read image {printable(path)}: {reason(path, error)}"
             ) from error
     if isinstance(picture, Tensor):
-        picture = _from_array(picture.detach().cpu().movedim(0, -1).numpy())
+        picture = _from_tensor(picture)
     elif isinstance(picture, np.ndarray):
         picture = _from_array(picture)
     if not isinstance(picture, Image.Image):
@@ -356,18 +357,29 @@ def _read(picture: Picture) -> Image.Image:
         raise DataError(f"cannot read the image: {printable(str(error))}") from error
 
 
+def _from_tensor(pixels: Tensor) -> Image.Image:
+    """Of (height, width), or (channels, height, width); raises DataError."""
+    pixels = pixels.detach().cpu()
+    if pixels.is_floating_point():
+        pixels = pixels.float()  # NumPy has no bfloat16
+    return _from_array((pixels.movedim(0, -1) if pixels.ndim > 2 else pixels).numpy())
+
+
 def _from_array(pixels: np.ndarray) -> Image.Image:
-    """Of (height, width), (height, width, 3) or (height, width, 4); raises DataError."""
-    if 0 in pixels.shape or pixels.shape[2:] not in ((), (3,), (4,)) or pixels.ndim < 2:
+    """Of (height, width), or (height, width, 1, 3 or 4); raises DataError."""
+    if 0 in pixels.shape or pixels.ndim < 2 or pixels.shape[2:] not in ((), (1,), (3,), (4,)):
         raise DataError(
-            "an array must be (height, width), or (height, width, 3 or 4), and a tensor "
-            f"(3, height, width); got an array, or the transpose of a tensor, of {pixels.shape}"
+            "an array must be (height, width) or (height, width, 1, 3 or 4), and a tensor "
+            "(height, width) or (1, 3 or 4, height, width); got an array, or a tensor with its "
+            f"channels moved to the end, of {pixels.shape}"
         )
     if np.issubdtype(pixels.dtype, np.floating):
         low, high = pixels.min(), pixels.max()
         if not 0 <= low <= high <= 1:  # nor where one is nan
             raise DataError(f"floats must be 0 to 1, got {low:g} to {high:g}")
         pixels = np.rint(pixels * 255).astype(np.uint8)
+    elif pixels.dtype == np.uint16:
+        pixels = (pixels >> 8).astype(np.uint8)  # as of 16-bit files
     if pixels.dtype != np.uint8:
-        raise DataError(f"pixels must be uint8 or floats, got {pixels.dtype}")
-    return Image.fromarray(pixels)
+        raise DataError(f"pixels must be uint8, uint16 or floats, got {pixels.dtype}")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2:] == (1,) else pixels)
