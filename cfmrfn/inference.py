@@ -353,7 +353,9 @@ def open_table(path: str | Path) -> Iterator[TextIO]:
             yield file
         if not is_special:
             os.replace(partial, target)
-    except BaseException:
+    except BaseException as error:
         if not is_special:
             partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and str(error.filename) == str(partial):
+            error.filename = os.fspath(path)  # the name that the user knows
         raise

@@ -22,7 +22,8 @@ from cfmrfn import errors, video
 from cfmrfn.batches import framing_of
 from cfmrfn.config import check_at_least, parse
 from cfmrfn.data import Sample, find_images, read_image
-from cfmrfn.errors import ConfigError, DataError
+from cfmrfn.data.reading import UNREADABLE
+from cfmrfn.errors import ConfigError, DataError, printable
 from cfmrfn.faces import Framing, why_no_detector
 from cfmrfn.inference import FaceTable, open_face_list, open_table, progress_bar
 from cfmrfn.overlay import draw
@@ -181,6 +182,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") 
         min_score=tool.min_score,
         framing=None if tool.framing is None else framing_in(tool.framing),
     )
+    check_detector(predictor, found.files)
     with Output(tool, predictor.about.class_names, found.files) as output:
         for is_video, group in groupby(found.files, _is_video):
             files = list(group)
@@ -197,6 +199,27 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") 
         sys.exit(1)
 
 
+def check_detector(predictor: Predictor, files: Sequence[str]) -> None:
+    """Checks that faces can be found, where that is needed.
+
+    Raises:
+        ConfigError: what it needs is not installed.
+    """
+    if (reason := why_no_detector()) is None:
+        return
+    for file in files:
+        try:
+            with Image.open(file) as image:
+                size = image.size
+        except UNREADABLE:
+            continue  # named when its turn comes
+        if not predictor.takes_whole(size):
+            raise ConfigError(
+                f"{printable(file)} has {size[0]} x {size[1]} pixels, too many for a crop of a "
+                f"face: {reason}; --faces whole takes every picture as one"
+            )
+
+
 def framing_in(folder: Path) -> Framing:
     """The framing of the faces in a folder of images.
 
@@ -205,7 +228,9 @@ def framing_in(folder: Path) -> Framing:
     """
     if reason := why_no_detector():
         raise ConfigError(reason)
-    files = image_files([folder]).files
+    if not folder.is_dir():
+        raise ConfigError(f"--framing must be a folder of images; got {folder}")
+    files = find_images(folder).paths
     framing = framing_of([Sample(file, 0) for file in files])
     if framing is None:
         raise ConfigError(
