@@ -133,7 +133,21 @@ def test_what_a_checkpoint_says_of_itself_keeps_its_layout():
         "image_size": 64,
         "epoch": 0,
         "chosen_on": None,
+        "framing": None,
     }
+
+
+def test_framing_is_kept_and_older_checkpoints_have_none(tmp_path):
+    config = parse_config(["--image-size", "64"])
+    framing = ((0.3, 0.4), (0.7, 0.4), (0.5, 0.6), (0.35, 0.8), (0.65, 0.8))
+    about = checkpoint.About.of_run(config, ("anger", "joy"), framing).to_dict()
+    checkpoint.save(tmp_path / "best.pt", {"about": about})
+    saved = checkpoint.load(tmp_path / "best.pt")["about"]
+    assert checkpoint.About.from_dict(saved, tmp_path).framing == framing
+    with pytest.raises(CheckpointError, match="'framing' of 'about' must be five pairs"):
+        checkpoint.About.from_dict(saved | {"framing": [0.3, 0.4]}, tmp_path)
+    del saved["framing"]
+    assert checkpoint.About.from_dict(saved, tmp_path).framing is None
 
 
 def test_a_checkpoint_of_before_layout_was_named_so():

@@ -2,18 +2,25 @@
 
 import csv
 import io
+import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from skimage import data
 
 from cfmrfn import checkpoint, errors, predict
 from cfmrfn.config import parse_config
 from cfmrfn.errors import ConfigError, DataError
+from cfmrfn.faces import FRAMING
+from tests.cfmrfn.scenes import ground, scene
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 
@@ -145,3 +152,243 @@ def test_names_of_any_bytes_where_output_is_strict(run_folder, images, tmp_path,
 
 def test_control_codes_in_names_are_escaped():
     assert predict.on_one_line("a\x1b[1m\r\n\u2028é.jpg") == "a\\x1b[1m\\r\\n\\u2028é.jpg"
+
+
+def status(*args):
+    """The status of the tool, also where it is 0."""
+    try:
+        predict.main([*map(str, args)])
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture
+def photographs(tmp_path) -> Path:
+    """A folder: a photograph, a crowd in several formats, no face, and files that are no images."""
+    folder = tmp_path / "photographs"
+    (folder / "inner").mkdir(parents=True)
+    Image.fromarray(data.astronaut()).save(folder / "astronaut.png")
+    crowd = scene(0).image
+    crowd.save(folder / "crowd.jpg", quality=95)
+    crowd.save(folder / "inner" / "crowd.png")
+    crowd.convert("CMYK").save(folder / "crowd cmyk.jpg", quality=95)
+    crowd.convert("RGBA").save(folder / "crowd alpha.webp", lossless=True)
+    grey = np.asarray(crowd.convert("L")).astype(np.uint16) * 257
+    Image.fromarray(grey).save(folder / "crowd 16 bit.png")
+    crowd.save(folder / "crowd.gif", save_all=True, append_images=[ground(crowd.size)])
+    ground((500, 300)).save(folder / "meadow.jpg")
+    (folder / "empty.jpg").touch()
+    (folder / "text.jpg").write_text("no image")
+    (folder / "cut.jpg").write_bytes((folder / "crowd.jpg").read_bytes()[:5000])
+    Image.new("1", (20000, 10000)).save(folder / "bomb.png")
+    return folder
+
+
+BROKEN = ("bomb.png", "cut.jpg", "empty.jpg", "text.jpg")
+
+
+def test_the_whole_tool_on_photographs(run_folder, photographs, tmp_path, capsys, no_network):
+    table, listed, overlay = (tmp_path / name for name in ("a.csv", "a.json", "overlay"))
+    options = ["--csv", table, "--json", listed, "--overlay", overlay]
+    assert status(run_folder, photographs, *options) == 1
+    printed = capsys.readouterr()
+
+    # every file is spoken of once, in order, on stdout or on stderr
+    lines = {Path(line.split("  ")[0]).name: line for line in printed.out.splitlines()}
+    assert lines["meadow.jpg"].endswith("meadow.jpg  no face found")
+    assert printed.out.count("crowd.jpg  face") == 3
+    for name in BROKEN:
+        assert printed.err.count(f"cannot read image {photographs / name}: ") == 1
+    assert "4 of 12 images could not be read" in printed.err
+    assert "no face was found in 1 of 12 images" in printed.err
+
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    faces = {}
+    for row in rows:
+        faces.setdefault(Path(row["path"]).relative_to(photographs).as_posix(), []).append(row)
+    assert {name: [row["face"] for row in found] for name, found in faces.items()} == {
+        "astronaut.png": ["1"],
+        **{f"crowd{kind}": ["1", "2", "3"] for kind in (".jpg", " cmyk.jpg", ".gif")},
+        **{f"crowd {kind}": ["1", "2", "3"] for kind in ("alpha.webp", "16 bit.png")},
+        "inner/crowd.png": ["1", "2", "3"],
+        "meadow.jpg": ["0"],
+        **{name: [""] for name in BROKEN},
+    }
+    assert not any(list(faces["meadow.jpg"][0].values())[4:])
+
+    content = json.loads(listed.read_text("utf-8"))
+    assert set(content) == {"checkpoint", "class_names", "pictures"}
+    assert content["checkpoint"] == str(run_folder)
+    assert content["class_names"] == list(CLASSES)
+    listed_rows = []
+    for picture in content["pictures"]:
+        if "error" in picture:
+            assert picture == {"path": picture["path"], "error": picture["error"]}
+            assert picture["path"] in picture["error"]
+            listed_rows.append((picture["path"], ""))
+            continue
+        assert list(picture) == ["path", "frame", "seconds", "faces"]
+        assert picture["frame"] is picture["seconds"] is None
+        for face in picture["faces"]:
+            assert face["landmarks"] is None
+            assert face["prediction"] == max(CLASSES, key=face["probabilities"].get)
+        listed_rows += [
+            (
+                picture["path"],
+                str(face["face"]),
+                *(f"{edge:.1f}" for edge in face["box"]),
+                f"{face['score']:.6f}",
+                face["prediction"],
+                *(f"{face['probabilities'][name]:.6f}" for name in CLASSES),
+            )
+            for face in picture["faces"]
+        ] or [(picture["path"], "0")]
+    assert listed_rows == [
+        tuple(
+            value
+            for key, value in row.items()
+            if key not in ("frame", "seconds") and (value or key == "face")
+        )
+        for row in rows
+    ]
+
+    # several pictures are called crowd
+    assert {path.name for path in overlay.iterdir()} == {
+        *("astronaut.jpg", "crowd.jpg", "crowd-2.jpg", "crowd-3.jpg", "crowd cmyk.jpg"),
+        *("crowd alpha.jpg", "crowd 16 bit.jpg", "meadow.jpg"),
+    }
+    with Image.open(overlay / "astronaut.jpg") as drawn:
+        assert np.abs(np.asarray(drawn).astype(int) - data.astronaut()).max() > 100
+
+
+def test_status_is_0_where_every_picture_has_a_face(run_folder, photographs, capsys):
+    assert status(run_folder, photographs / "astronaut.png", photographs / "crowd.jpg") == 0
+    printed = capsys.readouterr()
+    assert len(printed.out.splitlines()) == 4
+    assert not printed.err
+
+
+def test_no_face_sets_the_status(run_folder, photographs, capsys):
+    assert status(run_folder, photographs / "meadow.jpg") == 1
+    assert "no face was found in 1 of 1 images" in capsys.readouterr().err
+    assert status(run_folder, photographs / "meadow.jpg", "--faces", "whole") == 0
+
+
+def test_sizes_and_scores_that_faces_need(run_folder, photographs, capsys):
+    crowd = photographs / "crowd.jpg"
+    assert status(run_folder, crowd, "--min-size", "300") == 1
+    assert status(run_folder, crowd, "--min-score", "1") == 1
+    assert "no face found" in capsys.readouterr().out
+    assert status(run_folder, crowd, "--top", "1", "--faces", "detect") == 0
+    for line in capsys.readouterr().out.splitlines():
+        assert len(line.split("  ")) == 3
+
+
+def test_framing_of_a_folder(run_folder, faces, tmp_path):
+    framing = predict.framing_in(faces / "Image" / "aligned")
+    np.testing.assert_allclose(framing, FRAMING, atol=0.04)
+    ground((64, 64)).save(tmp_path / "meadow.png")
+    with pytest.raises(ConfigError, match="too few of its 1 images; eight or more are needed"):
+        predict.framing_in(tmp_path)
+    photo = tmp_path / "photo.png"
+    Image.fromarray(data.astronaut()).save(photo)
+    tables = [tmp_path / "own.csv", tmp_path / "given.csv"]
+    for table, more in zip(tables, ([], ["--framing", faces / "Image" / "aligned"]), strict=True):
+        assert status(run_folder, photo, "--csv", table, *more) == 0
+    assert tables[0].read_bytes() != tables[1].read_bytes()
+
+
+@pytest.mark.parametrize("what", ["file", "picture of another run"])
+def test_a_folder_of_pictures_is_new_or_empty(run_folder, images, tmp_path, what, capsys):
+    overlay = tmp_path / "overlay"
+    if what == "file":
+        overlay.mkdir()
+        (overlay / "a.jpg").write_text("precious")
+    else:
+        assert status(run_folder, images[0], "--overlay", overlay) == 0
+    held = (overlay / "a.jpg").read_bytes()
+    assert run_tool(run_folder, images[0], "--overlay", overlay) == 2
+    assert "--overlay must be a new or an empty folder" in capsys.readouterr().err
+    assert (overlay / "a.jpg").read_bytes() == held
+
+
+def test_names_of_pictures_never_meet(tmp_path):
+    folder = predict.PictureFolder(tmp_path / "new")
+    paths = ["a/x.jpg", "b/x.jpg", "x-2.png", "X.gif", f"{'é' * 120}.jpg", f"{'é' * 120}.png"]
+    names = [folder.name_for(path, ".jpg").name for path in paths]
+    assert names[:4] == ["x.jpg", "x-2.jpg", "x-2-2.jpg", "X-3.jpg"]
+    assert len({name.casefold() for name in names}) == len(names)
+    assert max(len(os.fsencode(name)) for name in names) < 255
+
+
+def test_nothing_half_written(run_folder, images, tmp_path, monkeypatch):
+    table, listed, overlay = (tmp_path / name for name in ("t.csv", "t.json", "overlay"))
+    table.write_text("from before")
+
+    def interrupt(self, path, image):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predict.PictureFolder, "save", interrupt)
+    options = ["--csv", table, "--json", listed, "--overlay", overlay]
+    with pytest.raises(KeyboardInterrupt):
+        predict.main([*map(str, [run_folder, *images, *options])])
+    assert table.read_text() == "from before"
+    assert not listed.exists()
+    assert not any(overlay.iterdir())
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["nowhere"], "there is no checkpoint nowhere"),
+        (["{empty}"], "there is no best.pt in .*empty"),
+        (["{version}"], "is a checkpoint in format 99, .* reads format 1"),
+        (["{run}", "--csv", "{tmp}/none/a.csv"], "none/a.csv: No such file"),
+        (["{run}", "--min-score", "2"], "min_score must be 0 to 1, got 2"),
+        (["{run}", "--min-size", "3"], "min_size must be 12 pixels or more, got 3"),
+        (["{run}", "--faces", "all"], "all"),
+        (["{run}", "--top", "0"], "top"),
+        (["{run}", "--framing", "{empty}"], "too few of its 0 images"),
+        (["{run}", "--framing", "nowhere"], "must be a folder of images; got nowhere"),
+    ],
+)
+def test_errors_of_the_user(run_folder, images, tmp_path, capsys, wrong, message):
+    (tmp_path / "empty").mkdir()
+    torch.save({"format": 99}, tmp_path / "version.pt")
+    places = {
+        "run": run_folder,
+        "tmp": tmp_path,
+        "empty": tmp_path / "empty",
+        "version": tmp_path / "version.pt",
+    }
+    tool, *more = (word.format(**places) for word in wrong)
+    assert run_tool(tool, images[0], *more) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    (line,) = printed.err.splitlines()
+    assert re.search(message, line)
+
+
+def test_packages_that_are_missing_are_named_first(run_folder, photographs, capsys, monkeypatch):
+    monkeypatch.setattr(predict, "why_no_detector", lambda: "pip install 'sdwa[faces]'")
+    options = [photographs / "text.jpg", photographs / "crowd.jpg"]
+    assert run_tool(run_folder, *options) == 2
+    printed = capsys.readouterr()
+    assert not printed.out
+    assert "crowd.jpg has 640 x 400 pixels, too many for a crop of a face: pip" in printed.err
+    assert status(run_folder, photographs / "crowd.jpg", "--faces", "whole") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
+def test_names_of_any_bytes_in_json_and_pictures(run_folder, images, tmp_path):
+    named = os.fsencode(images[0].parent) + b"/\xe9t\xe9 \xc3\xa9\n2.jpg"
+    shutil.copy(images[0], named)
+    listed, overlay = tmp_path / "a.json", tmp_path / "overlay"
+    options = ["--json", listed, "--overlay", overlay]
+    assert status(run_folder, os.fsdecode(named), *options) == 0
+    (picture,) = json.loads(listed.read_text("utf-8"))["pictures"]
+    assert os.fsencode(picture["path"]) == named
+    assert os.listdir(os.fsencode(overlay)) == [os.path.basename(named)]
