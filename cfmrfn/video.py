@@ -216,16 +216,13 @@ class Tracker:
         self._tracks = [track for track in self._tracks if seconds - track.seen <= FORGOTTEN_AFTER]
         seen = [track for track in self._tracks if not track.is_lost]
         places = self.predictor.follow(pixels, [track.face for track in seen]) if seen else []
-        for track, place in zip(seen, places, strict=True):
-            track.is_lost = place is None
-            if place is not None:
-                track.face, track.seen = place, seconds
-        # of two that came to follow the same face the older one stays
         visible: list[_Track] = []
-        for track in seen:
-            if any(_overlap(track.face, other.face) > 0.5 for other in visible):
-                self._tracks.remove(track)
-            elif not track.is_lost:
+        for track, place in zip(seen, places, strict=True):
+            # a face that is behind another is lost, and not that one
+            if place is None or any(_overlap(place, other.face) > 0.5 for other in visible):
+                track.is_lost = True
+            else:
+                track.face, track.seen = place, seconds
                 visible.append(track)
         if seconds >= self._next_search or len(visible) < len(seen):
             self._next_search = seconds + self.search_every
