@@ -5,6 +5,10 @@
 pictures: a folder of 224 x 224 crops from file to probabilities, as `cfmrfn.predict` does it, and
 the network on the same crops, decoded and normalised before. Both take their turns in one run. The
 network has random weights, and probabilities are compared before anything is timed.
+
+video: a video of 640 x 480 pixels in which a drawn face moves, from file to probabilities (faces),
+and to a file with boxes and bars too (drawn); and the network on the same faces, cut out before.
+The face must be found in all frames.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
+import numpy as np
 import timm
 import torch
 
@@ -23,14 +29,16 @@ from benchmarks import command_line, measure
 from benchmarks.command_line import choose
 from benchmarks.markdown import table
 from benchmarks.record import Measurement, Record, Timing, UserError, start_record
-from cfmrfn import checkpoint
+from cfmrfn import checkpoint, video
 from cfmrfn.config import parse_config
 from cfmrfn.data import EXPRESSIONS, find_images
-from cfmrfn.data.synthetic import write_faces
+from cfmrfn.data.synthetic import draw_face, write_faces
+from cfmrfn.overlay import draw
 
 CLASSES = 7
 BATCH = 32
 SIDE = 224
+FRAMES, FRAME_SIZE, FRAME_RATE = 150, (640, 480), 25.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,61 @@ def pictures(record: Record, options: Options) -> None:
     check(network(), predict(), "probabilities")
     case = f"{model}, {len(files)} crops of {SIDE} x {SIDE}, batches of {BATCH}"
     compare(record, case, "face", len(files), {"network": network, "predict": predict}, options)
+
+
+def moving_face(record: Record, options: Options) -> None:
+    """A video through `cfmrfn.video.read`."""
+    model = options.model or "cfmrfn_tiny"
+    predictor = cfmrfn.Predictor(random_checkpoint(options.folder, model), str(options.device))
+    path = film(options.folder / "face.mp4")
+
+    def faces() -> torch.Tensor:
+        frames = video.read(path, predictor)
+        return torch.tensor([[*face.probabilities.values()] for f in frames for face in f.faces])
+
+    def drawn() -> None:
+        with video.VideoWriter(options.folder / "drawn.mp4", FRAME_RATE) as writer:
+            for frame in video.read(path, predictor):
+                writer.write(draw(frame.pixels, frame.faces, bars=True, grow=False), frame.seconds)
+
+    tracker = video.Tracker(predictor)
+    with video.Video(path) as opened:
+        images = torch.cat(
+            [
+                predictor.prepare(pixels, list(tracker(pixels, seconds).values())).images
+                for _, seconds, pixels in opened.pictures()
+            ]
+        )
+
+    def network() -> torch.Tensor:
+        return torch.cat([predictor.classifier(batch).probabilities for batch in images.split(8)])
+
+    if len(images) != FRAMES:
+        raise ValueError(f"{len(images)} faces were found in {FRAMES} frames: nothing is timed")
+    check(network(), faces(), "probabilities")
+    drawn()
+    case = f"{model}, {FRAMES} frames of {FRAME_SIZE[0]} x {FRAME_SIZE[1]}, one face"
+    calls = {"network": network, "faces": faces, "drawn": drawn}
+    compare(record, case, "frame", FRAMES, calls, options)
+
+
+def film(path: Path) -> Path:
+    """A video of a drawn face that moves over a smooth ground."""
+    width, height = FRAME_SIZE
+    side = height // 3
+    coarse = np.random.default_rng(0).integers(60, 190, (12, 16, 3), dtype=np.uint8)
+    ground = cv2.resize(coarse, FRAME_SIZE, interpolation=cv2.INTER_CUBIC)
+    face = np.asarray(draw_face("happiness", side, (0,)).image)[..., ::-1]
+    code = cv2.VideoWriter.fourcc(*"mp4v")
+    writer = cv2.VideoWriter(str(path), cv2.CAP_FFMPEG, code, FRAME_RATE, FRAME_SIZE)
+    for number in range(FRAMES):
+        frame = ground.copy()
+        x = round((width - side) * number / FRAMES)
+        y = round((height - side) * (0.5 + 0.4 * np.sin(number / 10)))
+        frame[y : y + side, x : x + side] = face
+        writer.write(frame)
+    writer.release()
+    return path
 
 
 def check(expected: torch.Tensor, found: torch.Tensor, what: str) -> None:
@@ -128,7 +191,10 @@ def random_checkpoint(folder: Path, model: str) -> Path:
     return path
 
 
-CASES: dict[str, Callable[[Record, Options], None]] = {"pictures": pictures}
+CASES: dict[str, Callable[[Record, Options], None]] = {
+    "pictures": pictures,
+    "video": moving_face,
+}
 
 
 def results(record: Record) -> str:
