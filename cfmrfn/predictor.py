@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cfmrfn.classifier import Classifier, load_classifier
 from cfmrfn.data import Sample, read_image
-from cfmrfn.data.reading import UNREADABLE, reason, upright_rgb
+from cfmrfn.data.reading import UNREADABLE, image_size, reason, upright_rgb
 from cfmrfn.data.transforms import normalise, to_pixels
 from cfmrfn.errors import ConfigError, DataError, printable
 from cfmrfn.faces import FRAMING, DetectedFace, FaceDetector, Framing, align, check_options
@@ -193,10 +193,11 @@ class Predictor:
             ConfigError: faces are to be found, and what that needs is not installed.
         """
         size = self.about.image_size
-        image = _read(picture)
-        if detected is None and self.takes_whole(image.size):
-            whole = DetectedFace((0, 0, *image.size), 1, np.zeros((5, 2)))
-            to_picture = np.diag([*np.array(image.size) / size, 0])[:2]
+        is_whole = detected is None and self.faces == "whole"
+        image, shown = _read(picture, size if is_whole else None)
+        if detected is None and self.takes_whole(shown):
+            whole = DetectedFace((0, 0, *shown), 1, np.zeros((5, 2)))
+            to_picture = np.diag([*np.array(shown) / size, 0])[:2]
             pixels = self._in_order(self._to_pixels(image))
             return Prepared([whole], pixels[None], [to_picture], False, self._normalise)
         photograph = np.asarray(image)
@@ -328,8 +329,12 @@ def _cores() -> int:
     return min(8, (os.cpu_count() or 1) if affinity is None else len(affinity(0)))
 
 
-def _read(picture: Picture) -> Image.Image:
-    """RGB, upright.
+def _read(picture: Picture, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+    """RGB, upright; and the size that a viewer shows.
+
+    Args:
+        picture: as for a call of `Predictor`.
+        at_least: side in pixels that will be used: files may be decoded at less than their size.
 
     Raises:
         DataError: it cannot be read, or is no picture.
@@ -337,11 +342,15 @@ def _read(picture: Picture) -> Image.Image:
     if isinstance(picture, str | os.PathLike):
         path = os.fspath(picture)
         try:
-            return read_image(Sample(path, 0))
+            image = read_image(Sample(path, 0), at_least)
+            width, height = image.size if at_least is None else image_size(path)
         except UNREADABLE as error:
             raise DataError(
                 f"cannot read image {printable(path)}: {reason(path, error)}"
             ) from error
+        # only larger if it was decoded at less, which is done where the size is known before
+        is_less = width > image.width and height > image.height
+        return image, (width, height) if is_less else image.size
     if isinstance(picture, Tensor):
         picture = _from_tensor(picture)
     elif isinstance(picture, np.ndarray):
@@ -352,9 +361,10 @@ def _read(picture: Picture) -> Image.Image:
             f"{type(picture).__name__}"
         )
     try:
-        return upright_rgb(picture)
+        image = upright_rgb(picture)
     except UNREADABLE as error:
         raise DataError(f"cannot read the image: {printable(str(error))}") from error
+    return image, image.size
 
 
 def _from_tensor(pixels: Tensor) -> Image.Image:

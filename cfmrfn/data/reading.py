@@ -78,6 +78,17 @@ def read_image(sample: Sample, at_least: int | None = None) -> Image.Image:
     return decoded.crop((round(left * x), round(top * y), round(right * x), round(bottom * y)))
 
 
+def image_size(path: str) -> tuple[int, int]:
+    """Width and height of an image as a viewer shows it, from what the file says before its pixels.
+
+    Raises:
+        UNREADABLE: one of these errors, where the file is no image.
+    """
+    with _quietly, _open(path) as image:
+        width, height = image.size
+        return (height, width) if _orientation(image) >= 5 else (width, height)
+
+
 def upright_rgb(image: Image.Image) -> Image.Image:
     """An image as RGB of 8 bits on white, turned by its EXIF orientation.
 

@@ -14,7 +14,7 @@ from skimage import data
 import cfmrfn
 from cfmrfn import checkpoint
 from cfmrfn.config import parse_config
-from cfmrfn.data import eval_transform
+from cfmrfn.data import Sample, eval_transform, read_image
 from cfmrfn.data.reading import Tag
 from cfmrfn.errors import CheckpointError, ConfigError, DataError
 from cfmrfn.faces import FRAMING
@@ -176,6 +176,23 @@ def test_which_pictures_are_taken_whole(weights, faces, size, whole):
 def test_whole_photographs(weights):
     (face,) = cfmrfn.Predictor(weights, faces="whole")(ground((300, 200)))
     assert face.box == (0, 0, 300, 200) and face.score is None
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_large_crops_are_decoded_at_less_as_evaluation_does(weights, tmp_path, orientation):
+    path = str(tmp_path / "large.jpg")
+    exif = Image.Exif()
+    exif[Tag.Orientation] = orientation
+    ground((1001, 800)).save(path, exif=exif)
+    (face,) = cfmrfn.Predictor(weights, faces="whole")(path)
+    assert face.box == ((0, 0, 1001, 800) if orientation == 1 else (0, 0, 800, 1001))
+    network, about = checkpoint.load_network(weights)
+    transform = eval_transform(about.image_size, mean=about.mean, std=about.std)
+    image = read_image(Sample(path, 0), about.image_size)
+    assert max(image.size) < 300
+    with torch.inference_mode():
+        expected = network(transform(image)[None]).softmax(1)[0]
+    assert [*face.probabilities.values()] == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 400), (300, 2), (640, 400)])
