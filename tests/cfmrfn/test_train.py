@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,6 +27,7 @@ from cfmrfn.config import (
 )
 from cfmrfn.distributed import World
 from cfmrfn.errors import CheckpointError, ConfigError, TrainingError
+from cfmrfn.faces import FRAMING
 from cfmrfn.train import Trainer
 from tests.cfmrfn import public_sets
 
@@ -127,6 +129,8 @@ def test_evaluate_and_predict_read_the_run(run, faces, tmp_path, capsys):
     assert report.accuracy == pytest.approx(rows[0]["test_accuracy"])
     assert report.loss == pytest.approx(rows[0]["test_loss"])
     assert about.color == "BGR"
+    np.testing.assert_allclose(about.framing, FRAMING, atol=0.04)
+    assert "cfmrfn predict frames faces so" in (folder / "log.txt").read_text("utf-8")
 
     output = tmp_path / "results"
     evaluate.main([str(folder), "--data", str(faces), "--output", str(output), "--workers", "0"])
