@@ -2,6 +2,7 @@
 
 ::
 
+    analysis.html   all of it on one page that needs nothing else, with receptive fields and rollout
     faces.png       Figs. 4 and 7: landmarks, attention and class evidence on each face
     heads-1.png     attention of each head on the first face, which faces.png averages; ...
     tsne.png        Fig. 6: t-SNE of the pooled features of a split, coloured by class
@@ -9,220 +10,150 @@
 
 Attention is what a token, or all tokens on average, gives to the places of each stream in one
 encoder layer. Evidence is what each place of each stream adds to the predicted class's logit, after
-the last layer.
+the last layer. The page says what the other pictures are; `cfmrfn.explanation` defines them.
 """
 
 from __future__ import annotations
 
 import csv
+import os
+import shutil
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Literal
 
-import numpy as np
 import torch
 import tyro
-from torch import Tensor
 
 from cfmrfn import checkpoint, errors
+from cfmrfn.analysis_page import write_page
 from cfmrfn.batches import evaluation_loader
+from cfmrfn.checkpoint import About
+from cfmrfn.classifier import NetworkClassifier
 from cfmrfn.config import LayoutName, parse
-from cfmrfn.data import Sample
+from cfmrfn.data import ExpressionDataset, Sample, eval_transform
 from cfmrfn.distributed import World
-from cfmrfn.errors import ConfigError
-from cfmrfn.inference import open_split, open_table
-from cfmrfn.models import CFMRFN, Description
+from cfmrfn.embedding import Embedding, embed, pooled_features, tsne_class
+from cfmrfn.errors import ConfigError, DataError
+from cfmrfn.explanation import ChosenFace, FaceExplanation, attention_by_place, explain_faces
+from cfmrfn.inference import ReadableBatches, open_split, open_table, reason_of
+from cfmrfn.models import CFMRFN
 from cfmrfn.models.cfmrfn import token_grid
 from cfmrfn.pictures import FaceMaps, plot_faces, plot_heads, plot_tsne
+from cfmrfn.predictor import Faces, Predictor
 
 MOST_FACES = 32  # rows that one figure holds
+SKIP = "--on-broken skip leaves such images out"
+
+OnBroken = Literal["error", "skip"]
 
 
-def stream_tokens(description: Description) -> dict[str, Tensor]:
-    """The streams in use, in the order of `Description.attention`, and their final tokens."""
-    tokens = {"expression": description.image_tokens, "landmark": description.landmark_tokens}
-    return {name: found for name, found in tokens.items() if found is not None}
-
-
-def attention_by_place(
-    attention: Tensor, grid: tuple[int, int], token: tuple[int, int] | None = None
-) -> Tensor:
-    """The weight that places are given.
-
-    Args:
-        attention: (..., tokens, tokens), from query to key.
-        grid: (rows, columns) of the tokens.
-        token: row and column of one query. None: the mean over the queries whose window holds the
-            place, so that places near the border, which are in fewer windows, compare with others.
+def faces_in_pictures(
+    predictor: Predictor, pictures: Sequence[str], on_broken: OnBroken
+) -> tuple[list[ChosenFace], dict[str, str]]:
+    """The faces in image files, by the rule of `predictor`.
 
     Returns:
-        (..., rows, columns)
-    """
-    if token is None:
-        weights = attention.sum(-2) / (attention > 0).sum(-2).clamp(min=1)
-    else:
-        weights = attention[..., token[0] * grid[1] + token[1], :]
-    return weights.unflatten(-1, grid)
-
-
-@torch.no_grad()
-def class_evidence(network: CFMRFN, description: Description, classes: Tensor) -> dict[str, Tensor]:
-    """What each place of each stream adds to the logit of a class.
-
-    The classifier is linear in the normalised sum of the streams (eq. 18) once its gate and that
-    norm's scale are given. So the logit is, exactly, the sum over the streams of the mean over the
-    places of what is returned here, plus a part from biases.
-
-    Args:
-        network: in evaluation mode.
-        description: of a batch of images.
-        classes: (batch,), an index for each image.
-
-    Returns:
-        Stream -> (batch, rows, columns).
-    """
-    streams = stream_tokens(description)
-    fused = torch.stack(list(streams.values())).sum(0)
-    gate = network.gate(network.norm(fused).mean((1, 2)))
-    direction = cast(torch.nn.Linear, network.head).weight[classes] * gate * network.norm.weight
-    scale = (fused.var(-1, correction=0) + network.norm.eps).sqrt()
-
-    def evidence(tokens: Tensor) -> Tensor:
-        centred = tokens - tokens.mean(-1, keepdim=True)
-        return torch.einsum("bhwc,bc->bhw", centred, direction) / scale
-
-    return {name: evidence(tokens) for name, tokens in streams.items()}
-
-
-def describe_faces(
-    network: CFMRFN,
-    about: checkpoint.About,
-    samples: Sequence[Sample],
-    *,
-    layer: int,
-    token: tuple[int, int] | None = None,
-    with_labels: bool = True,
-    world: World,
-) -> list[FaceMaps]:
-    """What the network makes of each face.
-
-    Args:
-        network, about: as `checkpoint.load_network` returns them.
-        samples: the images; their labels are in the titles only.
-        layer: whose attention, from 1.
-        token: row and column of the query; None: all queries.
-        with_labels: whether the labels of the samples are known.
-        world: whose device the network is on.
-
-    Returns:
-        One per sample, in order.
-    """
-    names = about.class_names
-    loader = evaluation_loader(
-        samples,
-        about,
-        batch_size=8,
-        world=world,
-        workers=0,
-    )
-    mean, std = (torch.tensor(value).view(3, 1, 1) for value in (about.mean, about.std))
-    faces = []
-    for images, labels in loader:
-        seen = network.describe(images.to(world.device))
-        probabilities, predicted = seen.logits.softmax(1).max(1)
-        evidence = class_evidence(network, seen, predicted)
-        tokens = stream_tokens(seen)
-        attention = attention_by_place(
-            seen.attention[:, layer - 1], token_grid(images.shape[-2:]), token
-        )
-        # The tokens of "poster_view" are groups of channels and lie nowhere on the face.
-        shown = [
-            (index, name)
-            for index, name in enumerate(tokens)
-            if (name, network.tokens) != ("expression", "poster_view")
-        ]
-        for index, image in enumerate((images * std + mean).clamp(0, 1)):
-            title = f"{names[predicted[index]]} {probabilities[index]:.2f}"
-            if with_labels:
-                title = f"{names[labels[index]]}\npredicted {title}"
-            faces.append(
-                FaceMaps(
-                    title=title,
-                    face=(image.flip(0) if about.color == "BGR" else image)
-                    .permute(1, 2, 0)
-                    .numpy(),
-                    landmarks=None if seen.landmarks is None else _array(seen.landmarks[index]),
-                    attention={name: _array(attention[index, stream]) for stream, name in shown},
-                    evidence={name: _array(evidence[name][index]) for _, name in shown},
-                )
-            )
-    return faces
-
-
-@torch.inference_mode()
-def pooled_features(
-    network: CFMRFN, batches: Iterable[tuple[Tensor, Tensor]], device: torch.device
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pooled features (images, embed_dim) and predicted classes (images,)."""
-    pooled, predicted = [], []
-    for images, _ in batches:
-        features = network.forward_features(images.to(device))
-        pooled.append(network.forward_head(features, pre_logits=True))
-        predicted.append(network.get_classifier()(pooled[-1]).argmax(1))
-    return _array(torch.cat(pooled)), _array(torch.cat(predicted))
-
-
-def embed(features: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
-    """t-SNE (van der Maaten and Hinton 2008), from the first two principal components.
-
-    Args:
-        features: (images, channels).
-        perplexity: neighbours that count, more than 0 and less than the number of images.
-        seed: of its randomness.
-
-    Returns:
-        (images, 2)
+        The faces; and for each file without any, the reason.
 
     Raises:
-        ConfigError: the perplexity is not legal, or scikit-learn is not installed.
+        DataError: a file cannot be read or shows no face, and `on_broken` is "error".
     """
-    if not 0 < perplexity < len(features):
-        raise ConfigError(
-            f"perplexity must be above 0 and below the number of images, {len(features)}; "
-            f"got {perplexity:g}"
-        )
-    tsne = _tsne_class()(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed)
-    return np.asarray(tsne.fit_transform(features))
+    faces: list[ChosenFace] = []
+    left_out = {}
+    for picture in pictures:
+        name = os.path.basename(picture)
+        try:
+            found = predictor.prepare(picture).images
+            if not len(found):
+                raise DataError(f"no face was found in {picture}; --faces whole takes it as one")
+        except DataError as error:
+            if on_broken == "error":
+                raise DataError(f"{error}; {SKIP}") from error
+            left_out[picture] = str(error)
+            continue
+        many = len(found) > 1
+        faces += [
+            ChosenFace(f"{name}, face {n} of {len(found)}" if many else name, None, image)
+            for n, image in enumerate(found, 1)
+        ]
+    return faces, left_out
 
 
-def _tsne_class() -> Any:
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise ConfigError(
-            f"t-SNE needs scikit-learn ({error}): pip install scikit-learn, or give --no-tsne"
-        ) from error
-    return TSNE
+def faces_of_classes(
+    samples: Sequence[Sample], about: About, on_broken: OnBroken
+) -> tuple[list[ChosenFace], dict[str, str]]:
+    """The first image of each class, as evaluation reads it.
+
+    Returns:
+        The faces, by class; and for each file that was to be one but cannot be read, the reason.
+
+    Raises:
+        DataError: a file cannot be read, and `on_broken` is "error".
+    """
+    transform = eval_transform(about.image_size, mean=about.mean, std=about.std)
+    images = ExpressionDataset(
+        samples, about.class_names, transform, color=about.color, at_least=about.image_size
+    )
+    faces: dict[int, ChosenFace] = {}
+    left_out = {}
+    for index, sample in enumerate(samples):
+        if sample.label in faces:
+            continue
+        try:
+            image, _ = images[index]
+        except DataError as error:
+            if on_broken == "error":
+                raise DataError(f"{error}; {SKIP}") from error
+            left_out[sample.path] = str(error)
+            continue
+        name = os.path.basename(sample.path)
+        faces[sample.label] = ChosenFace(name, sample.label, image)
+    return [faces[label] for label in sorted(faces)], left_out
 
 
-def _array(tensor: Tensor) -> np.ndarray:
-    return tensor.cpu().numpy()
+def maps_of(
+    face: FaceExplanation,
+    class_names: Sequence[str],
+    layer: int,
+    grid: tuple[int, int],
+    token: tuple[int, int] | None,
+) -> FaceMaps:
+    """What the pictures show of a face: the attention of one layer, counted from 1."""
+    title = f"{class_names[face.predicted]} {face.probabilities.max():.2f}"
+    if face.label is not None:
+        title = f"{class_names[face.label]}\npredicted {title}"
+    return FaceMaps(
+        title=title,
+        face=face.face,
+        landmarks=face.landmarks,
+        attention={
+            stream: attention_by_place(torch.from_numpy(weights[layer - 1]), grid, token).numpy()
+            for stream, weights in face.attention.items()
+        },
+        evidence=face.evidence,
+    )
 
 
 @dataclass(frozen=True)
 class Analyze:
-    """Draw a checkpoint's attention and landmarks on faces, and the t-SNE of its features.
+    """Show what a checkpoint looks at: attention, landmarks, class evidence, receptive fields and
+    the t-SNE of its features.
 
-    Figs. 4 and 7 of the paper, on images of your own or on one face of each class of a data set
-    (faces.png, and head by head heads-1.png, ...); Fig. 6 needs a data set (tsne.png, tsne.csv).
+    Figs. 4 and 7 of the paper, on images of your own or on one face of each class of a data set;
+    Fig. 6 needs a data set. All are on one page, analysis.html, and in pictures beside it.
     """
 
     checkpoint: tyro.conf.Positional[Path]
     """best.pt or last.pt of a run, or the run folder, whose best.pt is taken."""
     images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Image files of one cropped face each. None: the first image of each class of --data."""
+    """Image files. None: the first image of each class of --data."""
+    faces: Faces = "auto"
+    """What IMAGES are: whole, one cropped face each; detect, photographs whose faces are found;
+    auto takes those of at most 256 x 256 pixels that are nearly square as whole."""
     data: Path | None = None
     """Root folder of a data set, which needs no training split. None: no t-SNE, only the maps of
     IMAGES."""
@@ -235,11 +166,15 @@ class Analyze:
     digits: tuple[str, ...] | None = None
     """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
     class names in order. None: as in training."""
+    on_broken: OnBroken = "error"
+    """What an image does that is unreadable, or shows no face: stop with its name, or be counted,
+    named and skipped."""
     layer: int | None = None
-    """Encoder layer whose attention is drawn, from 1. None: the last."""
+    """Encoder layer whose attention is drawn in the pictures, from 1; the page has all. None: the
+    last."""
     token: tuple[int, int] | None = None
     """Row and column of the token whose attention is drawn, from 0 0 at the top left; a token is 32
-    x 32 pixels. None: what all tokens attend to on average."""
+    x 32 pixels. None: what all tokens attend to on average. The page begins with it."""
     tsne: bool = True
     """Draw the t-SNE of the split's pooled features (needs scikit-learn)."""
     perplexity: float = 30.0
@@ -254,7 +189,7 @@ class Analyze:
     """cpu, cuda, cuda:1, ..., mps; auto takes the NVIDIA or AMD GPU where there is one, else the
     CPU."""
     output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("analysis")
-    """Folder for the figures, which must not exist."""
+    """Folder for the page and the pictures, which must not exist."""
 
 
 @errors.memory_options("lower --batch-size, give fewer images, or take --device cpu")
@@ -263,70 +198,113 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
     tool = parse(Analyze, sys.argv[1:] if args is None else args, prog=prog)
     _check(tool)
     path = checkpoint.file_of(tool.checkpoint)
-    world = World(tool.device)
-    network, about = checkpoint.load_network(path)
-    network.to(world.device)
+    predictor = Predictor(path, tool.device, tool.faces)
+    network, about = _network_of(predictor, path), predictor.about
+    grid = token_grid((about.image_size,) * 2)
     layer = _choose_layer(tool.layer, len(network.layers))
-    _check_token(tool.token, token_grid((about.image_size,) * 2))
+    _check_token(tool.token, grid)
 
     samples: Sequence[Sample] = []
     if tool.data is not None:
         opened = open_split(
-            tool.data,
-            tool.layout,
-            tool.split,
-            about,
-            boxes=tool.boxes,
-            digits=tool.digits,
+            tool.data, tool.layout, tool.split, about, boxes=tool.boxes, digits=tool.digits
         )
-        samples, source = opened.samples, f"{opened.set_name}, {opened.name}"
+        samples = opened.samples
         for remark in opened.remarks():
             print(errors.printable(remark))
-    first_of_class = list({s.label: s for s in reversed(samples)}.values())
-    faces = describe_faces(
-        network,
-        about,
-        [Sample(str(image), 0) for image in tool.images]
-        or sorted(first_of_class, key=lambda sample: sample.label),
-        layer=layer,
-        token=tool.token,
-        with_labels=not tool.images,
-        world=world,
-    )
-    whose = "all tokens" if tool.token is None else f"token {tool.token[0]}, {tool.token[1]}"
-    title = f"{path}: attention of {whose} in layer {layer} of {len(network.layers)}"
+    if tool.images:
+        chosen, left_out = faces_in_pictures(
+            predictor, [str(path) for path in tool.images], tool.on_broken
+        )
+    else:
+        chosen, left_out = faces_of_classes(samples, about, tool.on_broken)
+    if not chosen:
+        raise DataError(f"no image shows a face: {'; '.join(left_out.values())}")
+    if len(chosen) > MOST_FACES:
+        raise ConfigError(
+            f"{len(chosen)} faces were found, and one figure holds {MOST_FACES}; give fewer images"
+        )
+    faces = explain_faces(network, about, chosen)
 
-    points = None
+    embedding = None
     if tool.data is not None and tool.tsne:
         loader = evaluation_loader(
             samples,
             about,
             batch_size=tool.batch_size,
-            world=world,
+            world=World(tool.device),
             workers=tool.workers,
+            on_broken="mark",
         )
-        features, predicted = pooled_features(network, loader, world.device)
-        points = embed(features, tool.perplexity, tool.seed)
+        batches = ReadableBatches(loader, samples, tool.on_broken, progress=True)
+        features, predicted = pooled_features(network, batches)
+        for index in batches.unreadable:
+            left_out[samples[index].path] = f"cannot read image {reason_of(samples[index])}"
+        unreadable = set(batches.unreadable)
+        embedding = Embedding(
+            title=f"{opened.set_name}, {opened.name}",
+            root=opened.data,
+            samples=[each for index, each in enumerate(samples) if index not in unreadable],
+            predicted=predicted,
+            points=embed(features, tool.perplexity, tool.seed),
+        )
 
-    tool.output.mkdir(parents=True)
-    trained = network.landmark_backbone is not None and network.landmark_backbone.is_trained
-    plot_faces(tool.output / "faces.png", faces, title, landmarks_trained=trained)
-    for number, face in enumerate(faces, 1):
-        if face.attention:
-            target = tool.output / f"heads-{number}.png"
-            plot_heads(target, face, title, network.head_dilations, tool.token)
+    run = run_name(path)
+    whose = "all tokens" if tool.token is None else f"token {tool.token[0]}, {tool.token[1]}"
+    title = f"{run}: attention of {whose} in layer {layer} of {len(network.layers)}"
+    with appears_whole(tool.output) as folder:
+        maps = [maps_of(face, about.class_names, layer, grid, tool.token) for face in faces]
+        plot_faces(folder / "faces.png", maps, title)
+        for number, face in enumerate(maps, 1):
+            if face.attention:
+                target = folder / f"heads-{number}.png"
+                plot_heads(target, face, title, network.head_dilations, tool.token)
+        if embedding is not None:
+            title = f"{run} on {embedding.title}: {embedding.summary}"
+            labels = embedding.labels
+            plot_tsne(folder / "tsne.png", embedding.points, labels, about.class_names, title)
+            _write_points(folder / "tsne.csv", embedding, about.class_names)
+        write_page(folder / "analysis.html", run, network, about, faces, embedding, tool.token)
+
+    for reason in left_out.values():
+        print(errors.printable(f"left out: {reason}"), file=sys.stderr)
+    if left_out:
+        print(f"images left out, unreadable or without a face: {len(left_out)}")
+    if network.landmark_backbone is not None and not network.landmark_backbone.is_trained:
+        print("no landmarks: the landmark backbone has random weights")
     if network.tokens == "poster_view":
         print('no maps of the expression stream: tokens="poster_view" are no places on the face')
-    print(f"attention and landmarks of {len(faces)} faces: {tool.output / 'faces.png'}")
-    if points is not None:
-        labels = np.array([sample.label for sample in samples])
-        title = (
-            f"{path} on {source}: {len(samples)} images, "
-            f"accuracy {(predicted == labels).mean():.1%}"
-        )
-        plot_tsne(tool.output / "tsne.png", points, labels, about.class_names, title)
-        _write_points(tool.output / "tsne.csv", samples, predicted, points, about.class_names)
-        print(f"t-SNE of {len(samples)} images: {tool.output / 'tsne.png'}")
+    print(errors.printable(f"faces: {len(faces)}, in {tool.output / 'analysis.html'}"))
+    if embedding is not None:
+        print(errors.printable(f"t-SNE of {embedding.summary}: {tool.output / 'tsne.png'}"))
+
+
+def run_name(path: Path) -> str:
+    """A checkpoint as titles name it: its run's folder and its file, wherever they lie."""
+    return "/".join(Path(os.path.abspath(path)).parts[1:][-2:])
+
+
+@contextmanager
+def appears_whole(folder: Path) -> Iterator[Path]:
+    """A new folder to write into, which gets the name `folder` once all is written.
+
+    After an error nothing is left of it.
+    """
+    partial = folder.with_name(f".analysis-{os.getpid()}.partial")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _network_of(predictor: Predictor, path: Path) -> CFMRFN:
+    """Raises ConfigError where the weights are not a network of PyTorch."""
+    if not isinstance(predictor.classifier, NetworkClassifier):
+        raise ConfigError(f"{path} cannot be looked into; give a checkpoint of a run")
+    return predictor.classifier.network
 
 
 def _check(tool: Analyze) -> None:
@@ -339,7 +317,7 @@ def _check(tool: Analyze) -> None:
     if tool.output.exists():
         raise ConfigError(f"output {tool.output} exists; choose another --output")
     if tool.data is not None and tool.tsne:
-        _tsne_class()  # fails now rather than after the network has run
+        tsne_class()  # fails now rather than after the network has run
 
 
 def _choose_layer(layer: int | None, depth: int) -> int:
@@ -358,17 +336,12 @@ def _check_token(token: tuple[int, int] | None, grid: tuple[int, int]) -> None:
         )
 
 
-def _write_points(
-    path: Path,
-    samples: Sequence[Sample],
-    predicted: np.ndarray,
-    points: np.ndarray,
-    class_names: Sequence[str],
-) -> None:
+def _write_points(path: Path, embedding: Embedding, class_names: Sequence[str]) -> None:
     with open_table(path) as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(["image", "true", "predicted", "x", "y"])
-        for sample, guess, (x, y) in zip(samples, predicted, points, strict=True):
+        rows = zip(embedding.samples, embedding.predicted, embedding.points, strict=True)
+        for sample, guess, (x, y) in rows:
             names = class_names[sample.label], class_names[guess]
             writer.writerow([sample.path, *names, f"{x:.4f}", f"{y:.4f}"])
 

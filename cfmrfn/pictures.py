@@ -90,7 +90,7 @@ class FaceMaps:
     Attributes:
         title: true and predicted class.
         face: (height, width, 3), RGB in 0..1.
-        landmarks: (68, 2), x and y in pixels of the face; None: not predicted.
+        landmarks: (68, 2), x and y in pixels of the face; None: there are none to show.
         attention: by stream, (heads, rows, columns), weights of the places.
         evidence: by stream, (rows, columns), for the predicted class.
     """
@@ -102,9 +102,7 @@ class FaceMaps:
     evidence: Mapping[str, np.ndarray]
 
 
-def plot_faces(
-    path: Path, faces: Sequence[FaceMaps], title: str, *, landmarks_trained: bool = True
-) -> None:
+def plot_faces(path: Path, faces: Sequence[FaceMaps], title: str) -> None:
     """One row per face: the face, its landmarks, and each stream's attention and evidence.
 
     Colours mean the same throughout a column, and in both columns of evidence.
@@ -113,7 +111,6 @@ def plot_faces(
         path: of the PNG.
         faces: all with the same streams.
         title: of the figure.
-        landmarks_trained: False says above the landmarks that their weights are random.
     """
     with_landmarks = faces[0].landmarks is not None
     streams = list(faces[0].attention)
@@ -129,8 +126,7 @@ def plot_faces(
             axes[1].plot(*face.landmarks.T, ".", markersize=2.5, color="#00E0FF")
     grid[0, 0].set_title("face", fontsize=8)
     if with_landmarks:
-        heading = "landmarks" if landmarks_trained else "landmarks\n(random weights)"
-        grid[0, 1].set_title(heading, fontsize=8)
+        grid[0, 1].set_title("landmarks", fontsize=8)
 
     def overlay(column: int, maps: list[np.ndarray], heading: str, **style: Any) -> None:
         for axes, values in zip(grid[:, column], maps, strict=True):
@@ -214,6 +210,7 @@ def plot_tsne(
         turn, place = divmod(label, len(CLASS_COLORS))
         color, marker = CLASS_COLORS[place], CLASS_MARKERS[turn % len(CLASS_MARKERS)]
         axes.scatter(x, y, s=9, color=color, marker=marker, linewidths=0, label=printable(name))
+    axes.set_aspect("equal", "datalim")  # distances, whatever the title makes of the width
     axes.set_xticks([])
     axes.set_yticks([])
     _set_title(figure, title)

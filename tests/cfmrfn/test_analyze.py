@@ -2,25 +2,25 @@
 
 import csv
 import os
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
-import timm
-import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from cfmrfn import analyze, checkpoint, errors, pictures
 from cfmrfn.config import parse_config
 from cfmrfn.data import Sample, open_set
-from cfmrfn.distributed import World
+from cfmrfn.embedding import Embedding, embed
+from cfmrfn.explanation import explain_faces
+from cfmrfn.predictor import Predictor
+
+pytestmark = pytest.mark.usefixtures("no_network", "one_thread")
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
-
-
-def make_tiny(**options):
-    torch.manual_seed(0)
-    return timm.create_model("cfmrfn_tiny", depth=1, **options).eval()
 
 
 @pytest.fixture
@@ -38,57 +38,26 @@ def save_checkpoint(options, tmp_path):
     return save_with
 
 
-@pytest.mark.parametrize("streams", ["both", "expression", "landmark"])
-def test_evidence_of_all_places_and_the_biases_are_the_logit(streams):
-    network = make_tiny(streams=streams)
-    for parameter in network.norm.parameters():
-        torch.nn.init.normal_(parameter)
-    seen = network.describe(torch.randn(3, 3, 96, 64))
-    classes = torch.tensor([0, 4, 6])
-    evidence = analyze.class_evidence(network, seen, classes)
-    fused = sum(analyze.stream_tokens(seen).values())
-    gate = network.gate(network.norm(fused).mean((1, 2)))
-    biases = (network.head.weight[classes] * gate * network.norm.bias).sum(1)
-    biases = biases + network.head.bias[classes]
-    logits = sum(places.mean((1, 2)) for places in evidence.values()) + biases
-    expected = seen.logits.gather(1, classes.unsqueeze(1)).squeeze(1)
-    torch.testing.assert_close(logits, expected)
-
-
-def test_attention_of_one_token_is_its_row():
-    attention = torch.rand(2, 8, 6, 6)
-    places = analyze.attention_by_place(attention, (2, 3), (1, 0))
-    assert torch.equal(places, attention[:, :, 3].view(2, 8, 2, 3))
-
-
-@pytest.mark.parametrize("kind", ["dilated", "window", "global"])
-def test_attention_spread_evenly_is_a_flat_map(kind):
-    """Also at the border, which is in fewer windows."""
-    network = make_tiny(attention=kind)
-    for block in network.layers[0].blocks:
-        torch.nn.init.zeros_(block.attention.kv.weight)
-        torch.nn.init.zeros_(block.attention.kv.bias)
-    attention = network.describe(torch.randn(1, 3, 128, 160)).attention
-    places = analyze.attention_by_place(attention, (4, 5))
-    even = 1 / 20 if kind == "global" else 1 / 9
-    torch.testing.assert_close(places, torch.full((1, 1, 2, 8, 4, 5), even))
-
-
-def describe(path, faces, **options):
+def explain(path, faces):
+    """What the network makes of the first two classes' first images."""
     network, about = checkpoint.load_network(path)
-    samples = open_set(faces, "auto", CLASSES).splits["test"][:2]
-    return analyze.describe_faces(network, about, samples, layer=1, world=World("cpu"), **options)
+    samples = open_set(faces, "auto", CLASSES).splits["test"]
+    chosen, left_out = analyze.faces_of_classes(samples, about, "error")
+    assert not left_out
+    return explain_faces(network, about, chosen[:2]), samples
 
 
 @pytest.mark.parametrize("color", ["RGB", "BGR"])
 def test_faces_are_shown_in_their_own_colours(save_checkpoint, faces, color):
-    sample = open_set(faces, "auto", CLASSES).splits["test"][0]
-    with Image.open(sample.path) as image:
+    explained, samples = explain(save_checkpoint("--color", color), faces)
+    first = next(sample for sample in samples if sample.label == 0)
+    with Image.open(first.path) as image:
         expected = np.asarray(image.convert("RGB")) / 255  # 64 x 64, as the network sees it
-    face = describe(save_checkpoint("--color", color), faces)[0]
-    np.testing.assert_allclose(face.face, expected, atol=1e-5)
-    assert face.title.startswith(f"{CLASSES[sample.label]}\npredicted ")
-    assert face.landmarks.shape == (68, 2)
+    np.testing.assert_allclose(explained[0].face, expected, atol=1e-5)
+    assert explained[0].name == os.path.basename(first.path)
+    maps = analyze.maps_of(explained[0], CLASSES, 1, (2, 2), None)
+    assert maps.title.startswith(f"{CLASSES[0]}\npredicted ")
+    assert maps.landmarks is None  # of random weights they mean nothing
 
 
 @pytest.mark.parametrize("streams, drawn", [("both", {"landmark"}), ("expression", set())])
@@ -96,8 +65,8 @@ def test_pieces_of_channels_are_not_drawn_as_places(
     save_checkpoint, faces, tmp_path, streams, drawn, capsys
 ):
     path = save_checkpoint("--tokens", "poster_view", "--streams", streams)
-    face = describe(path, faces)[0]
-    assert set(face.attention) == set(face.evidence) == drawn
+    face = explain(path, faces)[0][0]
+    assert set(face.attention) == set(face.evidence) == set(face.rollout) == drawn
     output = tmp_path / "figures"
     image = next((faces / "Image" / "aligned").glob("test_*"))
     analyze.main([str(path), str(image), "--output", str(output)])
@@ -115,8 +84,168 @@ def test_maps_of_image_files(save_checkpoint, faces, tmp_path, more):
     output = tmp_path / "figures"
     path = save_checkpoint(*more)
     analyze.main([str(path), *map(str, images), "--token", "1", "0", "--output", str(output)])
-    names = {"faces.png", "heads-1.png", "heads-2.png"}
+    names = {"analysis.html", "faces.png", "heads-1.png", "heads-2.png"}
     assert {file.name for file in output.iterdir()} == names
+
+
+def run_tool(*args):
+    """The status of the tool on the command line."""
+    try:
+        errors.run(lambda: analyze.main([*map(str, args)]))
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.fixture
+def broken_set(faces, tmp_path):
+    """The data set with its first test image of each of two classes unreadable; these files."""
+    root = tmp_path / "set"
+    shutil.copytree(faces, root)
+    samples = open_set(root, "auto", CLASSES).splits["test"]
+    first = list({sample.label: sample.path for sample in reversed(samples)}.values())
+    broken = sorted(first)[:2]
+    for path in broken:
+        Path(path).write_text("no image")
+    return root, broken
+
+
+def test_a_bad_image_of_a_set_stops_or_is_named_and_skipped(
+    save_checkpoint, broken_set, tmp_path, capsys
+):
+    pytest.importorskip("sklearn")
+    root, broken = broken_set
+    output = tmp_path / "figures"
+    args = (save_checkpoint(), "--data", root, "--perplexity", 5, "--workers", 0)
+    args = (*args, "--output", output)
+    assert run_tool(*args) == 2
+    error = capsys.readouterr().err
+    assert f"cannot read image {broken[0]}" in error or f"cannot read image {broken[1]}" in error
+    assert "--on-broken skip leaves such images out" in error
+    assert not [*tmp_path.glob("figures"), *tmp_path.glob(".*")]
+
+    assert run_tool(*args, "--on-broken", "skip") == 0
+    printed = capsys.readouterr()
+    for path in broken:
+        assert printed.err.count(f"left out: cannot read image {path}") == 1
+    assert "without a face: 2" in printed.out
+    assert "faces: 7" in printed.out  # the next image of their classes is shown
+    assert "t-SNE of 13 images" in printed.out
+    with open(output / "tsne.csv", newline="") as file:
+        assert not {row["image"] for row in csv.DictReader(file)} & set(broken)
+
+
+def test_a_bad_image_file_stops_or_is_named_and_skipped(save_checkpoint, faces, tmp_path, capsys):
+    good = next((faces / "Image" / "aligned").glob("test_*"))
+    bad = tmp_path / os.fsdecode(b"b\xe9d.jpg")
+    bad.write_text("no image")
+    output = tmp_path / "figures"
+    args = (save_checkpoint(), bad, good, "--output", output)
+    assert run_tool(*args) == 2
+    assert "--on-broken skip leaves such images out" in capsys.readouterr().err
+    assert not output.exists()
+    assert run_tool(*args, "--on-broken", "skip") == 0
+    printed = capsys.readouterr()
+    assert f"left out: cannot read image {tmp_path}/b\\xe9d.jpg" in printed.err
+    assert "without a face: 1" in printed.out
+    assert "faces: 1" in printed.out
+
+
+def test_where_every_image_is_bad_nothing_is_written(save_checkpoint, tmp_path, capsys):
+    bad = tmp_path / "bad.jpg"
+    bad.write_text("no image")
+    output = tmp_path / "figures"
+    assert run_tool(save_checkpoint(), bad, "--on-broken", "skip", "--output", output) == 2
+    assert "no image shows a face: cannot read image" in capsys.readouterr().err
+    assert not output.exists()
+
+
+@pytest.fixture
+def photograph(tmp_path):
+    """Two faces side by side, in a picture that is no crop."""
+    data = pytest.importorskip("skimage.data")
+    pytest.importorskip("cv2")
+    pixels = data.astronaut()[:256, 64:384]
+    path = tmp_path / "photo.png"
+    Image.fromarray(np.concatenate([pixels, pixels[:, ::-1]], 1)).save(path)
+    return path
+
+
+def test_each_face_of_a_photograph_is_shown_as_predict_sees_it(
+    save_checkpoint, photograph, tmp_path
+):
+    path = save_checkpoint()
+    predictor = Predictor(path, "cpu")
+    chosen, _ = analyze.faces_in_pictures(predictor, [str(photograph)], "error")
+    assert [face.name for face in chosen] == [f"photo.png, face {n} of 2" for n in (1, 2)]
+    explained = explain_faces(predictor.classifier.network, predictor.about, chosen)
+    for face, predicted in zip(explained, predictor(photograph), strict=True):
+        np.testing.assert_allclose(
+            face.probabilities, list(predicted.probabilities.values()), atol=1e-5
+        )
+    output = tmp_path / "figures"
+    assert run_tool(path, photograph, "--output", output) == 0
+    assert (output / "heads-2.png").exists()
+    output = tmp_path / "whole"
+    assert run_tool(path, photograph, "--faces", "whole", "--output", output) == 0
+    assert not (output / "heads-2.png").exists()
+
+
+def test_a_photograph_without_a_face(save_checkpoint, photograph, tmp_path, capsys):
+    empty = tmp_path / "empty.png"
+    Image.new("RGB", (400, 300), "grey").save(empty)
+    output = tmp_path / "figures"
+    args = (save_checkpoint(), empty, photograph, "--output", output)
+    assert run_tool(*args) == 2
+    assert f"no face was found in {empty}; --faces whole" in capsys.readouterr().err
+    assert run_tool(*args, "--on-broken", "skip") == 0
+    printed = capsys.readouterr()
+    assert f"left out: no face was found in {empty}" in printed.err
+    assert "faces: 2" in printed.out
+
+
+def test_more_faces_than_a_figure_holds(save_checkpoint, photograph, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(analyze, "MOST_FACES", 1)
+    output = tmp_path / "figures"
+    assert run_tool(save_checkpoint(), photograph, "--output", output) == 2
+    assert "2 faces were found, and one figure holds 1" in capsys.readouterr().err
+
+
+def test_after_an_error_nothing_is_left(save_checkpoint, faces, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(analyze, "write_page", full)
+    image = next((faces / "Image" / "aligned").glob("test_*"))
+    assert run_tool(save_checkpoint(), image, "--output", tmp_path / "new" / "figures") == 2
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_titles_name_the_run_and_not_where_it_lies(
+    save_checkpoint, faces, tmp_path, monkeypatch, capsys
+):
+    pytest.importorskip("sklearn")
+    titles = []
+
+    def keep(figure, path):
+        titles.append(figure.get_suptitle())
+        # within the figure, at the size at which it is saved
+        renderer = FigureCanvasAgg(figure).get_renderer()
+        figure.draw(renderer)
+        extent = figure._suptitle.get_window_extent(renderer)
+        assert 0 < extent.x0 < extent.x1 < figure.bbox.x1
+        assert extent.y1 <= figure.bbox.y1
+
+    monkeypatch.setattr(pictures, "_save", keep)
+    folder = tmp_path / "some where" / ("drawn-20261127-" * 15)
+    folder.mkdir(parents=True)
+    shutil.copy(save_checkpoint(), folder / "best.pt")
+    args = (folder, "--data", faces, "--perplexity", 5, "--workers", 0)
+    assert run_tool(*args, "--output", tmp_path / "figures") == 0
+    assert len(titles) == 9
+    for title in titles:
+        assert title.startswith(f"{folder.name}/best.pt")
+        assert "some where" not in title
 
 
 def test_figures_of_a_data_set(save_checkpoint, faces, tmp_path, capsys):
@@ -131,14 +260,14 @@ def test_figures_of_a_data_set(save_checkpoint, faces, tmp_path, capsys):
     )
     heads = {f"heads-{number}.png" for number in range(1, 8)}
     written = {file.name for file in output.iterdir()}
-    assert written == {"faces.png", "tsne.png", "tsne.csv", *heads}
+    assert written == {"analysis.html", "faces.png", "tsne.png", "tsne.csv", *heads}
     with open(output / "tsne.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     samples = open_set(faces, "auto", CLASSES).splits["test"]
     assert [(row["image"], row["true"]) for row in rows] == [
         (sample.path, CLASSES[sample.label]) for sample in samples
     ]
-    assert "7 faces" in capsys.readouterr().out
+    assert "faces: 7" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -174,18 +303,19 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 def test_perplexity_that_is_not_legal(perplexity):
     message = f"above 0 and below the number of images, 4; got {perplexity}"
     with pytest.raises(errors.ConfigError, match=message):
-        analyze.embed(np.zeros((4, 8)), perplexity, seed=0)
+        embed(np.zeros((4, 8)), perplexity, seed=0)
 
 
 def test_without_scikit_learn_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(errors.ConfigError, match="pip install scikit-learn, or give --no-tsne"):
-        analyze.embed(np.zeros((40, 8)), 30, seed=0)
+        embed(np.zeros((40, 8)), 30, seed=0)
 
 
 def test_names_that_are_no_text(tmp_path):
     name = os.fsdecode(b"bl\xe9")
     points, labels = np.zeros((1, 2)), np.zeros(1, int)
-    analyze._write_points(tmp_path / "a.csv", [Sample(f"{name}.jpg", 0)], labels, points, [name])
+    embedding = Embedding("a, test", "a", [Sample(f"{name}.jpg", 0)], labels, points)
+    analyze._write_points(tmp_path / "a.csv", embedding, [name])
     assert b"\nbl\xe9.jpg,bl\xe9,bl\xe9,0" in (tmp_path / "a.csv").read_bytes()
     pictures.plot_tsne(tmp_path / "a.png", points, labels, [name], f"{name}/best.pt")
