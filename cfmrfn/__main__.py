@@ -18,7 +18,7 @@ TOOLS = {
         "accuracies and confusion matrix of a checkpoint on a data set",
     ),
     "predict": ("cfmrfn.predict", "expressions on images"),
-    "analyze": ("cfmrfn.analyze", "attention, landmarks and t-SNE of a checkpoint, as pictures"),
+    "analyze": ("cfmrfn.analyze", "what a checkpoint looks at, as a page and pictures"),
     "data": ("cfmrfn.data.__main__", "verify a data set, draw faces, prepare FERPlus"),
     "complexity": ("cfmrfn.complexity", "parameters, operations and memory of a network"),
     "sweep": ("cfmrfn.sweep", "the paper's tables, by training every row of one"),
