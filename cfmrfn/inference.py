@@ -44,7 +44,7 @@ from tqdm import tqdm
 
 from cfmrfn.batches import UNREADABLE_LABEL
 from cfmrfn.checkpoint import About
-from cfmrfn.data import LAYOUTS, Sample, open_set, why_unreadable
+from cfmrfn.data import LAYOUTS, Sample, canonical_name, open_set, why_unreadable
 from cfmrfn.errors import DataError
 from cfmrfn.predictor import Face
 
@@ -63,6 +63,8 @@ class Split:
         samples: the images.
         other_classes: number of images in this split of each class that the checkpoint lacks.
         dropped: number of files and images of all splits that were left out, by reason.
+        set_classes: of the data set.
+        published: images of this split by class, as the owners of the set print them.
     """
 
     data: str
@@ -74,6 +76,13 @@ class Split:
     samples: Sequence[Sample]
     other_classes: Mapping[str, int]
     dropped: Mapping[str, int]
+    set_classes: tuple[str, ...]
+    published: Mapping[str, int]
+
+    @property
+    def shared_classes(self) -> list[str]:
+        """The checkpoint's classes that the data set knows too."""
+        return [name for name in self.class_names if canonical_name(name) in self.set_classes]
 
     @property
     def absent(self) -> list[str]:
@@ -143,6 +152,8 @@ def open_split(
         mapped.splits[split],
         other_classes,
         {reason: count for reason, count in opened.dropped.items() if count},
+        opened.class_names,
+        opened.published.get(split, {}),
     )
 
 
