@@ -1,7 +1,8 @@
-"""What is reported on a split, all from one confusion matrix."""
+"""What is reported on a split: from its confusion matrix, and of its probabilities."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,8 @@ class Report:
     """Results on one split.
 
     `matrix` (classes, classes) counts, rows are the true classes; `loss` is the mean
-    cross-entropy. A class without images has no accuracy (nan) and is left out of the means.
+    cross-entropy, which is the mean negative log likelihood. A class without images has no accuracy
+    and no F1 (nan) and is left out of the means.
     """
 
     class_names: tuple[str, ...]
@@ -45,6 +47,19 @@ class Report:
             return np.asarray(np.diag(self.matrix) / self.matrix.sum(1))
 
     @property
+    def precision(self) -> np.ndarray:
+        """Part of each class's predictions that is right, (classes,); nan: there are none."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.diag(self.matrix) / self.matrix.sum(0))
+
+    @property
+    def f1(self) -> np.ndarray:
+        """Harmonic mean of precision and recall of each class, (classes,)."""
+        row, column = self.matrix.sum(1), self.matrix.sum(0)
+        f1 = 2 * np.diag(self.matrix) / np.maximum(row + column, 1)
+        return np.where(row > 0, f1, np.nan)
+
+    @property
     def mean_class_accuracy(self) -> float:
         """Mean of the per-class accuracies."""
         return float(np.nanmean(self.per_class))
@@ -52,9 +67,7 @@ class Report:
     @property
     def macro_f1(self) -> float:
         """Mean over the classes of the harmonic mean of precision and recall."""
-        row, column = self.matrix.sum(1), self.matrix.sum(0)
-        f1 = 2 * np.diag(self.matrix) / np.maximum(row + column, 1)
-        return float(f1[row > 0].mean())
+        return float(np.nanmean(self.f1))
 
     def summary(self) -> dict[str, float]:
         """The scalars that are logged each epoch."""
@@ -66,24 +79,130 @@ class Report:
         }
 
     def as_dict(self) -> dict[str, Any]:
-        """All of it as plain values, for JSON."""
-        per_class = zip(self.class_names, self.per_class, strict=True)
+        """All of it as plain values, for JSON; None stands for nan."""
         return {
             "images": self.images,
             **self.summary(),
-            "per_class": {name: None if np.isnan(value) else value for name, value in per_class},
+            "per_class": self._by_name(self.per_class),
+            "per_class_precision": self._by_name(self.precision),
+            "per_class_f1": self._by_name(self.f1),
             "confusion_matrix": self.matrix.tolist(),
         }
 
+    def _by_name(self, values: np.ndarray) -> dict[str, float | None]:
+        pairs = zip(self.class_names, values.tolist(), strict=True)
+        return {name: None if np.isnan(value) else value for name, value in pairs}
+
     def __str__(self) -> str:
-        width = max(map(len, self.class_names))
-        lines = [
-            f"images               {self.images}",
-            f"overall accuracy     {self.accuracy:.4f}",
-            f"mean class accuracy  {self.mean_class_accuracy:.4f}",
-            f"macro F1             {self.macro_f1:.4f}",
-        ]
-        counts = self.matrix.sum(1)
-        for name, value, count in zip(self.class_names, self.per_class, counts, strict=True):
-            lines.append(f"  {name:{width}}  {value:.4f}  of {count}")
+        return f"{self.figures({})}\n{self.table()}"
+
+    def figures(self, notes: Mapping[str, str]) -> str:
+        """The overall results, a line each, with `notes` behind those of these names in JSON."""
+        labels = {
+            "accuracy": "overall accuracy",
+            "mean_class_accuracy": "mean class accuracy",
+            "macro_f1": "macro F1",
+        }
+        values = self.summary()
+        lines = [f"{'images':19}  {self.images}"]
+        for name, label in labels.items():
+            lines.append(f"{label:19}  {values[name]:.4f}  {notes.get(name, '')}".rstrip())
         return "\n".join(lines)
+
+    def table(self) -> str:
+        """Precision, recall, F1 and number of images of each class, a line each."""
+        width = max(map(len, self.class_names))
+        lines = [f"  {'':{width}}  precision  recall      F1  images"]
+        counts = self.matrix.sum(1)
+        columns = zip(
+            self.class_names, self.precision, self.per_class, self.f1, counts, strict=True
+        )
+        for name, precision, recall, f1, count in columns:
+            cells = f"{_cell(precision):>9}  {_cell(recall):>6}  {_cell(f1):>6}  {count:6}"
+            lines.append(f"  {name:{width}}  {cells}")
+        return "\n".join(lines)
+
+
+def _cell(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.4f}"
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How well the probability of the predicted class, the confidence, tells the accuracy.
+
+    Images are put into `BINS` equal-width bins by confidence, (m - 1) / BINS < confidence <=
+    m / BINS (Guo et al. 2017, "On calibration of modern neural networks"). All arrays are (bins,);
+    a bin without images has accuracy and confidence nan.
+
+    Attributes:
+        counts: images in each bin.
+        accuracy: part of them whose prediction is right.
+        confidence: its mean over them.
+    """
+
+    counts: np.ndarray
+    accuracy: np.ndarray
+    confidence: np.ndarray
+
+    BINS = 15
+
+    @classmethod
+    def of(cls, probabilities: np.ndarray, labels: np.ndarray) -> Calibration:
+        """From probabilities (images, classes) and labels (images,)."""
+        confidence, correct = probabilities.max(1), probabilities.argmax(1) == labels
+        inner = np.linspace(0, 1, cls.BINS + 1)[1:-1]
+        place = np.searchsorted(inner, confidence, side="left")
+        counts = np.bincount(place, minlength=cls.BINS)
+        with np.errstate(invalid="ignore"):
+            return cls(
+                counts,
+                np.bincount(place, correct, cls.BINS) / counts,
+                np.bincount(place, confidence, cls.BINS) / counts,
+            )
+
+    @property
+    def ece(self) -> float:
+        """Expected calibration error: the mean over the images of their bin's gap."""
+        gaps = np.abs(self.accuracy - self.confidence)
+        return float(np.nansum(self.counts * gaps) / self.counts.sum())
+
+    @property
+    def mean_accuracy(self) -> float:
+        """Over all images."""
+        return float(np.nansum(self.counts * self.accuracy) / self.counts.sum())
+
+    @property
+    def mean_confidence(self) -> float:
+        """Over all images."""
+        return float(np.nansum(self.counts * self.confidence) / self.counts.sum())
+
+    def as_dict(self) -> dict[str, Any]:
+        """As plain values, for JSON: of each bin its edges, images, accuracy and confidence."""
+        bins = zip(self.counts.tolist(), self.accuracy, self.confidence, strict=True)
+        return {
+            "definition": f"ECE of Guo et al. 2017, {self.BINS} equal-width bins",
+            "ece": self.ece,
+            "mean_confidence": self.mean_confidence,
+            "bins": [
+                {
+                    "above": place / self.BINS,
+                    "up_to": (place + 1) / self.BINS,
+                    "images": count,
+                    "accuracy": float(accuracy) if count else None,
+                    "confidence": float(confidence) if count else None,
+                }
+                for place, (count, accuracy, confidence) in enumerate(bins)
+            ],
+        }
+
+
+def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
+    """Brier (1950): the squared error of the probabilities, summed over the classes; 0 to 2.
+
+    Args:
+        probabilities: (images, classes).
+        labels: (images,).
+    """
+    errors = probabilities - np.eye(probabilities.shape[1])[labels]
+    return float(np.square(errors).sum(1).mean())

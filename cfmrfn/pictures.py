@@ -1,4 +1,4 @@
-"""Learning curves, confusion matrices, maps on faces and t-SNE as PNG."""
+"""Learning curves, confusion matrices, reliability, maps on faces and t-SNE as PNG."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
 from cfmrfn.errors import printable
-from cfmrfn.metrics import Report
+from cfmrfn.metrics import Calibration, Report
 
 # Okabe-Ito colours, which colour-blind readers can tell apart
 COLORS = {"train": "#0072B2", "val": "#E69F00", "test": "#009E73"}
@@ -27,6 +27,7 @@ CLASS_COLORS = [*COLORS.values(), "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#
 # with more classes than colours, colours come again in another shape
 CLASS_MARKERS = "o^sDvP*X"
 MOST_CELLS = 30  # classes up to which the cells of a confusion matrix hold their numbers
+MOST_LETTERS = 32  # of the name of a class beside a confusion matrix
 NAMES = {"train": "training", "val": "validation", "test": "held out"}
 
 
@@ -56,30 +57,87 @@ def plot_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def plot_confusion(path: Path, report: Report, title: str) -> None:
-    """Confusion matrix in percent of the true class, with the counts behind each row."""
+    """Confusion matrix in percent of the true class, with the counts behind each row.
+
+    The row of a class without images is grey.
+    """
     classes = len(report.class_names)
     counts = report.matrix.sum(1, keepdims=True)
-    percent = 100 * report.matrix / np.maximum(counts, 1)
-    cell = 0.7 if classes <= MOST_CELLS else min(0.3, 40 / classes)  # inches
-    size = (1.6 + (cell + 0.05) * classes, 1.4 + cell * classes)
-    figure = Figure(figsize=size, layout="constrained")
+    percent = np.ma.masked_array(100 * report.matrix / np.maximum(counts, 1))
+    percent[counts[:, 0] == 0] = np.ma.masked
+    figure = Figure(layout="constrained")
     axes = figure.subplots()
+    axes.set_facecolor("0.9")
     image = axes.imshow(percent, cmap="Blues", vmin=0, vmax=100)
-    for (row, column), value in np.ndenumerate(percent if classes <= MOST_CELLS else []):
-        color = "white" if value > 55 else "black" if value >= 0.5 else "0.7"
-        axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color)
-    names = [printable(name) for name in report.class_names]
-    axes.set_xticks(range(classes), names, rotation=40, ha="right")
+    if classes <= MOST_CELLS:
+        for (row, column), value in np.ma.ndenumerate(percent):
+            color = "white" if value > 55 else "black" if value >= 0.5 else "0.7"
+            axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color)
+    names = [_shortened(printable(name)) for name in report.class_names]
+    axes.set_xticks(range(classes), names, rotation=40, ha="right", rotation_mode="anchor")
     rows = zip(names, counts[:, 0], strict=True)
     axes.set_yticks(range(classes), [f"{name} ({count})" for name, count in rows])
     axes.set_xlabel("predicted")
     axes.set_ylabel("true (images)")
+    # a share of the width would leave its label no room where the matrix is large
+    figure.colorbar(image, label="% of the true class", shrink=0.8, fraction=0.03, aspect=30)
+    cell = 0.7 if classes <= MOST_CELLS else min(0.3, 40 / classes)  # inches
+    beside = max(_inches(label)[0] for label in axes.get_yticklabels())
+    below = max(_inches(label)[1] for label in axes.get_xticklabels())
+    figure.set_size_inches(
+        1.4 + beside + (cell + 0.05) * classes, 1 + below + cell * max(classes, 3)
+    )
     _set_title(
         figure,
         f"{title}\naccuracy {report.accuracy:.1%}, mean of classes "
         f"{report.mean_class_accuracy:.1%}",
     )
-    figure.colorbar(image, label="% of the true class", shrink=0.8)
+    _save(figure, path)
+
+
+def plot_reliability(path: Path, calibration: Calibration, title: str) -> None:
+    """Reliability diagram (Guo et al. 2017): accuracy against confidence, and images per bin."""
+    bins = len(calibration.counts)
+    edges = np.linspace(0, 1, bins + 1)
+    filled = calibration.counts > 0
+    left, width = edges[:-1][filled], 1 / bins
+    accuracy, confidence = calibration.accuracy[filled], calibration.confidence[filled]
+    figure = Figure(figsize=(5.5, 6.2), layout="constrained")
+    above, below = figure.subplots(2, height_ratios=(3, 1), sharex=True)
+    bars: dict[str, Any] = {"width": width, "align": "edge"}
+    above.bar(left, accuracy, color=COLORS["train"], edgecolor="white", label="accuracy", **bars)
+    above.bar(
+        left,
+        confidence - accuracy,
+        bottom=accuracy,
+        color="none",
+        edgecolor="#D55E00",
+        hatch="////",
+        linewidth=0.8,
+        label="gap to the mean confidence",
+        **bars,
+    )
+    above.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="calibrated")
+    above.set_ylim(0, 1.01)
+    above.set_ylabel("accuracy")
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    below.bar(edges[:-1], calibration.counts, color="0.6", edgecolor="white", **bars)
+    for place, count in zip(edges[:-1] + width / 2, calibration.counts, strict=True):
+        below.annotate(
+            str(count), (place, count), (0, 2), textcoords="offset points", ha="center", fontsize=6
+        )
+    below.set_ylim(0, 1.2 * calibration.counts.max())
+    below.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    below.set_xlim(0, 1)
+    below.set_ylabel("images")
+    below.set_xlabel(f"confidence: probability of the prediction, {bins} bins")
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    _set_title(
+        figure,
+        f"{title}\nECE {calibration.ece:.4f}, accuracy {calibration.mean_accuracy:.1%}, "
+        f"mean confidence {calibration.mean_confidence:.1%}",
+    )
     _save(figure, path)
 
 
@@ -235,10 +293,24 @@ def _show_map(axes: Axes, values: np.ndarray, **style: Any) -> None:
 def _set_title(figure: Figure, title: str) -> None:
     """Writes a title above everything, and makes the figure as wide as it needs."""
     text = figure.suptitle(printable(title), fontsize=9)
+    figure.set_figwidth(max(figure.get_figwidth(), _inches(text)[0] + 0.3))
+
+
+def _inches(text: Text) -> tuple[float, float]:
+    """Width and height of a text on its figure, turned as it is."""
     text.set_parse_math(False)
+    figure = text.get_figure()
+    assert figure is not None
     extent = text.get_window_extent(FigureCanvasAgg(figure).get_renderer())
-    needed = extent.width / figure.dpi + 0.3  # inches
-    figure.set_figwidth(max(figure.get_figwidth(), needed))
+    return extent.width / figure.dpi, extent.height / figure.dpi
+
+
+def _shortened(name: str) -> str:
+    """`name`, without its middle where it is long: names that begin alike still differ."""
+    if len(name) <= MOST_LETTERS:
+        return name
+    end = MOST_LETTERS // 2
+    return f"{name[: MOST_LETTERS - end - 1]}…{name[-end:]}"
 
 
 def _save(figure: Figure, path: Path) -> None:

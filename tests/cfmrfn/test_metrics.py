@@ -8,13 +8,14 @@ import torch
 from PIL import Image
 
 from cfmrfn.losses import ExpressionLoss
-from cfmrfn.metrics import Report, confusion_matrix
+from cfmrfn.metrics import Calibration, Report, brier_score, confusion_matrix
 from cfmrfn.pictures import (
     FaceMaps,
     plot_confusion,
     plot_curves,
     plot_faces,
     plot_heads,
+    plot_reliability,
     plot_tsne,
 )
 
@@ -47,6 +48,89 @@ def test_class_without_images_is_left_out():
     assert report.as_dict()["per_class"] == {"anger": 1.0, "fear": None, "joy": 0.5}
 
 
+def some_predictions(images=500, classes=5, seed=0):
+    """Probabilities (images, classes) and labels (images,); no image of class 1, no guess of 3."""
+    rng = np.random.default_rng(seed)
+    labels = rng.choice([0, 2, 3, 4], images)
+    logits = rng.normal(size=(images, classes))
+    logits[np.arange(images), labels] += 1
+    logits[:, 3] -= 50
+    probabilities = np.exp(2 * logits)
+    return probabilities / probabilities.sum(1, keepdims=True), labels
+
+
+def test_precision_recall_and_f1_are_those_of_scikit_learn():
+    metrics = pytest.importorskip("sklearn.metrics")
+    probabilities, labels = some_predictions()
+    guesses = probabilities.argmax(1)
+    matrix = confusion_matrix(torch.tensor(guesses), torch.tensor(labels), 5).numpy()
+    report = Report(tuple("abcde"), matrix, 0.5)
+    expected = metrics.precision_recall_fscore_support(
+        labels, guesses, labels=range(5), zero_division=np.nan
+    )
+    precision, recall, f1, counts = expected
+    assert report.precision == pytest.approx(precision, nan_ok=True)
+    assert report.per_class == pytest.approx(recall, nan_ok=True)
+    has_images = counts > 0
+    assert has_images.tolist() == [True, False, True, True, True]
+    assert report.f1[has_images] == pytest.approx(f1[has_images])
+    assert math.isnan(report.f1[1])
+    present = [0, 2, 3, 4]
+    macro = metrics.f1_score(labels, guesses, labels=present, average="macro")
+    assert report.macro_f1 == pytest.approx(macro)
+    plain = report.as_dict()
+    assert plain["per_class_precision"]["d"] is None
+    assert plain["per_class_precision"]["b"] == 0  # predicted, and never right
+    assert plain["per_class_f1"]["b"] is None and plain["per_class"]["b"] is None
+    assert plain["per_class_f1"]["d"] == 0
+    row = str(report).splitlines()[-2].split()  # of d
+    assert row == ["d", "-", "0.0000", "0.0000", str(counts[3])]
+
+
+def test_ece_by_a_plain_loop():
+    probabilities, labels = some_predictions()
+    calibration = Calibration.of(probabilities, labels)
+    gap, seen = 0.0, 0
+    for place in range(15):
+        inside = []
+        for row, label in zip(probabilities, labels, strict=True):
+            if place / 15 < max(row) <= (place + 1) / 15:
+                inside.append((max(row), row.argmax() == label))
+        edges = calibration.as_dict()["bins"][place]
+        assert (edges["above"], edges["up_to"]) == (place / 15, (place + 1) / 15)
+        assert edges["images"] == len(inside)
+        seen += len(inside)
+        if not inside:
+            assert edges["accuracy"] is None and edges["confidence"] is None
+            continue
+        confidence, accuracy = np.mean(inside, 0)
+        assert (edges["accuracy"], edges["confidence"]) == pytest.approx((accuracy, confidence))
+        gap += len(inside) / len(labels) * abs(accuracy - confidence)
+    assert seen == len(labels)
+    assert calibration.ece == pytest.approx(gap)
+    assert calibration.mean_confidence == pytest.approx(probabilities.max(1).mean())
+    right = probabilities.argmax(1) == labels
+    assert calibration.mean_accuracy == pytest.approx(right.mean())
+
+
+def test_ece_by_hand():
+    """Sure and right: 0. Always sure, right in half: 1/2. A confidence on an edge is below it."""
+    sure = np.eye(2)[[0, 0, 1, 1]]
+    assert Calibration.of(sure, np.array([0, 0, 1, 1])).ece == 0
+    assert Calibration.of(sure, np.array([0, 0, 0, 0])).ece == 0.5
+    on_edge = Calibration.of(np.array([[0.6, 0.4]]), np.array([0]))
+    assert on_edge.counts.tolist() == [0] * 8 + [1] + [0] * 6
+    assert on_edge.ece == pytest.approx(0.4)
+
+
+def test_brier_score_is_the_sum_over_the_classes():
+    metrics = pytest.importorskip("sklearn.metrics")
+    probabilities, labels = some_predictions()
+    each = [metrics.brier_score_loss(labels == c, probabilities[:, c]) for c in range(5)]
+    assert brier_score(probabilities, labels) == pytest.approx(sum(each))
+    assert brier_score(np.eye(3)[[0, 1]], np.array([0, 2])) == 1  # the one that is wrong counts 2
+
+
 def test_loss_is_the_weighted_sum():
     logits, labels = torch.randn(4, 3, dtype=torch.float64), torch.tensor([0, 2, 1, 1])
     log_p = logits.log_softmax(1)
@@ -71,6 +155,8 @@ def test_pictures_take_any_names(tmp_path):
     names = [f"{number} $_{{$ \udce9" for number in range(3)]
     report = Report(tuple(names), np.eye(3, dtype=int), loss=0.5)
     plot_confusion(tmp_path / "confusion.png", report, names[0])
+    calibration = Calibration.of(np.eye(3), np.arange(3))
+    plot_reliability(tmp_path / "reliability.png", calibration, names[0])
     plot_tsne(tmp_path / "tsne.png", np.eye(3)[:, :2], np.arange(3), names, names[0])
     maps = {"landmark": np.ones((8, 2, 2))}
     evidence = {"landmark": np.ones((2, 2))}
@@ -91,3 +177,30 @@ def test_a_picture_is_as_wide_as_its_title(tmp_path):
             border = np.asarray(picture.convert("L"))[:, [0, -1]]
         assert (border == 255).all()  # nothing is cut off
     assert widths[1] > 2 * widths[0]
+
+
+@pytest.mark.parametrize("classes", [2, 8, 30, 60])
+@pytest.mark.parametrize(
+    "name", ["c", "happiness", "a name that is too long to be written out in it"]
+)
+def test_nothing_of_a_confusion_matrix_is_cut_off(tmp_path, classes, name):
+    matrix = np.random.default_rng(0).integers(0, 900, (classes, classes))
+    matrix[1] = 0  # a class without images
+    names = tuple(f"{name} {index}" for index in range(classes))
+    plot_confusion(tmp_path / "confusion.png", Report(names, matrix, 0.5), "run/best.pt on data")
+    assert_has_a_white_border(tmp_path / "confusion.png")
+
+
+@pytest.mark.parametrize("images", [1, 100_000])
+def test_nothing_of_a_reliability_diagram_is_cut_off(tmp_path, images):
+    probabilities, labels = some_predictions(images)
+    calibration = Calibration.of(probabilities, labels)
+    plot_reliability(tmp_path / "reliability.png", calibration, "run/best.pt on data" * 9)
+    assert_has_a_white_border(tmp_path / "reliability.png")
+
+
+def assert_has_a_white_border(path):
+    with Image.open(path) as picture:
+        pixels = np.asarray(picture.convert("L"))
+    assert (pixels[:, [0, -1]] == 255).all()
+    assert (pixels[[0, -1]] == 255).all()
