@@ -1,13 +1,49 @@
-"""Evaluate a checkpoint: `python -m cfmrfn.evaluate CHECKPOINT --data ROOT`.
+"""Evaluate checkpoints: `python -m cfmrfn.evaluate RUN... --data ROOT`.
 
 For each checkpoint, in the output folder, with RUN the name of its folder and DATA that of the data
-set's::
+set's; NAME is RUN-CHECKPOINT-DATA-SPLIT, and `-flip` and `-shared` where these options are given::
 
-    RUN-CHECKPOINT-DATA-SPLIT.json    results, and what they were computed of
-    RUN-CHECKPOINT-DATA-SPLIT.png     confusion matrix
-    RUN-CHECKPOINT-DATA-SPLIT.csv     with --csv: each image, see `cfmrfn.inference`
+    NAME.json               results, and what they were computed of
+    NAME.png                confusion matrix
+    NAME-confusion.csv      confusion matrix: a row per true class, a column per predicted one
+    NAME-reliability.png    accuracy against confidence, and how many images are in each bin
+    NAME.csv                with --csv: each image, see `cfmrfn.inference`
 
-Results are replaced by results of the same checkpoint, epoch, data and options only.
+For several checkpoints, side by side::
+
+    RUNS-comparison-DATA-SPLIT.json, .csv
+
+Results are replaced by results of the same checkpoint, epoch, data and options only. Every file is
+written whole or not at all, the JSON last.
+
+NAME.json holds, beside what was evaluated on what::
+
+    class_names             classes that predictions are among, in the order of what follows
+    checkpoint_classes      those of the checkpoint
+    set_classes             those of the data set
+    images                  number of images, over which the following are means
+    accuracy                overall accuracy
+    mean_class_accuracy     mean of the classes' accuracies
+    macro_f1                mean of the classes' F1
+    loss                    negative log likelihood of the true class, natural logarithm
+    brier_score             squared error of the probabilities, summed over the classes, 0 to 2
+    per_class               accuracy of each class, which is its recall; null: it has no images
+    per_class_precision     null: it is never predicted
+    per_class_f1            null: it has no images
+    confusion_matrix        counts; a row per true class, a column per predicted one
+    calibration             ece, the expected calibration error as `definition` says;
+                            mean_confidence; bins of confidence, `above` < confidence <= `up_to`,
+                            with images, accuracy and mean confidence (null: no images)
+    bootstrap               [low, high] of accuracy and mean_class_accuracy, see `cfmrfn.bootstrap`;
+                            interval (0.95), resamples, seed
+    left_out, left_out_of_whole_set, unreadable, classes_without_images
+    versions, checkpoint_versions
+
+A comparison's JSON holds, in `runs`, what was evaluated on what and the columns of the CSV: `name`
+of the checkpoint; `images`; the results above; `_low` and `_high`, the ends of their intervals;
+`images_of_both`, the images that it and the first checkpoint both had, and on these how much better
+it is than the first, `accuracy_difference` and `mean_class_accuracy_difference`, with the ends of
+their intervals.
 """
 
 from __future__ import annotations
@@ -15,246 +51,48 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 import tyro
-from torch import Tensor, nn
 
-from cfmrfn import checkpoint, errors
-from cfmrfn.batches import evaluation_loader
+from cfmrfn import bootstrap, checkpoint, errors, paper_tables
+from cfmrfn.comparison import Comparison
 from cfmrfn.config import LayoutName, check_at_least, parse
 from cfmrfn.distributed import World
-from cfmrfn.errors import ConfigError, DataError
-from cfmrfn.inference import (
-    PredictionTable,
-    ReadableBatches,
-    Split,
-    open_split,
-    open_table,
-    reason_of,
+from cfmrfn.errors import ConfigError
+from cfmrfn.evaluation import (
+    HOW_CHOSEN,
+    Evaluation,
+    OnBroken,
+    evaluate,
+    evaluate_checkpoint,
+    evaluate_split,
+    predicted_classes,
 )
-from cfmrfn.metrics import Report, confusion_matrix
-from cfmrfn.pictures import plot_confusion
-from cfmrfn.precision import Precision, autocast, sum_dtype
+from cfmrfn.inference import Split, open_split
+from cfmrfn.pictures import plot_confusion, plot_reliability
+from cfmrfn.precision import Precision
+from cfmrfn.whole_files import whole
 
-# Split that chose the epoch -> how the epoch was chosen; None: not by any results.
-HOW_CHOSEN = {
-    "val": "best on the validation images",
-    "test": "best on the held-out images themselves, as papers do: optimistic",
-    None: "the last",
-}
-
-
-@torch.inference_mode()
-def evaluate(
-    network: nn.Module,
-    loader: Iterable[tuple[Tensor, Tensor]],
-    class_names: tuple[str, ...],
-    world: World,
-    precision: Precision = "float32",
-    keep: Callable[[Tensor], object] | None = None,
-) -> Report:
-    """Results of `network` on the images of `loader`, over all processes.
-
-    `keep` is given the logits (batch, classes) of each batch of this process.
-
-    Raises:
-        DataError: there are no images.
-    """
-    network.eval()
-    classes = len(class_names)
-    matrix = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
-    loss = torch.zeros((), dtype=sum_dtype(world.device), device=world.device)
-    for images, labels in loader:
-        images = images.to(world.device, non_blocking=True)
-        labels = labels.to(world.device, non_blocking=True)
-        with autocast(precision, world.device):
-            logits = network(images).float()
-        if keep is not None:
-            keep(logits)
-        matrix += confusion_matrix(logits.argmax(1), labels, classes)
-        loss += F.cross_entropy(logits, labels, reduction="sum")
-    world.sum(matrix)
-    world.sum(loss)
-    if not matrix.any():
-        raise DataError("not one image can be read")
-    return Report(class_names, matrix.cpu().numpy(), loss.item() / int(matrix.sum()))
-
-
-OnBroken = Literal["error", "skip"]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Results of a checkpoint.
-
-    Attributes:
-        report: the results.
-        about: what the checkpoint says of itself.
-        images: what it was evaluated on.
-        probabilities: (images, classes), NaN where an image could not be read.
-        unreadable: `"path: reason"` of these images, which do not count.
-    """
-
-    report: Report
-    about: checkpoint.About
-    images: Split
-    probabilities: np.ndarray
-    unreadable: Sequence[str]
-
-    def as_dict(self) -> dict[str, Any]:
-        """Results, and what was left out, as plain values for JSON."""
-        left_out = {
-            f"class {name}, which the checkpoint does not know": count
-            for name, count in self.images.other_classes.items()
-        }
-        if self.unreadable:
-            left_out["cannot be read"] = len(self.unreadable)
-        return {
-            "class_names": list(self.about.class_names),
-            "left_out": left_out,
-            "left_out_of_whole_set": dict(self.images.dropped),
-            "unreadable": list(self.unreadable),
-            "classes_without_images": self.images.absent,
-            "versions": checkpoint.versions(),
-            "checkpoint_versions": self.about.versions,
-            **self.report.as_dict(),
-        }
-
-    def write_table(self, path: str | Path) -> None:
-        """Writes each image's prediction as CSV, see `cfmrfn.inference`."""
-        names = self.about.class_names
-        with open_table(path) as file:
-            table = PredictionTable(file, names, with_labels=True)
-            for sample, row in zip(self.images.samples, self.probabilities.tolist(), strict=True):
-                read = row if row[0] == row[0] else None  # NaN differs from itself
-                table.write(sample.path, read, names[sample.label])
-
-
-def evaluate_split(
-    network: nn.Module,
-    about: checkpoint.About,
-    images: Split,
-    *,
-    batch_size: int = 64,
-    workers: int | None = None,
-    precision: Precision = "float32",
-    on_broken: OnBroken = "error",
-    world: World | None = None,
-    progress: bool = False,
-) -> Evaluation:
-    """Evaluates a network on a split of a data set.
-
-    Args:
-        network, about: as `checkpoint.load_network` returns them.
-        images: as `open_split` returns them.
-        batch_size: images at a time.
-        workers: processes that decode images. None: one per spare core, at most 8.
-        precision: autocast type.
-        on_broken: what an image does that cannot be read. "error" ends the evaluation, where it is
-            missing before anything is computed. "skip" leaves it out and counts it.
-        world: the processes, and the device.
-        progress: show a bar on a terminal.
-
-    Raises:
-        DataError: an image cannot be read, and `on_broken` is "error"; or none can.
-    """
-    world = world or World()
-    samples = images.samples
-    if on_broken == "error":
-        _require_files(images)
-    loader = evaluation_loader(
-        samples,
-        about,
-        batch_size=batch_size,
-        world=world,
-        workers=workers,
-        on_broken="mark",
-    )
-    own = range(len(samples))[world.rank :: world.size]
-    batches = ReadableBatches(
-        loader,
-        [samples[place] for place in own],
-        on_broken,
-        progress=progress and world.is_main,
-    )
-    logits: list[Tensor] = []
-    report = evaluate(
-        network.to(world.device), batches, about.class_names, world, precision, logits.append
-    )
-    # each process fills its rows, and the others add zeros
-    probabilities = torch.zeros(len(samples), len(about.class_names), device=world.device)
-    left_out = {own[place] for place in batches.unreadable}
-    if logits:
-        read = [place for place in own if place not in left_out]
-        probabilities[read] = torch.cat(logits).softmax(1)
-    world.sum(probabilities)
-    unread = torch.zeros(len(samples), device=world.device)
-    unread[sorted(left_out)] = 1
-    world.sum(unread)
-    probabilities[unread > 0] = torch.nan
-    reasons = [reason_of(samples[place]) for place in unread.nonzero().flatten().tolist()]
-    return Evaluation(report, about, images, probabilities.cpu().numpy(), reasons)
-
-
-def _require_files(images: Split) -> None:
-    missing = [sample.path for sample in images.samples if not os.path.isfile(sample.path)]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of the {len(images.samples)} images of split {images.name} are "
-            f"missing, {missing[0]} first; --on-broken skip leaves such images out"
-        )
-
-
-def evaluate_checkpoint(
-    path: str | Path,
-    data: str | Path,
-    *,
-    layout: str = "auto",
-    split: str | None = None,
-    boxes: bool = True,
-    digits: Sequence[str] | None = None,
-    batch_size: int = 64,
-    workers: int | None = None,
-    precision: Precision = "float32",
-    on_broken: OnBroken = "error",
-    world: World | None = None,
-) -> Evaluation:
-    """Evaluates a checkpoint, or a run folder's best one, on a split of the data set at `data`.
-
-    Classes are matched by name, so a network trained on one set can be tried on another. `layout`,
-    `split`, `boxes` and `digits` are those of `cfmrfn.inference.open_split`, the other arguments
-    those of `evaluate_split`.
-
-    Raises:
-        CheckpointError, ConfigError: the checkpoint cannot be used.
-        DataError: the data set cannot be opened, or has no such split; or as `evaluate_split`.
-    """
-    network, about = checkpoint.load_network(path)
-    return evaluate_split(
-        network,
-        about,
-        open_split(data, layout, split, about, boxes=boxes, digits=digits),
-        batch_size=batch_size,
-        workers=workers,
-        precision=precision,
-        on_broken=on_broken,
-        world=world,
-    )
+__all__ = ["Evaluation", "evaluate", "evaluate_checkpoint", "evaluate_split", "main"]
 
 
 @dataclass(frozen=True)
 class Evaluate:
-    """Evaluate a checkpoint, or both checkpoints of a run folder, on a data set."""
+    """Evaluate checkpoints on a data set: accuracies with 95 % intervals, precision, recall and F1
+    of each class, calibration, confusion matrix; of several also their differences.
 
-    checkpoint: tyro.conf.Positional[Path]
-    """best.pt or last.pt of a run, or the run folder."""
+    Beside RAF-DB, AffectNet and FERPlus the paper's rows of Tables 1 and 2 are printed.
+    """
+
+    checkpoints: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="RUN [RUN ...]"),
+    ]
+    """best.pt or last.pt of a run, or the run folder: both. Several are compared with the first."""
     data: Path
     """Root folder of the data set. It needs no training split: class folders alone will do."""
     layout: LayoutName = "auto"
@@ -266,6 +104,12 @@ class Evaluate:
     digits: tuple[str, ...] | None = None
     """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
     class names in order. None: as in training."""
+    flip: bool = False
+    """Take the mean of the probabilities of each image and of its mirror image (flip test-time
+    augmentation), at twice the time."""
+    shared_classes: bool = False
+    """Predict only classes that the data set has too, their probabilities scaled to sum to 1, when
+    the network knows others. Without it a prediction of another class is an error."""
     on_broken: OnBroken = "error"
     """What an unreadable image does: stop with its name, or be counted, named and skipped."""
     batch_size: int = 64
@@ -280,7 +124,7 @@ class Evaluate:
     csv: bool = False
     """Also write each image's path, label, prediction and probabilities as CSV."""
     output: Annotated[Path, tyro.conf.arg(metavar="FOLDER")] = Path("evaluation")
-    """Folder for results, confusion matrices and tables, made where it is missing."""
+    """Folder for results, pictures and tables, made where it is missing."""
 
     def __post_init__(self) -> None:
         check_at_least(self, batch_size=1, workers=0)
@@ -290,19 +134,84 @@ class Evaluate:
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate") -> None:
     """The command line."""
     tool = parse(Evaluate, sys.argv[1:] if args is None else args, prog=prog)
+    if not tool.checkpoints:
+        raise ConfigError("nothing to evaluate: give a run folder, best.pt or last.pt")
     world = World(tool.device)
-    for path in _checkpoints(tool.checkpoint):
-        network, about = checkpoint.load_network(path)
-        images = open_split(
-            tool.data,
-            tool.layout,
-            tool.split,
+    plans = _plans(tool)
+    comparison = tool.output / _name_of_comparison(plans)
+    if len(plans) > 1:
+        _refuse_to_replace(comparison, [plan.evaluated for plan in plans])
+    evaluations = {}
+    for plan in plans:
+        network, about = checkpoint.load_network(plan.path)
+        evaluation = evaluate_split(
+            network,
             about,
-            boxes=tool.boxes,
-            digits=tool.digits,
+            plan.images,
+            flip=tool.flip,
+            shared_classes=tool.shared_classes,
+            batch_size=tool.batch_size,
+            workers=tool.workers,
+            precision=tool.precision,
+            on_broken=tool.on_broken,
+            world=world,
+            progress=True,
         )
+        evaluations[plan.name] = evaluation
+        if world.is_main:
+            _report(plan, evaluation, with_table=tool.csv)
+    if world.is_main:
+        if len(plans) > 1:
+            _compare(comparison, plans, evaluations)
+        print(errors.printable(paper_tables.tables(evaluations)))
+    world.close()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An evaluation to come.
+
+    Attributes:
+        path: of the checkpoint.
+        name: of it, as shown to the user; no other checkpoint of this command has it.
+        run: name of its run.
+        images: to evaluate it on.
+        target: files of results, without the ends of their names.
+        evaluated: what is evaluated on what, which results are identified by.
+    """
+
+    path: Path
+    name: str
+    run: str
+    images: Split
+    target: Path
+    evaluated: Mapping[str, Any]
+
+
+def _plans(tool: Evaluate) -> list[_Plan]:
+    """What to do, all checked as far as it can be before anything is computed."""
+    # a checkpoint that is named twice counts once
+    paths = {os.path.abspath(p): p for given in tool.checkpoints for p in _checkpoints(given)}
+    abouts = {
+        path: checkpoint.About.from_dict(
+            checkpoint.part(checkpoint.load(path), "about", given), given
+        )
+        for path, given in paths.items()
+    }
+    splits: dict[Any, Split] = {}  # reading a large set takes minutes
+    plans: list[_Plan] = []
+    for (path, given), run in zip(paths.items(), _run_names(list(paths)), strict=True):
+        about = abouts[path]
+        digits = tool.digits or about.config.images.digits
+        key = about.class_names, digits
+        if key not in splits:
+            splits[key] = open_split(
+                tool.data, tool.layout, tool.split, about, boxes=tool.boxes, digits=digits
+            )
+        images = splits[key]
+        predicted_classes(about, images, tool.shared_classes)  # an error now, if there is one
         evaluated = {
-            "checkpoint": os.path.abspath(path),
+            "checkpoint": path,
             "epoch": about.epoch,
             "chosen": HOW_CHOSEN[about.chosen_on],
             "data": images.data,
@@ -312,42 +221,19 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate")
             "precision": tool.precision,
             "boxes": tool.boxes,
             "digits": None if images.digits is None else list(images.digits),
+            "flip": tool.flip,
+            "shared_classes": tool.shared_classes,
         }
-        target = tool.output / _name_of_results(path, images)
-        _refuse_to_replace(target, evaluated)
-        result = evaluate_split(
-            network,
-            about,
-            images,
-            batch_size=tool.batch_size,
-            workers=tool.workers,
-            precision=tool.precision,
-            on_broken=tool.on_broken,
-            world=world,
-            progress=True,
+        stem = "-".join(filter(None, [run, given.stem]))
+        target = tool.output / f"{stem}-{_name_of_images(images, evaluated)}"
+        _refuse_to_replace(target, [evaluated])
+        plans.append(_Plan(given, f"{run}/{given.name}", run, images, target, evaluated))
+    if len({plan.target for plan in plans}) < len(plans):
+        raise ConfigError(
+            f"checkpoints {', '.join(paths)} would have results of the same name; evaluate them "
+            "into different folders by --output"
         )
-        if not world.is_main:
-            continue
-        for reason in result.unreadable:
-            print(errors.printable(f"left out: {reason}"), file=sys.stderr)
-        lines = [
-            f"{path}: epoch {about.epoch}, {evaluated['chosen']}",
-            f"on {images.set_name}, {images.data}, split {images.name}",
-            *images.remarks(),
-        ]
-        if result.unreadable:
-            lines.append(f"left out: {len(result.unreadable)} images that cannot be read")
-        print(errors.printable("\n".join([*lines, f"{result.report}\n"])))
-        target.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(evaluated | result.as_dict(), indent=1)
-        Path(f"{target}.json").write_text(text + "\n", "utf-8")
-        if tool.csv:
-            result.write_table(f"{target}.csv")
-        title = f"{path.name} on {images.set_name}, {images.name}"
-        plot_confusion(Path(f"{target}.png"), result.report, title)
-        kinds = "json,csv,png" if tool.csv else "json,png"
-        print(errors.printable(f"results and confusion matrix: {target}.{{{kinds}}}\n"))
-    world.close()
+    return plans
 
 
 def _checkpoints(path: Path) -> list[Path]:
@@ -356,30 +242,120 @@ def _checkpoints(path: Path) -> list[Path]:
     return [file for file in inside if file.is_file()] or [checkpoint.file_of(path)]
 
 
-def _name_of_results(path: Path, images: Split) -> str:
-    run = Path(os.path.abspath(path)).parent.name
-    return "-".join(filter(None, [run, path.stem, Path(images.data).name, images.name]))
+def _run_names(paths: Sequence[str]) -> list[str]:
+    """Names of the folders of `paths`, with as many of those above as tell them apart."""
+    folders = [Path(path).parent.parts[1:] for path in paths]
+    names = []
+    for depth in range(1, 1 + max(map(len, folders), default=0)):
+        names = ["-".join(folder[-depth:]) for folder in folders]
+        if len(set(names)) == len(set(folders)):
+            break
+    return names
 
 
-def _refuse_to_replace(target: Path, evaluated: Mapping[str, Any]) -> None:
-    """Checks that the results at `target`, where there are any, are of the same evaluation.
+def _name_of_images(images: Split, evaluated: Mapping[str, Any]) -> str:
+    name = "-".join(filter(None, [Path(images.data).name, images.name]))
+    flip, shared = evaluated["flip"], evaluated["shared_classes"]
+    return f"{name}{'-flip' if flip else ''}{'-shared' if shared else ''}"
+
+
+def _name_of_comparison(plans: Sequence[_Plan]) -> str:
+    runs = list(dict.fromkeys(plan.run for plan in plans))
+    name = "+".join(runs)
+    if len(os.fsencode(name)) > 120:  # file systems take 255 for the whole name
+        name = f"{runs[0]}+{len(runs) - 1}-more"
+    return f"{name}-comparison-{_name_of_images(plans[0].images, plans[0].evaluated)}"
+
+
+def _refuse_to_replace(target: Path, evaluated: Sequence[Mapping[str, Any]]) -> None:
+    """Checks that the results at `target`, where there are any, are of the same evaluations.
 
     Raises:
-        ConfigError: they are of another one.
+        ConfigError: they are of other ones.
     """
     file = Path(f"{target}.json")
     if not file.exists():
         return
     try:
         before = json.loads(file.read_text("utf-8"))
-        other = [name for name, value in evaluated.items() if before.get(name) != value]
-    except (ValueError, AttributeError):
+        runs = before.get("runs", [before])
+        if len(runs) != len(evaluated):
+            other = ["number of checkpoints"]
+        else:
+            pairs = zip(runs, evaluated, strict=True)
+            other = [name for run, now in pairs for name in now if not _agree(run, now, name)]
+    except (ValueError, TypeError, AttributeError):
         other = ["content"]
     if other:
         raise ConfigError(
-            f"{file} holds other results (of another {', '.join(other)}); choose another --output, "
-            "or remove it"
+            f"{file} holds other results (of another {', '.join(dict.fromkeys(other))}); choose "
+            "another --output, or remove it"
         )
+
+
+def _agree(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> bool:
+    # results that were written before there was such an option are those without it
+    missing = False if name in ("flip", "shared_classes") else None
+    return bool(before.get(name, missing) == now[name])
+
+
+def _report(plan: _Plan, evaluation: Evaluation, *, with_table: bool) -> None:
+    """Prints the results of a checkpoint, and writes its files."""
+    for reason in evaluation.unreadable:
+        print(errors.printable(f"left out: {reason}"), file=sys.stderr)
+    images, target = plan.images, plan.target
+    lines = [
+        f"{plan.path}: epoch {plan.evaluated['epoch']}, {plan.evaluated['chosen']}",
+        f"on {images.set_name}, {images.data}, split {images.name}",
+        *evaluation.remarks(),
+        str(evaluation),
+    ]
+    print(errors.printable("\n".join(lines)) + "\n")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if with_table:
+        with whole(f"{target}.csv") as path:
+            evaluation.write_table(path)
+    with whole(f"{target}-confusion.csv") as path:
+        evaluation.write_confusion(path)
+    title = f"{plan.name} on {images.set_name}, {images.name}"
+    with whole(f"{target}.png") as path:
+        plot_confusion(path, evaluation.report, title)
+    with whole(f"{target}-reliability.png") as path:
+        plot_reliability(path, evaluation.calibration, title)
+    _write_json(target, {**plan.evaluated, **evaluation.as_dict()})
+    table = ", .csv (each image)" if with_table else ""
+    print(
+        errors.printable(
+            f"results: {target}.json, .png and -confusion.csv (confusion matrix), "
+            f"-reliability.png{table}\n"
+        )
+    )
+
+
+def _compare(target: Path, plans: Sequence[_Plan], evaluations: Mapping[str, Evaluation]) -> None:
+    """Prints the checkpoints side by side, and writes that."""
+    comparison = Comparison(evaluations)
+    print(errors.printable(f"{comparison}\n"))
+    rows = zip(plans, comparison.rows(), strict=True)
+    with whole(f"{target}.csv") as path:
+        comparison.write_csv(path)
+    _write_json(
+        target,
+        {
+            "runs": [{**plan.evaluated, **row} for plan, row in rows],
+            "bootstrap": {
+                "interval": bootstrap.CONFIDENCE,
+                "resamples": bootstrap.RESAMPLES,
+                "seed": bootstrap.SEED,
+            },
+        },
+    )
+    print(errors.printable(f"comparison: {target}.json, .csv\n"))
+
+
+def _write_json(target: Path, values: Mapping[str, Any]) -> None:
+    with whole(f"{target}.json") as path:
+        path.write_text(json.dumps(values, indent=1) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import tyro
 from cfmrfn import errors, weights
 from cfmrfn.complexity import measure
 from cfmrfn.config import Config, continued, from_yaml, parse, recipe_of
-from cfmrfn.evaluate import HOW_CHOSEN
+from cfmrfn.evaluation import HOW_CHOSEN
 from cfmrfn.train import MEMORY_OPTIONS, Interrupted, Trainer
 
 

@@ -38,7 +38,7 @@ from cfmrfn.batches import (
 from cfmrfn.config import Config, continued, parse_config, run_folder_of
 from cfmrfn.distributed import World, synchronise_batchnorm
 from cfmrfn.errors import CheckpointError, ConfigError, DataError, TrainingError
-from cfmrfn.evaluate import HOW_CHOSEN, evaluate
+from cfmrfn.evaluation import HOW_CHOSEN, evaluate
 from cfmrfn.losses import ExpressionLoss, class_weights
 from cfmrfn.metrics import Report
 from cfmrfn.optim import build_ema, build_optimizer, learning_rate_factor, set_learning_rate

@@ -1,24 +1,29 @@
 """Evaluation: on any folder with labels, over bad files, and what is said and written of it."""
 
 import csv
+import dataclasses
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from cfmrfn import checkpoint, errors, evaluate
+import cfmrfn
+from cfmrfn import bootstrap, checkpoint, comparison, errors, evaluate, paper_tables, sweep
 from cfmrfn.config import parse_config
 from cfmrfn.data import open_set
-from cfmrfn.errors import ConfigError, DataError
+from cfmrfn.errors import CheckpointError, ConfigError, DataError
 from cfmrfn.inference import open_split
+from tests.cfmrfn import public_sets
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
 
 
 def about_of(class_names, *options):
@@ -139,6 +144,8 @@ def test_skipping_a_bad_file_leaves_the_others_results_alone(save_run, classes, 
     assert rest.report.images == 3
     place = [sample.path for sample in rest.images.samples].index(str(broken))
     assert np.isnan(rest.probabilities[place]).all()
+    every_first = dataclasses.replace(rest, labels=np.zeros(4, dtype=np.int64))
+    assert not every_first.is_correct[place]  # although it has no class that is above the first
     kept = np.arange(4) != place
     np.testing.assert_allclose(rest.probabilities[kept], whole.probabilities[kept], atol=1e-5)
     labels = np.array([sample.label for sample in whole.images.samples])
@@ -211,6 +218,7 @@ def test_other_checkpoints_data_and_splits_have_files_of_their_own(
     assert set(results) == {
         "first-best-classes-all.json",
         "first-last-classes-all.json",
+        "first-comparison-classes-all.json",
         "second-best-classes-all.json",
         "second-best-faces-test.json",
         "second-best-faces-train.json",
@@ -279,3 +287,461 @@ def test_a_run_folder_without_checkpoints_is_one_line(save_run, classes, capsys)
         errors.run(lambda: evaluate.main([str(folder), "--data", str(classes)]))
     assert stop.value.code == 2
     assert f"there is no best.pt in {folder}" in capsys.readouterr().err
+
+
+# What is measured
+
+
+def test_everything_is_of_the_probabilities(save_run, faces, run_tool):
+    run = save_run()
+    (result,) = run_tool(run, "--data", faces)[0].values()
+    evaluation = evaluate.evaluate_checkpoint(run, faces, workers=0)
+    labels = np.array([sample.label for sample in evaluation.images.samples])
+    probabilities = evaluation.probabilities
+    correct = probabilities.argmax(1) == labels
+    confidence = probabilities.max(1)
+    assert result["accuracy"] == correct.mean()
+    squares = (probabilities - np.eye(7)[labels]) ** 2
+    assert result["brier_score"] == pytest.approx(squares.sum(1).mean())
+    place = np.ceil(confidence * 15).astype(int) - 1
+    gaps = [
+        (place == bin_).mean()
+        * abs(correct[place == bin_].mean() - confidence[place == bin_].mean())
+        for bin_ in set(place)
+    ]
+    assert result["calibration"]["ece"] == pytest.approx(sum(gaps))
+    assert sum(each["images"] for each in result["calibration"]["bins"]) == 15
+    intervals = bootstrap.accuracy_intervals(labels, correct)
+    for name, interval in intervals.items():
+        assert result["bootstrap"][name] == list(interval)
+        assert interval.low <= result[name] <= interval.high
+    assert result["bootstrap"]["resamples"] >= 2000
+
+
+def test_what_is_printed(save_run, faces, run_tool):
+    results, printed = run_tool(save_run(), "--data", faces)
+    (result,) = results.values()
+    low, high = result["bootstrap"]["accuracy"]
+    line = f"overall accuracy     {result['accuracy']:.4f}  95 % interval {low:.4f} to {high:.4f}"
+    assert line in printed.out.splitlines()
+    assert "15 equal-width bins" in printed.out
+    assert "precision  recall      F1  images" in printed.out
+    assert "The paper has no table for drawn faces, split test, 7 classes;" in printed.out
+    assert "classes of both" not in printed.out
+    assert "mirror" not in printed.out
+
+
+def test_the_confusion_matrix_as_a_table(save_run, faces, run_tool, tmp_path):
+    (result,) = run_tool(save_run(), "--data", faces)[0].values()
+    with open(tmp_path / "results" / "run-best-faces-test-confusion.csv", newline="") as file:
+        header, *rows = csv.reader(file)
+    assert header == ["true \\ predicted", *CLASSES]
+    assert [row[0] for row in rows] == list(CLASSES)
+    assert [list(map(int, row[1:])) for row in rows] == result["confusion_matrix"]
+
+
+def test_flip_is_the_mean_over_image_and_mirror_image(save_run, faces, run_tool, tmp_path):
+    run = save_run()
+    network, about = checkpoint.load_network(run)
+    plain = evaluate.evaluate_checkpoint(run, faces, workers=0)
+
+    def mirrored(images):
+        return network(images.flip(-1))
+
+    mirrored.eval = mirrored.to = lambda *_: mirrored
+    other = evaluate.evaluate_split(mirrored, about, plain.images, workers=0)
+    both = evaluate.evaluate_checkpoint(run, faces, workers=0, flip=True)
+    expected = (plain.probabilities + other.probabilities) / 2
+    assert np.abs(plain.probabilities - other.probabilities).max() > 1e-3
+    np.testing.assert_allclose(both.probabilities, expected, atol=1e-6)
+    labels = both.labels
+    loss = -np.log(expected[np.arange(15), labels]).mean()
+    assert both.report.loss == pytest.approx(loss, abs=1e-6)
+    guesses = expected.argmax(1)
+    assert both.report.accuracy == (guesses == labels).mean()
+
+    results, printed = run_tool(run, "--data", faces, "--flip")
+    assert list(results) == ["run-best-faces-test-flip.json"]
+    assert results["run-best-faces-test-flip.json"]["flip"] is True
+    assert "mean of those of each image and of its mirror image" in printed.out
+    results, _ = run_tool(run, "--data", faces)
+    assert results["run-best-faces-test.json"]["flip"] is False
+    folder = tmp_path / "results"
+    (folder / "run-best-faces-test-flip.json").rename(folder / "run-best-faces-test.json")
+    with pytest.raises(ConfigError, match=r"\(of another flip\)"):
+        run_tool(run, "--data", faces)
+
+
+def test_results_from_before_an_option_are_those_without_it(save_run, classes, run_tool, tmp_path):
+    run = save_run()
+    run_tool(run, "--data", classes)
+    file = tmp_path / "results" / "run-best-classes-all.json"
+    result = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in result.items() if k != "flip"}))
+    assert run_tool(run, "--data", classes)[0] == {file.name: result}
+
+
+def test_output_that_is_not_finite_is_an_error(save_run, classes):
+    network, about = checkpoint.load_network(save_run())
+    images = open_split(classes, "auto", None, about)
+    with torch.no_grad():
+        network.head.bias[2] = torch.nan
+    message = rf"not finite, for {images.samples[0].path} first: .*--precision float32"
+    with pytest.raises(CheckpointError, match=message):
+        evaluate.evaluate_split(network, about, images, workers=0)
+
+
+# Classes of another set
+
+
+def test_predictions_among_the_shared_classes(save_run, classes, run_tool, tmp_path):
+    run = save_run()
+    every = evaluate.evaluate_checkpoint(run, classes, workers=0)
+    shared = evaluate.evaluate_checkpoint(run, classes, workers=0, shared_classes=True)
+    assert shared.class_names == ("happiness", "anger")
+    kept = every.probabilities[:, [3, 5]]
+    np.testing.assert_allclose(shared.probabilities, kept / kept.sum(1, keepdims=True), atol=1e-9)
+    labels = [{3: 0, 5: 1}[sample.label] for sample in shared.images.samples]
+    assert shared.labels.tolist() == labels
+    assert shared.report.accuracy == (kept.argmax(1) == labels).mean()
+    assert shared.report.matrix.shape == (2, 2)
+
+    both = "classes of both: happiness, anger (2 of the checkpoint's 7 and of the data set's 3)"
+    results, printed = run_tool(run, "--data", classes)
+    assert both in printed.out
+    assert "predictions are among all 7 of the checkpoint, so that one of the others" in printed.out
+    results, printed = run_tool(run, "--data", classes, "--shared-classes", "--csv")
+    assert set(results) == {"run-best-classes-all.json", "run-best-classes-all-shared.json"}
+    result = results["run-best-classes-all-shared.json"]
+    assert result["shared_classes"] is True
+    assert result["class_names"] == ["happiness", "anger"]
+    assert result["checkpoint_classes"] == list(CLASSES)
+    assert result["set_classes"] == ["happiness", "anger", "contempt"]
+    assert result["classes_without_images"] == []
+    assert list(result["per_class"]) == ["happiness", "anger"]
+    assert both in printed.out
+    assert "predictions are among these only, whose probabilities are scaled to" in printed.out
+    with open(tmp_path / "results" / "run-best-classes-all-shared.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["path", "label", "prediction", "p_happiness", "p_anger"]
+    assert [row["label"] for row in rows] == [shared.class_names[label] for label in labels]
+
+
+def test_what_a_network_of_fewer_classes_predicts_is_said(save_run, classes, run_tool):
+    run = save_run(class_names=("anger", "happiness"))
+    _, printed = run_tool(run, "--data", classes)
+    assert "classes of both: anger, happiness (2 of the checkpoint's 2 and of" in printed.out
+    assert "predictions are among these, as the checkpoint knows no others" in printed.out
+
+
+def test_a_class_of_the_set_without_images_is_shared(save_run, tmp_path):
+    root = public_sets.rafdb(tmp_path, test=(5, 7))
+    names = ("anger", "contempt", *CLASSES[:5], CLASSES[6])
+    evaluation = evaluate.evaluate_checkpoint(
+        save_run(class_names=names), root, workers=0, shared_classes=True
+    )
+    assert evaluation.class_names == ("anger", *CLASSES[:5], CLASSES[6])
+    assert evaluation.labels.tolist() == [5, 6]
+
+
+def test_one_shared_class_is_nothing_to_choose_from(save_run, classes, run_tool, tmp_path):
+    run = save_run(class_names=("anger", "fear"))
+    assert evaluate.evaluate_checkpoint(run, classes, workers=0).report.images == 2
+    message = "share class anger only.*leave --shared-classes out"
+    with pytest.raises(DataError, match=message):
+        evaluate.evaluate_checkpoint(run, classes, workers=0, shared_classes=True)
+    with pytest.raises(DataError, match=message):
+        run_tool(save_run("first"), run, "--data", classes, "--shared-classes")
+    assert not (tmp_path / "results").exists()  # nothing was computed of the first one
+
+
+# Several checkpoints
+
+
+def test_side_by_side(save_run, faces, run_tool, tmp_path):
+    runs = [save_run("a", files=("best.pt", "last.pt")), save_run("other")]
+    results, printed = run_tool(*runs, runs[0], runs[0] / "best.pt", "--data", faces)
+    assert set(results) == {
+        "a-best-faces-test.json",
+        "a-last-faces-test.json",
+        "other-best-faces-test.json",
+        "a+other-comparison-faces-test.json",
+    }
+    rows = results["a+other-comparison-faces-test.json"]["runs"]
+    assert [row["name"] for row in rows] == ["a/best.pt", "a/last.pt", "other/best.pt"]
+    alone = [
+        evaluate.evaluate_checkpoint(path, faces, workers=0)
+        for path in (runs[0] / "best.pt", runs[0] / "last.pt", runs[1])
+    ]
+    for row, evaluation in zip(rows, alone, strict=True):
+        own = results[f"{row['name'].replace('/', '-')[:-3]}-faces-test.json"]
+        for name in ("accuracy", "mean_class_accuracy", "macro_f1", "loss", "brier_score"):
+            assert row[name] == own[name]
+        assert row["ece"] == own["calibration"]["ece"]
+        assert [row["accuracy_low"], row["accuracy_high"]] == own["bootstrap"]["accuracy"]
+        assert row["checkpoint"] == own["checkpoint"]
+        gain = evaluation.report.accuracy - alone[0].report.accuracy
+        mean_gain = evaluation.report.mean_class_accuracy - alone[0].report.mean_class_accuracy
+        if row is rows[0]:
+            assert row["accuracy_difference"] is None
+            continue
+        assert row["accuracy_difference"] == pytest.approx(gain)
+        assert row["mean_class_accuracy_difference"] == pytest.approx(mean_gain)
+        paired = bootstrap.difference_intervals(
+            evaluation.labels, evaluation.is_correct, alone[0].is_correct
+        )
+        for name, interval in paired.items():
+            ends = [row[f"{name}_difference_{end}"] for end in ("low", "high")]
+            assert ends == list(interval)
+        assert row["images_of_both"] == 15
+    assert rows[1]["accuracy_difference_low"] == rows[1]["accuracy_difference_high"] == 0
+    assert rows[2]["accuracy_difference"] != 0
+    with open(tmp_path / "results" / "a+other-comparison-faces-test.csv", newline="") as file:
+        table = list(csv.DictReader(file))
+    for row, line in zip(rows, table, strict=True):
+        assert line == {name: "" if row[name] is None else str(row[name]) for name in line}
+    assert "| a/best.pt " in printed.out
+    assert "Differences are to a/best.pt" in printed.out
+
+
+def test_networks_of_other_classes_are_compared_on_the_images_that_both_had(
+    save_run, classes, run_tool
+):
+    runs = [
+        save_run("seven"),
+        save_run("three", class_names=("contempt", "happiness", "anger")),
+        save_run("two", class_names=("contempt", "fear")),
+    ]
+    results, printed = run_tool(*runs, "--data", classes)
+    rows = results["seven+three+two-comparison-classes-all.json"]["runs"]
+    assert [row["images"] for row in rows] == [4, 6, 2]
+    assert [row["images_of_both"] for row in rows] == [None, 4, None]
+    first, second = (evaluate.evaluate_checkpoint(run, classes, workers=0) for run in runs[:2])
+    kept = second.labels != 0
+    assert [s.path for s, keep in zip(second.images.samples, kept, strict=True) if keep] == [
+        s.path for s in first.images.samples
+    ]
+    gain = second.is_correct[kept].mean() - first.is_correct.mean()
+    assert rows[1]["accuracy_difference"] == pytest.approx(gain)
+    assert "three/best.pt and seven/best.pt have 4 images in common." in printed.out
+    assert "two/best.pt and seven/best.pt have no image with the same true class." in printed.out
+
+
+def test_differences_are_of_the_same_images(save_run, classes):
+    two = evaluate.evaluate_checkpoint(
+        save_run("two", class_names=("anger", "contempt")), classes, workers=0
+    )
+    three = evaluate.evaluate_checkpoint(
+        save_run("three", class_names=("contempt", "happiness", "anger")), classes, workers=0
+    )
+    assert two.labels.tolist() == [0, 0, 1, 1]
+    assert three.labels.tolist() == [1, 1, 2, 2, 0, 0]  # the first two are happiness
+
+    def with_right(evaluation, right):
+        classes = len(evaluation.class_names)
+        guesses = np.where(right, evaluation.labels, (evaluation.labels + 1) % classes)
+        return dataclasses.replace(evaluation, probabilities=np.eye(classes)[guesses])
+
+    two = with_right(two, [1, 1, 0, 0])
+    three = with_right(three, [0, 0, 1, 1, 1, 0])
+    gain = comparison.difference(three, two)
+    assert gain.images == 4
+    assert gain.values == {"accuracy": 0.25, "mean_class_accuracy": 0.25}
+    loss = comparison.difference(two, three)
+    assert loss.values == {"accuracy": -0.25, "mean_class_accuracy": -0.25}
+    two.probabilities[3] = np.nan
+    gain = comparison.difference(three, two)
+    assert gain.images == 3
+    assert gain.values == {"accuracy": pytest.approx(1 / 3), "mean_class_accuracy": 0.5}
+
+
+def test_runs_of_one_name_are_told_apart(save_run, classes, run_tool):
+    runs = [save_run("a/seed-0"), save_run("b/seed-0")]
+    results, printed = run_tool(*runs, "--data", classes)
+    assert set(results) == {
+        "a-seed-0-best-classes-all.json",
+        "b-seed-0-best-classes-all.json",
+        "a-seed-0+b-seed-0-comparison-classes-all.json",
+    }
+    assert "| b-seed-0/best.pt " in printed.out
+
+
+def test_checkpoints_whose_results_would_have_one_name(save_run, classes, run_tool):
+    run = save_run()
+    shutil.copy(run / "best.pt", run / "best.old")
+    with pytest.raises(ConfigError, match="would have results of the same name.*--output"):
+        run_tool(run / "best.pt", run / "best.old", "--data", classes)
+
+
+def test_a_comparison_of_others_is_not_replaced(save_run, classes, run_tool, tmp_path):
+    runs = [save_run("a"), save_run("b")]
+    before, _ = run_tool(*runs, "--data", classes)
+    assert run_tool(*runs, "--data", classes)[0] == before
+    for path in (tmp_path / "results").glob("*-best-*.json"):
+        path.unlink()
+    shutil.copy(runs[1] / "best.pt", runs[1] / "last.pt")
+    with pytest.raises(ConfigError, match=r"of another number of checkpoints\)"):
+        run_tool(*runs, "--data", classes)
+    with pytest.raises(ConfigError, match=r"\(of another precision\)"):
+        run_tool(*(run / "best.pt" for run in runs), "--data", classes, "--precision", "bf16")
+    file = tmp_path / "results" / "a+b-comparison-classes-all.json"
+    assert json.loads(file.read_text()) == before[file.name]
+
+
+def test_a_missing_run_is_found_before_anything_is_computed(save_run, classes, tmp_path, capsys):
+    args = [str(save_run()), str(tmp_path / "nowhere"), "--data", str(classes)]
+    with pytest.raises(SystemExit) as stop:
+        errors.run(lambda: evaluate.main([*args, "--output", str(tmp_path / "results")]))
+    assert stop.value.code == 2
+    assert "there is no checkpoint" in capsys.readouterr().err
+    assert not (tmp_path / "results").exists()
+
+
+def test_no_run_at_all(classes, capsys):
+    with pytest.raises(SystemExit) as stop:
+        errors.run(lambda: evaluate.main(["--data", str(classes)]))
+    assert stop.value.code == 2
+    assert "error: nothing to evaluate: give a run folder" in capsys.readouterr().err
+
+
+def test_many_runs_have_a_comparison_of_a_short_name(save_run, classes, run_tool):
+    names = [f"{letter * 60}" for letter in "abc"]
+    results, _ = run_tool(*map(save_run, names), "--data", classes)
+    assert f"{names[0]}+2-more-comparison-classes-all.json" in results
+
+
+# The paper's tables
+
+
+@pytest.mark.parametrize(
+    ("make", "class_names", "name", "rows"),
+    [
+        (public_sets.rafdb, CLASSES, "RAF-DB", 17),
+        (public_sets.affectnet_lists, CLASSES, "AffectNet-7", 13),
+        (public_sets.affectnet_lists, (*CLASSES, "contempt"), "AffectNet-8", 7),
+        (public_sets.ferplus_of_all_classes, (*CLASSES, "contempt"), "FERPlus", 9),
+    ],
+)
+def test_the_papers_rows_and_ours(save_run, run_tool, tmp_path, make, class_names, name, rows):
+    root = make(tmp_path / "data")
+    results, printed = run_tool(save_run(class_names=class_names), "--data", root)
+    (result,) = results.values()
+    lines = printed.out[printed.out.index("**Table 1") :].splitlines()
+    table_1 = [line for line in lines[2:] if line.startswith("| ")][: rows + 3]
+    assert lines[0] == f"**Table 1 of the paper, {name}**"
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in table_1]
+    assert [row[3] for row in cells[2:]] == [*["the paper"] * rows, "measured here"]
+    printed_by_the_paper = paper_tables.TABLE_1[-1][2][list(paper_tables.SETS).index(name)]
+    assert cells[-2] == ["CFMRFN", "-", f"{printed_by_the_paper:.2f}", "the paper"]
+    assert cells[-1][:3] == ["run/best.pt", "-", f"{100 * result['accuracy']:.2f}"]
+    assert "not the paper's images" in printed.out
+    if name == "AffectNet-8":
+        assert "Table 2 of the paper has no row for AffectNet-8" in printed.out
+        return
+    start = next(i for i, line in enumerate(lines) if line.startswith("**Table 2"))
+    table_2 = [line for line in lines[start:] if line.startswith("| ")]
+    header, _, paper, _, ours = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in table_2
+    )
+    assert header[-2:] == ["mean", "from"]
+    assert paper[-1] == "the paper"
+    for column, value in zip(header[1:-2], ours[1:-2], strict=True):
+        recall = result["per_class"][column]
+        assert value == ("-" if recall is None else f"{100 * recall:.2f}")
+    assert ours[-2] == f"{100 * result['mean_class_accuracy']:.2f}"
+
+
+@pytest.mark.parametrize(
+    ("class_names", "args", "words"),
+    [
+        (CLASSES[:6], [], "split test, 6 classes"),
+        (CLASSES, ["--split", "train"], "split train, 7 classes"),
+    ],
+)
+def test_other_classes_or_splits_are_not_the_papers(
+    save_run, run_tool, tmp_path, class_names, args, words
+):
+    root = public_sets.rafdb(tmp_path / "data", test=(5, 6))
+    _, printed = run_tool(save_run(class_names=class_names), "--data", root, *args)
+    assert f"The paper has no table for RAF-DB, {words}" in printed.out
+    assert "92.14" not in printed.out
+
+
+def test_rows_say_how_they_were_measured(save_run, run_tool, tmp_path):
+    root = public_sets.rafdb(tmp_path / "data")
+    run = save_run(class_names=(*CLASSES, "contempt"))
+    _, printed = run_tool(run, "--data", root, "--flip")
+    note = printed.out.splitlines()[-1]
+    assert note.startswith("run/best.pt: cfmrfn_tiny, epoch 3, the last, on 2 images of RAF-DB, ")
+    assert "the published split has 3068: not" in note
+    assert note.endswith("predicted among 8 classes, mean of image and mirror image.")
+    _, printed = run_tool(run, "--data", root, "--shared-classes")
+    assert printed.out.endswith("predicted among these classes only of its 8.\n")
+
+
+def test_the_papers_numbers_agree_with_each_other():
+    place = {name: index for index, name in enumerate(paper_tables.SETS)}
+    method, _, own = paper_tables.TABLE_1[-1]
+    assert method == "CFMRFN"
+    in_sweep = sweep.TABLES["table6"]
+    for name, value in zip(in_sweep.paper, in_sweep.rows[0].paper, strict=True):
+        assert own[place[name]] == value
+    for _, _, accuracies in paper_tables.TABLE_1:
+        assert len(accuracies) == len(place)
+        for best, value in zip(own, accuracies, strict=True):
+            assert value is None or value <= best
+    for name, rows in paper_tables.TABLE_2.items():
+        for values in rows.values():
+            each = [value for value in values[:-1] if value is not None]
+            assert len(each) == paper_tables.SETS[name].classes
+            assert np.mean(each) == pytest.approx(values[-1], abs=0.01)
+
+
+# Several processes
+
+
+def test_two_processes_give_the_same_numbers(save_run, faces, tmp_path):
+    """15 images over two processes, one of which cannot be read."""
+    root = tmp_path / "data"
+    shutil.copytree(faces, root / "faces")
+    (root / "faces" / "Image" / "aligned" / "test_00004_aligned.jpg").write_text("no image")
+    runs = [str(save_run(name)) for name in ("a", "other")]
+    shared = [*runs, "--data", str(root / "faces"), "--workers", "0", "--device", "cpu", "--flip"]
+    shared += ["--on-broken", "skip", "--csv"]
+    evaluate.main([*shared, "--output", str(tmp_path / "one")])
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [
+            *(sys.executable, *launcher, "-m", "cfmrfn.evaluate", *shared),
+            *("--output", str(tmp_path / "two")),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONPATH": str(Path(cfmrfn.__file__).parents[1])},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("overall accuracy") == 2  # one process prints
+    files = {path.name for path in (tmp_path / "one").iterdir()}
+    assert files == {path.name for path in (tmp_path / "two").iterdir()}
+    for name in files:
+        if name.endswith(".json"):
+            one, two = (json.loads((tmp_path / run / name).read_text()) for run in ("one", "two"))
+            assert_same(one, two)
+
+
+def assert_same(one, two):
+    """Plain values are equal, and numbers up to rounding."""
+    if isinstance(one, dict):
+        assert one.keys() == two.keys()
+        for key in one:
+            assert_same(one[key], two[key])
+    elif isinstance(one, list):
+        assert len(one) == len(two)
+        for pair in zip(one, two, strict=True):
+            assert_same(*pair)
+    elif isinstance(one, float):
+        assert one == pytest.approx(two, rel=1e-5, abs=1e-6)
+    else:
+        assert one == two

@@ -138,8 +138,10 @@ def test_evaluate_and_predict_read_the_run(run, faces, tmp_path, capsys):
     assert "best on the held-out images themselves" in printed
     assert "the last" in printed
     written = {path.name for path in output.iterdir()}
+    ends = (".json", ".png", "-confusion.csv", "-reliability.png")
     assert written == {
-        f"run-{stem}-faces-test.{kind}" for stem in ("best", "last") for kind in ("png", "json")
+        *(f"run-{stem}-faces-test{end}" for stem in ("best", "last") for end in ends),
+        *(f"run-comparison-faces-test.{kind}" for kind in ("json", "csv")),
     }
 
     images = sorted((faces / "Image" / "aligned").glob("test_*"))[:3]
