@@ -309,7 +309,7 @@ class FaceList:
                 "path": path,
                 "frame": frame,
                 "seconds": None if seconds is None else round(seconds, 3),
-                "faces": [_plain(number, face) for number, face in enumerate(faces, 1)],
+                "faces": [plain_face(number, face) for number, face in enumerate(faces, 1)],
             }
         )
 
@@ -322,7 +322,7 @@ class FaceList:
         self.separator = ",\n"
 
 
-def _plain(number: int, face: Face) -> dict[str, Any]:
+def plain_face(number: int, face: Face) -> dict[str, Any]:
     """A face as it stands in JSON."""
     return {
         "face": number,

@@ -27,7 +27,7 @@ HEIC_SUFFIXES = (".heic", ".heif", ".hif")
 HEIC_NEEDS = "HEIC, which needs the package pillow-heif (pip install pillow-heif)"
 
 # Formats that files without a suffix are tried as. Not those whose first bytes say too little.
-_PHOTOGRAPHS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+PHOTOGRAPHS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 # Names of the major brands of HEIC files, after four bytes of length and "ftyp".
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -124,7 +124,7 @@ def is_photograph(path: str) -> bool:
         OSError: the file cannot be opened.
     """
     try:
-        with Image.open(path, formats=_PHOTOGRAPHS):
+        with Image.open(path, formats=PHOTOGRAPHS):
             return True
     except UnidentifiedImageError:
         return _is_heic(path)
@@ -132,6 +132,11 @@ def is_photograph(path: str) -> bool:
         raise
     except UNREADABLE:
         return True  # it begins as one, and is damaged further on
+
+
+def begins_as_heic(data: bytes) -> bool:
+    """Whether the first 12 bytes are those of a HEIC file."""
+    return data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS
 
 
 @cache
@@ -190,8 +195,7 @@ def _open(path: str) -> Image.Image:
 
 def _is_heic(path: str) -> bool:
     with open(path, "rb") as file:
-        start = file.read(12)
-    return start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS
+        return begins_as_heic(file.read(12))
 
 
 def _inside(box: Box | None, width: int, height: int) -> Box:

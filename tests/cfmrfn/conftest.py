@@ -39,7 +39,7 @@ def one_thread():
 def no_network(monkeypatch):
     """An error where a test reaches for another machine."""
     connect, resolve = socket.socket.connect, socket.getaddrinfo
-    own = ("127.0.0.1", "::1", "localhost")
+    own = ("127.0.0.1", "::1", "localhost", "0.0.0.0")
 
     def connect_here(self, address):
         assert self.family == socket.AF_UNIX or address[0] in own, f"connection to {address}"

@@ -30,7 +30,7 @@ def test_without_a_tool_all_are_listed():
 
 def test_every_module_with_a_command_line_is_listed():
     package = ROOT / "cfmrfn"
-    modules = [*package.glob("*.py"), package / "data" / "__main__.py"]
+    modules = [*package.glob("*.py"), *package.glob("*/__main__.py")]
     runnable = {
         (path.parent.name if path.stem == "__main__" else path.stem)
         for path in modules
