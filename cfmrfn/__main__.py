@@ -18,6 +18,7 @@ TOOLS = {
         "accuracies and confusion matrix of a checkpoint on a data set",
     ),
     "predict": ("cfmrfn.predict", "expressions on images"),
+    "demo": ("cfmrfn.demo.__main__", "a local page for pictures and the camera"),
     "analyze": ("cfmrfn.analyze", "what a checkpoint looks at, as a page and pictures"),
     "data": ("cfmrfn.data.__main__", "verify a data set, draw faces, prepare FERPlus"),
     "complexity": ("cfmrfn.complexity", "parameters, operations and memory of a network"),
