@@ -4,14 +4,24 @@ import io
 import os
 import struct
 import sys
+import threading
 import types
+import warnings
 import zlib
 
 import numpy as np
 import pytest
 from PIL import Image, ImageChops
 
-from cfmrfn.data import DataError, ExpressionDataset, Sample, eval_transform, read_image, reading
+from cfmrfn.data import (
+    DataError,
+    ExpressionDataset,
+    Sample,
+    eval_transform,
+    read_image,
+    reading,
+    why_unreadable,
+)
 
 PLAIN = eval_transform(8, mean=(0, 0, 0), std=(1, 1, 1))
 
@@ -327,3 +337,33 @@ def test_an_empty_file_and_bytes_in_names(tmp_path):
     reason = reading.why_unreadable(Sample(os.fsdecode(name), 0))
     assert reason.endswith("f\\xe2ch\\xe9.jpg: empty file")
     reason.encode()
+
+
+def test_large_images_are_read_without_a_warning(tmp_path, monkeypatch):
+    Image.new("RGB", (40, 40)).save(tmp_path / "large.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)  # Pillow warns, and refuses from 2000 on
+    assert read_image(Sample(str(tmp_path / "large.png"), 0)).size == (40, 40)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 700)
+    assert "decompression bomb" in why_unreadable(Sample(str(tmp_path / "large.png"), 0))
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_were():
+    before = list(warnings.filters)
+    first_is_in, last_is_in = threading.Event(), threading.Event()
+
+    def first():
+        with reading._quietly:
+            first_is_in.set()
+            last_is_in.wait(60)
+
+    def last():
+        first_is_in.wait(60)
+        with reading._quietly:
+            last_is_in.set()
+            thread.join()
+            warnings.warn("is not an error here", UserWarning, stacklevel=1)
+
+    thread = threading.Thread(target=first)
+    thread.start()
+    last()
+    assert list(warnings.filters) == before
