@@ -208,6 +208,14 @@ def check_detector(predictor: Predictor, files: Sequence[str]) -> None:
     if (reason := why_no_detector()) is None:
         return
     for file in files:
+        if _is_video(file):
+            video.opencv()
+            if predictor.faces != "whole":
+                raise ConfigError(
+                    f"{printable(file)} is a video: {reason}; --faces whole takes every frame as a "
+                    "face"
+                )
+            continue
         try:
             with Image.open(file) as image:
                 size = image.size
@@ -349,6 +357,8 @@ class Output(ExitStack):
             self.table.write(path, faces, frame, seconds)
         if self.list is not None:
             self.list.write(path, faces, frame, seconds)
+        # a bar on the terminal makes room for lines there
+        say = tqdm.write if sys.stdout.isatty() else print
         name = on_one_line(path)
         when = "" if seconds is None else f"  {seconds:.2f} s"
         for number, face in enumerate(faces, 1):
@@ -356,9 +366,9 @@ class Output(ExitStack):
             where = "" if face.score is None else f"  face {number} at {place_of(face)}"
             ranked = sorted(face.probabilities.items(), key=lambda item: -item[1])[: self.top]
             scores = "  ".join(f"{name} {value:.3f}" for name, value in ranked)
-            tqdm.write(f"{name}{when}{where}  {scores}", file=sys.stdout)
+            say(f"{name}{when}{where}  {scores}")
         if not faces:
-            tqdm.write(f"{name}{when}  no face found", file=sys.stdout)
+            say(f"{name}{when}  no face found")
         self.faces += len(faces)
         rate = self.faces / max(self.bar.format_dict["elapsed"], 1e-3)
         self.bar.set_postfix_str(f"{rate:.1f} faces/s", refresh=False)

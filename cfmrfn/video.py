@@ -311,7 +311,7 @@ class Video:
     """
 
     def __init__(self, source: Source) -> None:
-        self._cv2 = _opencv()
+        self._cv2 = opencv()
         self.is_live = isinstance(source, int)
         self.path = None if isinstance(source, int) else os.fspath(source)
         self.name = f"camera {source}" if self.path is None else printable(self.path)
@@ -437,7 +437,7 @@ class VideoWriter:
     """
 
     def __init__(self, path: str | Path, rate: float) -> None:
-        self._cv2 = _opencv()
+        self._cv2 = opencv()
         self.path = Path(path)
         self.rate = rate
         self._partial = self.path.with_name(f".{os.getpid()}-{id(self):x}.partial.mp4")
@@ -698,7 +698,7 @@ def _why(error: OSError) -> str:
     return "missing" if isinstance(error, FileNotFoundError) else str(error.strerror or error)
 
 
-def _opencv() -> Any:
+def opencv() -> Any:
     """The module; raises ConfigError where it is not installed."""
     if importlib.util.find_spec("cv2") is None:
         raise ConfigError(_NEEDS)

@@ -698,6 +698,22 @@ def test_pictures_and_videos_of_a_folder(random_run, one_face, tmp_path, capsys)
             assert changed.sum() > 1000  # pixels of boxes and bars
 
 
+@pytest.mark.parametrize("faces", ["auto", "detect"])
+def test_without_the_detector_a_video_is_refused_at_once(
+    random_run, one_face, monkeypatch, capsys, faces
+):
+    monkeypatch.setattr(predict, "why_no_detector", lambda: "pip install 'sdwa[faces]'")
+    monkeypatch.setattr(predict, "Output", None)
+    assert run_tool(random_run, one_face[0], "--faces", faces) == 2
+    assert "one.mp4 is a video: pip install 'sdwa[faces]'" in capsys.readouterr().err
+
+
+def test_without_opencv_a_video_is_an_error_that_says_what_to_install(one_face, monkeypatch):
+    monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs OpenCV: pip install 'sdwa\[faces\]'"):
+        video.Video(one_face[0])
+
+
 def test_the_terminal_has_our_words_alone(random_run, tmp_path):
     (tmp_path / "a.mkv").write_bytes(b"\x1aE\xdf\xa3" + bytes(100))
     whole = film(tmp_path / "b.avi", [background(SIZE)] * 20, code=MOTION_JPEG).read_bytes()
