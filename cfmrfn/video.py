@@ -708,15 +708,17 @@ def opencv() -> Any:
 
 
 _quiet = threading.Lock()
+_SILENT = 0  # OpenCV's LOG_LEVEL_SILENT
 
 
 @contextmanager
 def _quietly(cv2: Any) -> Iterator[None]:
     """Without OpenCV's own words on the terminal about what cannot be opened."""
-    logging = cv2.utils.logging
+    # OpenCV 5 has them elsewhere
+    logging = cv2 if hasattr(cv2, "setLogLevel") else cv2.utils.logging
     with _quiet:
         level = logging.getLogLevel()
-        logging.setLogLevel(logging.LOG_LEVEL_SILENT)
+        logging.setLogLevel(_SILENT)
         try:
             yield
         finally:
