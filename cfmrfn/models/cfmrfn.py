@@ -265,10 +265,18 @@ class CFMRFN(nn.Module):
         """(batch, 3, height, width) -> (batch, height / 32, width / 32, embed_dim)"""
         if self.image_backbone is None:
             raise ValueError('there are no image tokens with streams="landmark"')
-        height, width = token_grid(x.shape[-2:])
-        features = self.image_backbone(_half(x))  # (batch, channels, 2 height, 2 width)
+        token_grid(x.shape[-2:])
+        return self.to_tokens(self.image_backbone(_half(x)))
+
+    def to_tokens(self, features: Tensor) -> Tensor:
+        """(batch, channels, 2 height, 2 width) -> (batch, height, width, embed_dim)
+
+        Args:
+            features: what the image backbone makes of a batch of half images.
+        """
+        height, width = features.shape[2] // 2, features.shape[3] // 2
         if self.tokens == "poster_view":
-            pieces = features.reshape(len(x), height, width, -1)
+            pieces = features.reshape(features.shape[0], height, width, -1)  # len() is no symbol
         else:
             # (batch, height, 2, width, 2, channels): a view of the channels-last map
             pieces = features.permute(0, 2, 3, 1).unflatten(2, (width, 2)).unflatten(1, (height, 2))
@@ -328,7 +336,10 @@ class CFMRFN(nn.Module):
 
     def forward_features(self, x: Tensor, landmark_features: Tensor | None = None) -> Tensor:
         """Fused token map, eq. 18: (batch, 3, H, W) -> (batch, H / 32, W / 32, embed_dim)"""
-        streams = self._streams(x, landmark_features)
+        return self.encode(self._streams(x, landmark_features))
+
+    def encode(self, streams: Sequence[Tensor]) -> Tensor:
+        """The fused token map of the streams that enter the encoder, all of one shape."""
         for layer in self.layers:
             streams = layer(streams)
         return self._fuse(streams)
