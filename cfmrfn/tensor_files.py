@@ -52,8 +52,10 @@ def read(path: Path, allowed: Sequence[Any] = ()) -> Any:
     """
     try:
         if is_safetensors(path):
-            return safetensors.torch.load_file(path)
-        if what := _what_else(path):
+            if has_utf8_name(path):
+                return safetensors.torch.load_file(path)
+            return safetensors.torch.load(path.read_bytes())
+        if what := what_else(path):
             raise CheckpointError(f"{path} is {what}")
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
             # foreign files warn about their pickle protocol; an error below is enough
@@ -79,8 +81,20 @@ def is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < os.path.getsize(path)
 
 
-def _what_else(path: Path) -> str | None:
-    """What the file is, and what to do; None: it may have been written by `torch.save`."""
+def has_utf8_name(path: Path) -> bool:
+    """Whether libraries that take names as UTF-8 alone can open a file."""
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def what_else(path: Path) -> str | None:
+    """What a file is that was taken for weights, and what to do.
+
+    None: it may have been written by `torch.save`. Raises OSError where it cannot be read.
+    """
     with open(path, "rb") as file:
         start = file.read(1024)
     if not start:
