@@ -8,9 +8,10 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cfmrfn import checkpoint
+from cfmrfn import checkpoint, timm_folder
 from cfmrfn.distributed import World
 from cfmrfn.models import CFMRFN
+from cfmrfn.onnx_file import SUFFIX, OnnxFile
 
 
 class Predictions(NamedTuple):
@@ -60,16 +61,37 @@ class NetworkClassifier:
         )
 
 
+class OnnxClassifier:
+    """A network in onnxruntime."""
+
+    def __init__(self, file: OnnxFile) -> None:
+        self.about = file.about
+        self.file = file
+
+    def __call__(self, images: Tensor) -> Predictions:
+        """See `Classifier`."""
+        return Predictions(*self.file(images))
+
+
 def load_classifier(path: str | Path, device: str = "auto") -> Classifier:
-    """The classifier of a checkpoint, or of a run folder, whose `best.pt` is taken.
+    """The classifier of a trained network.
 
     Args:
-        path: of the file or folder.
-        device: "auto", or what `torch.device` takes.
+        path: a checkpoint; a run folder, whose `best.pt` is taken; or what `cfmrfn.export` wrote,
+            an ONNX file, or the folder, of which `model.safetensors` is taken where it is there.
+        device: "auto", or what `torch.device` takes; of an ONNX file what onnxruntime has of it.
 
     Raises:
         CheckpointError, ConfigError: the file cannot be used, or there is no such device.
     """
+    path = Path(path)
+    if path.is_dir() and not (path / "best.pt").is_file():
+        if timm_folder.is_one(path):
+            return NetworkClassifier(*timm_folder.load(path), World(device).device)
+        if (path / "model.onnx").is_file():
+            path = path / "model.onnx"
+    if path.suffix.lower() == SUFFIX:
+        return OnnxClassifier(OnnxFile(path, device))
     world = World(device)
     network, about = checkpoint.load_network(path)
     return NetworkClassifier(network, about, world.device)

@@ -1,0 +1,96 @@
+"""A network as a folder that timm opens, with `timm.create_model("local-dir:FOLDER")`.
+
+::
+
+    config.json         timm's description of the network and of its images; under `cfmrfn`, what
+                        `cfmrfn.checkpoint.About` holds
+    model.safetensors   the weights
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from cfmrfn import tensor_files
+from cfmrfn.checkpoint import About, build_network
+from cfmrfn.errors import CheckpointError
+from cfmrfn.models import CFMRFN
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+
+
+def write(folder: Path, network: CFMRFN, about: About) -> None:
+    """Writes both files into a folder that exists."""
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+    (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
+    text = json.dumps(config(network, about), indent=1)
+    (folder / CONFIG).write_text(text + "\n", "utf-8")
+
+
+def config(network: CFMRFN, about: About) -> dict[str, Any]:
+    """What `config.json` holds."""
+    chosen = about.config.network
+    size = about.image_size
+    return {
+        "architecture": chosen.preset,
+        "num_classes": len(about.class_names),
+        "num_features": network.num_features,
+        "label_names": list(about.class_names),
+        "model_args": {"img_size": size, **_plain(chosen.overrides())},
+        "pretrained_cfg": {
+            "num_classes": len(about.class_names),
+            "input_size": [3, size, size],
+            "fixed_input_size": False,
+            "pool_size": [size // 32, size // 32],
+            "crop_pct": 1.0,
+            "crop_mode": "squash",  # sides are resized each for itself, and nothing is cut off
+            "interpolation": "bilinear",
+            "mean": list(about.mean),
+            "std": list(about.std),
+            "first_conv": "image_backbone.input_layer.0",
+            "classifier": "head",
+        },
+        "cfmrfn": about.to_dict(),
+    }
+
+
+def is_one(folder: Path) -> bool:
+    """Whether a folder has both files."""
+    return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
+
+
+def load(folder: Path) -> tuple[CFMRFN, About]:
+    """The network in a folder, in evaluation mode, and what the folder says of it.
+
+    Raises:
+        CheckpointError: a file cannot be read, or they are of another network.
+        ConfigError: the configuration in it is not legal.
+    """
+    path = folder / CONFIG
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    if not isinstance(values, dict) or "cfmrfn" not in values:
+        raise CheckpointError(f"{path} is not of a network that python -m cfmrfn.export wrote")
+    about = About.from_dict(values["cfmrfn"], path)
+    network = build_network(about.config, len(about.class_names))
+    weights = tensor_files.read(folder / WEIGHTS)
+    try:
+        network.load_state_dict(weights)
+    except (RuntimeError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())}"
+        ) from error
+    return network.eval(), about
+
+
+def _plain(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
