@@ -1,0 +1,400 @@
+"""Write a trained network for use elsewhere: `python -m cfmrfn.export RUN --format onnx`.
+
+In the output folder, which is ready for a model hub::
+
+    model.onnx           onnx: for onnxruntime and other runtimes, see `cfmrfn.onnx_file`
+    model.pt2            torch: a program of `torch.export`, in PyTorch's own operators
+    config.json          safetensors: a folder that timm opens, see `cfmrfn.timm_folder`
+    model.safetensors
+    README.md            the model card
+
+Each file is read again and compared with the network in PyTorch before it gets its place: either
+all of them appear, or none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import os
+import shutil
+import sys
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import tyro
+from torch import Tensor
+
+from cfmrfn import checkpoint, errors, onnx_file, timm_folder
+from cfmrfn.checkpoint import About
+from cfmrfn.config import parse
+from cfmrfn.errors import CheckpointError, ConfigError
+from cfmrfn.model_card import Card, read_report
+from cfmrfn.models import CFMRFN
+from cfmrfn.models.plain import FromPixels, PlainNetwork
+
+Format = Literal["onnx", "torch", "safetensors"]
+
+# What each format writes; the first one is what is checked.
+FILES: dict[str, tuple[str, ...]] = {
+    "onnx": ("model.onnx",),
+    "torch": ("model.pt2",),
+    "safetensors": ("model.safetensors", "config.json"),
+}
+CARD = "README.md"
+
+# Largest difference from PyTorch that is taken for rounding, of outputs up to 1; of larger ones, as
+# a part of the largest.
+TOLERANCE = 1e-4
+BATCHES = (1, 3)
+
+Outputs = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Attributes:
+        folder: where.
+        files: names of the files in it that were written.
+        differences: by file, the largest difference from PyTorch, see `largest_difference`.
+    """
+
+    folder: Path
+    files: Sequence[str]
+    differences: dict[str, float]
+
+
+def export(
+    path: str | Path,
+    formats: Sequence[str] = ("onnx",),
+    output: str | Path | None = None,
+    *,
+    pixels: bool = False,
+    opset: int = onnx_file.OPSETS[0],
+    card: bool = True,
+    overwrite: bool = False,
+) -> Exported:
+    """Writes a network in one format or several.
+
+    Args:
+        path: a checkpoint, a run folder, whose `best.pt` is taken, or a folder that was exported as
+            safetensors.
+        formats: of "onnx", "torch" and "safetensors".
+        output: folder to write to. None: `export/RUN`.
+        pixels: ONNX and torch files take uint8 pixels and give probabilities.
+        opset: version of ONNX's operators.
+        card: write a model card too.
+        overwrite: replace files of an earlier export.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be used, or a file that was written does not do what
+            the network does.
+        ConfigError: an argument is not legal, a package is missing, or files are in the way.
+    """
+    path = Path(path)
+    formats = [name for name in FILES if name in _checked(formats)]
+    if opset not in onnx_file.OPSETS:
+        legal = ", ".join(map(str, onnx_file.OPSETS))
+        raise ConfigError(f"opset must be one of {legal}; got {opset}")
+    if pixels and formats == ["safetensors"]:
+        raise ConfigError("pixels is for onnx and torch files; timm normalises its images itself")
+    if "onnx" in formats:
+        onnx_file.require_packages("onnx", "onnxscript", "onnxruntime")
+    network, about, source = _load(path)
+    about = without_paths(about)
+    run = Path(os.path.abspath(source.parent)).name
+    name = run if source.stem in ("best", "model") else f"{run}-{source.stem}"
+    folder = Path("export") / name if output is None else Path(output)
+    names = [*(file for each in formats for file in FILES[each]), *([CARD] if card else [])]
+    _check_target(folder, names, overwrite)
+
+    with _appearing(folder, names) as partial:
+        differences = {}
+        for each in formats:
+            file, *_ = FILES[each]
+            takes_pixels = pixels and each != "safetensors"
+            inputs = [_example(about, batch, takes_pixels) for batch in BATCHES]
+            run_again = _WRITERS[each](partial, network, about, takes_pixels, opset)
+            differences[file] = max(
+                largest_difference(_expected(network, about, takes_pixels, x), run_again(x))
+                for x in inputs
+            )
+            if differences[file] > TOLERANCE:
+                raise CheckpointError(
+                    f"{file} differs from the network in PyTorch by {differences[file]:.1e}, and "
+                    f"at most {TOLERANCE:.0e} is rounding; nothing was written"
+                )
+        if card:
+            text = Card(
+                about=about,
+                name=name,
+                source=(source.name, _digest(source)),
+                report=read_report(source.parent),
+                files={each: _digest(partial / each) for each in names if each != CARD},
+                differences={file: f"{value:.1e}" for file, value in differences.items()},
+                takes_pixels=pixels,
+                has_landmarks=_has_landmarks(network),
+            )
+            (partial / CARD).write_text(str(text), "utf-8")
+    return Exported(folder, names, differences)
+
+
+def without_paths(about: About) -> About:
+    """The same, with the last part alone of each path in its configuration.
+
+    What is given to others need not say how folders are named here.
+    """
+    sections: dict[str, Any] = {}
+    for section in dataclasses.fields(about.config):
+        values = getattr(about.config, section.name)
+        names = {
+            field.name: Path(path.name)
+            for field in dataclasses.fields(values)
+            if isinstance(path := getattr(values, field.name), Path)
+        }
+        sections[section.name] = dataclasses.replace(values, **names)
+    run = sections["run"]
+    sections["run"] = dataclasses.replace(run, recipe=Path(run.recipe).name)
+    return dataclasses.replace(about, config=dataclasses.replace(about.config, **sections))
+
+
+def largest_difference(expected: Outputs, found: Outputs) -> float:
+    """The largest difference between outputs, as a part of the largest value where that exceeds 1.
+
+    Infinite where shapes differ or a value is not finite.
+    """
+    worst = 0.0
+    for one, other in zip(expected, found, strict=True):
+        if one.shape != other.shape or not (one.isfinite().all() and other.isfinite().all()):
+            return float("inf")
+        scale = max(1.0, one.abs().max().item())
+        worst = max(worst, (one - other).abs().max().item() / scale)
+    return worst
+
+
+# What is compared
+
+
+def _example(about: About, batch: int, takes_pixels: bool) -> Tensor:
+    """Images of noise, as an exported file takes them."""
+    noise = torch.Generator().manual_seed(0)
+    size = about.image_size
+    if takes_pixels:
+        shape = (batch, size, size, 3)
+        return torch.randint(0, 256, shape, generator=noise, dtype=torch.uint8)
+    return torch.randn(batch, 3, size, size, generator=noise)
+
+
+@torch.inference_mode()
+def _expected(network: CFMRFN, about: About, takes_pixels: bool, x: Tensor) -> Outputs:
+    """Outputs of the network itself for what an exported file takes."""
+    if takes_pixels:
+        x = x.permute(0, 3, 1, 2) / 255
+        x = x.flip(1) if about.color == "BGR" else x
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (about.mean, about.std))
+        x = (x - mean) / std
+    logits = network(x)
+    landmarks = network.landmarks(x) if _has_landmarks(network) else None
+    first = logits.softmax(1) if takes_pixels else logits
+    return [first] if landmarks is None else [first, landmarks]
+
+
+def _has_landmarks(network: CFMRFN) -> bool:
+    backbone = network.landmark_backbone
+    return backbone is not None and backbone.is_trained
+
+
+# Writing a format; what is returned runs the file, read again
+
+
+def _exportable(
+    network: CFMRFN, about: About, takes_pixels: bool, *, plain_prelu: bool
+) -> PlainNetwork | FromPixels:
+    plain = PlainNetwork(network, about.image_size, plain_prelu=plain_prelu)
+    return FromPixels(plain, about.mean, about.std, about.color).eval() if takes_pixels else plain
+
+
+def _write_onnx(
+    folder: Path, network: CFMRFN, about: About, takes_pixels: bool, opset: int
+) -> Callable[[Tensor], Outputs]:
+    plain = _exportable(network, about, takes_pixels, plain_prelu=True)
+    path = folder / FILES["onnx"][0]
+    onnx_file.write(path, plain, about, _example(about, 2, takes_pixels), opset)
+    return onnx_file.OnnxFile(path, "cpu").run
+
+
+def _write_torch(
+    folder: Path, network: CFMRFN, about: About, takes_pixels: bool, opset: int
+) -> Callable[[Tensor], Outputs]:
+    plain = _exportable(network, about, takes_pixels, plain_prelu=False)
+    batch = torch.export.Dim("batch")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of PyTorch's own deprecations
+        program = torch.export.export(
+            plain, (_example(about, 2, takes_pixels),), dynamic_shapes={"images": {0: batch}}
+        )
+        for node in program.graph.nodes:  # it would say where the code lies on this machine
+            node.meta.pop("stack_trace", None)
+        content = io.BytesIO()
+        described = {"cfmrfn.json": onnx_file.metadata(about, plain)}
+        torch.export.save(program, content, extra_files=described)
+        path = folder / FILES["torch"][0]
+        path.write_bytes(content.getvalue())
+        with open(path, "rb") as file:  # PyTorch does not take any name
+            module = torch.export.load(file).module()
+
+    @torch.inference_mode()
+    def run_again(images: Tensor) -> Outputs:
+        outputs = module(images)
+        return [outputs] if isinstance(outputs, Tensor) else outputs
+
+    return run_again
+
+
+def _write_safetensors(
+    folder: Path, network: CFMRFN, about: About, takes_pixels: bool, opset: int
+) -> Callable[[Tensor], Outputs]:
+    timm_folder.write(folder, network, about)
+    reopened, its_about = timm_folder.load(folder)
+    return lambda images: _expected(reopened, its_about, takes_pixels, images)
+
+
+_WRITERS = {"onnx": _write_onnx, "torch": _write_torch, "safetensors": _write_safetensors}
+
+
+# Files
+
+
+def _checked(formats: Sequence[str]) -> Sequence[str]:
+    if not formats or not set(formats) <= set(FILES):
+        raise ConfigError(
+            f"format must be one or more of {', '.join(FILES)}; got {' '.join(formats) or 'none'}"
+        )
+    return formats
+
+
+def _load(path: Path) -> tuple[CFMRFN, About, Path]:
+    """The network, what is said of it, and the file that its weights are in."""
+    if path.is_dir() and timm_folder.is_one(path):
+        return *timm_folder.load(path), path / timm_folder.WEIGHTS
+    return *checkpoint.load_network(path), checkpoint.file_of(path)
+
+
+def _check_target(folder: Path, names: Sequence[str], overwrite: bool) -> None:
+    """Checks that nothing is in the way.
+
+    Raises:
+        ConfigError: something is.
+    """
+    if not os.path.lexists(folder):
+        return
+    if not folder.is_dir():
+        raise ConfigError(f"output {folder} is a file; name a folder")
+    there = {entry.name for entry in folder.iterdir()}
+    if (replaced := sorted(there.intersection(names))) and not overwrite:
+        raise ConfigError(
+            f"{folder} has {', '.join(replaced)}; --overwrite replaces them, or choose another "
+            "--output"
+        )
+    every = {name for files in FILES.values() for name in files}
+    if others := sorted(there.intersection(every.difference(names))):
+        raise ConfigError(
+            f"{folder} has {', '.join(others)} of another export, which would stay beside the new "
+            "files; name its format as well, remove them, or choose another --output"
+        )
+
+
+@contextlib.contextmanager
+def _appearing(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """A folder to write to, whose files get their place in `folder` when all is done.
+
+    After an error nothing is left of it.
+    """
+    folder = Path(os.path.abspath(folder))
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            # what belongs together is renamed at once; a file that is none of `names` holds weights
+            # that are too large for model.onnx, and must be there before it
+            for file in sorted(partial.iterdir(), key=lambda file: file.name in names):
+                os.replace(file, folder / file.name)
+        else:
+            partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for parent in missing:
+                parent.rmdir()
+        raise
+    shutil.rmtree(partial, ignore_errors=True)
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Export:
+    """Write a trained network for use elsewhere, checked against PyTorch, with a model card.
+
+    onnx: model.onnx, for onnxruntime and others; predict takes it too.
+    torch: model.pt2, a program of torch.export, which needs PyTorch alone.
+    safetensors: config.json and model.safetensors, a folder for timm:
+    timm.create_model("local-dir:FOLDER", pretrained=True) after `import cfmrfn`.
+
+    Preprocessing, class names and the run's configuration are inside the files. The batch is of any
+    size, the images of the size that the network was trained on.
+    """
+
+    run: tyro.conf.Positional[Path]
+    """Run folder, whose best.pt is taken; a checkpoint; or a folder exported as safetensors."""
+    format: tuple[Format, ...] = ("onnx",)
+    """One or more, into one folder."""
+    output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Folder for the files, made where it is missing. None: export/RUN."""
+    pixels: bool = False
+    """Let onnx and torch files take uint8 pixels (batch, height, width, 3) in RGB and give
+    probabilities, for programs that are not in Python: normalisation and softmax are inside."""
+    opset: int = onnx_file.OPSETS[0]
+    """Version of ONNX's operators, 18 to 20; an older one runs in more places."""
+    card: bool = True
+    """Write README.md, the model card: data, results, use, limits."""
+    overwrite: bool = False
+    """Replace files of an earlier export, and README.md."""
+
+
+@errors.memory_options("name one --format at a time")
+def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.export") -> None:
+    """The command line."""
+    tool = parse(Export, sys.argv[1:] if args is None else args, prog=prog)
+    exported = export(
+        tool.run,
+        tool.format,
+        tool.output,
+        pixels=tool.pixels,
+        opset=tool.opset,
+        card=tool.card,
+        overwrite=tool.overwrite,
+    )
+    for file, difference in exported.differences.items():
+        print(f"{file}: largest difference from PyTorch {difference:.1e} (at most {TOLERANCE:.0e})")
+    print(errors.printable(f"written to {exported.folder}: {', '.join(exported.files)}"))
+
+
+if __name__ == "__main__":
+    errors.run(main)
