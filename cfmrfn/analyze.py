@@ -17,10 +17,8 @@ from __future__ import annotations
 
 import csv
 import os
-import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
@@ -44,6 +42,7 @@ from cfmrfn.models import CFMRFN
 from cfmrfn.models.cfmrfn import token_grid
 from cfmrfn.pictures import FaceMaps, plot_faces, plot_heads, plot_tsne
 from cfmrfn.predictor import Faces, Predictor
+from cfmrfn.whole_files import whole_folder
 
 MOST_FACES = 32  # rows that one figure holds
 SKIP = "--on-broken skip leaves such images out"
@@ -252,7 +251,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
     run = run_name(path)
     whose = "all tokens" if tool.token is None else f"token {tool.token[0]}, {tool.token[1]}"
     title = f"{run}: attention of {whose} in layer {layer} of {len(network.layers)}"
-    with appears_whole(tool.output) as folder:
+    with whole_folder(tool.output) as folder:
         maps = [maps_of(face, about.class_names, layer, grid, tool.token) for face in faces]
         plot_faces(folder / "faces.png", maps, title)
         for number, face in enumerate(maps, 1):
@@ -282,22 +281,6 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
 def run_name(path: Path) -> str:
     """A checkpoint as titles name it: its run's folder and its file, wherever they lie."""
     return "/".join(Path(os.path.abspath(path)).parts[1:][-2:])
-
-
-@contextmanager
-def appears_whole(folder: Path) -> Iterator[Path]:
-    """A new folder to write into, which gets the name `folder` once all is written.
-
-    After an error nothing is left of it.
-    """
-    partial = folder.with_name(f".analysis-{os.getpid()}.partial")
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _network_of(predictor: Predictor, path: Path) -> CFMRFN:

@@ -313,10 +313,8 @@ def _report(plan: _Plan, evaluation: Evaluation, *, with_table: bool) -> None:
     print(errors.printable("\n".join(lines)) + "\n")
     target.parent.mkdir(parents=True, exist_ok=True)
     if with_table:
-        with whole(f"{target}.csv") as path:
-            evaluation.write_table(path)
-    with whole(f"{target}-confusion.csv") as path:
-        evaluation.write_confusion(path)
+        evaluation.write_table(f"{target}.csv")
+    evaluation.write_confusion(f"{target}-confusion.csv")
     title = f"{plan.name} on {images.set_name}, {images.name}"
     with whole(f"{target}.png") as path:
         plot_confusion(path, evaluation.report, title)
@@ -337,8 +335,7 @@ def _compare(target: Path, plans: Sequence[_Plan], evaluations: Mapping[str, Eva
     comparison = Comparison(evaluations)
     print(errors.printable(f"{comparison}\n"))
     rows = zip(plans, comparison.rows(), strict=True)
-    with whole(f"{target}.csv") as path:
-        comparison.write_csv(path)
+    comparison.write_csv(f"{target}.csv")
     _write_json(
         target,
         {

@@ -14,15 +14,13 @@ all of them appear, or none.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import io
 import os
-import shutil
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -38,6 +36,7 @@ from cfmrfn.errors import CheckpointError, ConfigError
 from cfmrfn.model_card import Card, read_report
 from cfmrfn.models import CFMRFN
 from cfmrfn.models.plain import FromPixels, PlainNetwork
+from cfmrfn.whole_files import whole_folder
 
 Format = Literal["onnx", "torch", "safetensors"]
 
@@ -116,7 +115,8 @@ def export(
     names = [*(file for each in formats for file in FILES[each]), *([CARD] if card else [])]
     _check_target(folder, names, overwrite)
 
-    with _appearing(folder, names) as partial:
+    # a file that is none of `names` holds weights that are too large for model.onnx
+    with whole_folder(folder, last=names) as partial:
         differences = {}
         for each in formats:
             file, *_ = FILES[each]
@@ -310,34 +310,6 @@ def _check_target(folder: Path, names: Sequence[str], overwrite: bool) -> None:
             f"{folder} has {', '.join(others)} of another export, which would stay beside the new "
             "files; name its format as well, remove them, or choose another --output"
         )
-
-
-@contextlib.contextmanager
-def _appearing(folder: Path, names: Sequence[str]) -> Iterator[Path]:
-    """A folder to write to, whose files get their place in `folder` when all is done.
-
-    After an error nothing is left of it.
-    """
-    folder = Path(os.path.abspath(folder))
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    missing = [parent for parent in folder.parents if not parent.exists()]
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        if folder.exists():
-            # what belongs together is renamed at once; a file that is none of `names` holds weights
-            # that are too large for model.onnx, and must be there before it
-            for file in sorted(partial.iterdir(), key=lambda file: file.name in names):
-                os.replace(file, folder / file.name)
-        else:
-            partial.rename(folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        with contextlib.suppress(OSError):
-            for parent in missing:
-                parent.rmdir()
-        raise
-    shutil.rmtree(partial, ignore_errors=True)
 
 
 def _digest(path: Path) -> str:

@@ -47,6 +47,7 @@ from cfmrfn.checkpoint import About
 from cfmrfn.data import LAYOUTS, Sample, canonical_name, open_set, why_unreadable
 from cfmrfn.errors import DataError
 from cfmrfn.predictor import Face
+from cfmrfn.whole_files import whole
 
 
 @dataclass(frozen=True)
@@ -355,18 +356,8 @@ def open_table(path: str | Path) -> Iterator[TextIO]:
 
     Until then it has another name, which is removed if an error comes.
     """
-    target = Path(os.path.realpath(path))
-    # a pipe, /dev/null or a terminal is written as it is
-    is_special = target.exists() and not target.is_file()
-    partial = target if is_special else target.with_name(f".{target.name}.partial")
-    try:
-        with open(partial, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-            yield file
-        if not is_special:
-            os.replace(partial, target)
-    except BaseException as error:
-        if not is_special:
-            partial.unlink(missing_ok=True)
-        if isinstance(error, OSError) and str(error.filename) == str(partial):
-            error.filename = os.fspath(path)  # the name that the user knows
-        raise
+    with (
+        whole(path) as target,
+        open(target, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
+        yield file

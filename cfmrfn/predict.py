@@ -28,6 +28,7 @@ from cfmrfn.faces import Framing, why_no_detector
 from cfmrfn.inference import FaceTable, open_face_list, open_table, progress_bar
 from cfmrfn.overlay import draw
 from cfmrfn.predictor import Face, Faces, Predictor
+from cfmrfn.whole_files import whole
 
 MOST_OF_JPEG = 65500  # pixels on a side
 
@@ -418,13 +419,8 @@ class PictureFolder:
     def save(self, path: str, image: Image.Image) -> None:
         """Writes a picture named after `path`."""
         kind, suffix = ("JPEG", ".jpg") if max(image.size) <= MOST_OF_JPEG else ("PNG", ".png")
-        target = self.name_for(path, suffix)
-        partial = self.path / ".partial"
-        try:
-            image.save(partial, kind, quality=92)
-            partial.replace(target)
-        finally:
-            partial.unlink(missing_ok=True)
+        with whole(self.name_for(path, suffix)) as target:
+            image.save(target, kind, quality=92)
 
 
 def _is_video(path: str) -> bool:

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from cfmrfn.config import Config, from_yaml
 from cfmrfn.errors import CheckpointError, printable
+from cfmrfn.whole_files import whole
 
 Row = dict[str, Any]
 
@@ -78,9 +79,8 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file, whole or not at all."""
-        temporary = self.path / f".{name}.partial"
-        temporary.write_text(text, "utf-8")
-        os.replace(temporary, self.path / name)
+        with whole(self.path / name) as target:
+            target.write_text(text, "utf-8")
 
 
 def create(config: Config) -> RunFolder:

@@ -1,9 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files and folders that are written whole or not at all."""
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,13 +14,49 @@ from pathlib import Path
 def whole(path: str | Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` when the block ends without an error.
 
-    Its name ends as that of `path` does, for writers that go by it.
+    Its name ends as that of `path` does, for writers that go by it. A pipe, a terminal or /dev/null
+    is written as it is.
+
+    Raises:
+        OSError: it cannot be written; names `path`.
     """
-    path = Path(path)
-    partial = path.with_name(f".partial.{path.name}")
+    target = Path(os.path.realpath(path))
+    if target.exists() and not target.is_file():
+        yield target
+        return
+    partial = target.with_name(f".partial.{target.name}")
     try:
         yield partial
-        os.replace(partial, path)
-    except BaseException:
+        os.replace(partial, target)
+    except BaseException as error:
         partial.unlink(missing_ok=True)
+        if isinstance(error, OSError) and str(error.filename) == str(partial):
+            error.filename = os.fspath(path)  # the name that the user knows
         raise
+
+
+@contextmanager
+def whole_folder(path: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
+    """A folder to write to, which becomes `path` when the block ends without an error.
+
+    After an error nothing is left of it. If there is a folder `path`, the files get their places in
+    it, those of the names in `last` after the others.
+    """
+    folder = Path(os.path.abspath(path))
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    missing = [parent for parent in folder.parents if not parent.exists()]
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        if folder.exists():
+            for file in sorted(partial.iterdir(), key=lambda file: file.name in last):
+                os.replace(file, folder / file.name)
+        else:
+            partial.rename(folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for parent in missing:
+                parent.rmdir()
+        raise
+    shutil.rmtree(partial, ignore_errors=True)

@@ -98,7 +98,7 @@ def test_timm_sees_images_as_we_do(exported, faces):
     file = next((faces / "Image" / "aligned").iterdir())
     with Image.open(file) as image:
         image = image.convert("RGB").resize((91, 70))
-    ours = Predictor(folder / "model.onnx", faces="whole")._tensor(image)
+    ours = Predictor(folder / "model.onnx", faces="whole").prepare(image).images[0]
     # timm resizes images of Pillow, we resize tensors
     torch.testing.assert_close(transform(image), ours, rtol=0, atol=0.05)
 

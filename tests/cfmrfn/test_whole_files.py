@@ -1,8 +1,11 @@
-"""Files appear when they are complete, or stay as they were."""
+"""Files and folders appear when they are complete, or stay as they were."""
+
+import os
+from pathlib import Path
 
 import pytest
 
-from cfmrfn.whole_files import whole
+from cfmrfn.whole_files import whole, whole_folder
 
 
 def test_a_file_appears_when_it_is_written(tmp_path):
@@ -29,3 +32,45 @@ def test_an_error_leaves_the_file_before(tmp_path, error):
         fail()
     assert target.read_text() == "before"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_is_no_file_is_written_as_it_is():
+    with whole(os.devnull) as path:
+        assert path.samefile(os.devnull)
+        path.write_text("text")
+    assert not Path(os.devnull).is_file()
+
+
+def test_an_error_names_the_file_that_was_asked_for(tmp_path):
+    target = tmp_path / "missing" / "a.txt"
+    with pytest.raises(FileNotFoundError) as error, whole(target) as path:
+        path.write_text("text")
+    assert error.value.filename == str(target)
+
+
+def test_a_folder_appears_with_the_folders_above_it(tmp_path):
+    with whole_folder(tmp_path / "a" / "b") as folder:
+        (folder / "1").write_text("one")
+        assert not (tmp_path / "a" / "b").exists()
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["b"]
+    assert (tmp_path / "a" / "b" / "1").read_text() == "one"
+
+
+def test_files_get_their_places_in_a_folder_that_is_there(tmp_path):
+    (tmp_path / "other").write_text("stays")
+    with whole_folder(tmp_path) as folder:
+        (folder / "1").write_text("one")
+        assert not (tmp_path / "1").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "other"]
+    assert not list(tmp_path.parent.glob(".*.partial"))
+
+
+def test_an_error_leaves_no_folder(tmp_path):
+    def fail():
+        with whole_folder(tmp_path / "a" / "b") as folder:
+            (folder / "1").write_text("one")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert not list(tmp_path.iterdir())
