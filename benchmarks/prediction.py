@@ -9,6 +9,9 @@ network has random weights, and probabilities are compared before anything is ti
 video: a video of 640 x 480 pixels in which a drawn face moves, from file to probabilities (faces),
 and to a file with boxes and bars too (drawn); and the network on the same faces, cut out before.
 The face must be found in all frames.
+
+onnx: the network in onnxruntime, as `cfmrfn.export` writes it, and in PyTorch, on as many threads,
+on batches of 1 and 32.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import argparse
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -30,9 +34,11 @@ from benchmarks.command_line import choose
 from benchmarks.markdown import table
 from benchmarks.record import Measurement, Record, Timing, UserError, start_record
 from cfmrfn import checkpoint, video
+from cfmrfn.classifier import Classifier, load_classifier
 from cfmrfn.config import parse_config
 from cfmrfn.data import EXPRESSIONS, find_images
 from cfmrfn.data.synthetic import draw_face, write_faces
+from cfmrfn.export import export
 from cfmrfn.overlay import draw
 
 CLASSES = 7
@@ -136,6 +142,30 @@ def film(path: Path) -> Path:
     return path
 
 
+def onnx(record: Record, options: Options) -> None:
+    """An exported network in onnxruntime."""
+    for model in [options.model] if options.model else ["cfmrfn_tiny", "cfmrfn_base"]:
+        path = random_checkpoint(options.folder, model)
+        folder = export(path, ("onnx",), options.folder / model, card=False).folder
+        in_torch = load_classifier(path, str(options.device))
+        in_onnx = load_classifier(folder / "model.onnx", str(options.device))
+        side = in_torch.about.image_size
+        for batch in (1, BATCH):
+            images = torch.randn(batch, 3, side, side)
+            # a single call of the small network is too short to be timed well
+            repeats = BATCH // batch if model == "cfmrfn_tiny" else 1
+
+            def run(
+                classifier: Classifier, images: torch.Tensor = images, repeats: int = repeats
+            ) -> torch.Tensor:
+                return [classifier(images).probabilities for _ in range(repeats)][-1]
+
+            calls = {"network": partial(run, in_torch), "onnxruntime": partial(run, in_onnx)}
+            check(calls["network"](), calls["onnxruntime"](), "probabilities")
+            case = f"{model}, images of {side} x {side}, batches of {batch}"
+            compare(record, case, "face", batch * repeats, calls, options)
+
+
 def check(expected: torch.Tensor, found: torch.Tensor, what: str) -> None:
     """Raises ValueError where results differ by more than batches of other sizes do."""
     if expected.shape != found.shape or not torch.allclose(expected, found, rtol=1e-3, atol=1e-5):
@@ -194,6 +224,7 @@ def random_checkpoint(folder: Path, model: str) -> Path:
 CASES: dict[str, Callable[[Record, Options], None]] = {
     "pictures": pictures,
     "video": moving_face,
+    "onnx": onnx,
 }
 
 
