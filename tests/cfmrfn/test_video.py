@@ -709,7 +709,7 @@ def test_without_the_detector_a_video_is_refused_at_once(
 
 
 def test_without_opencv_a_video_is_an_error_that_says_what_to_install(one_face, monkeypatch):
-    monkeypatch.setattr(video.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(video.files.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs OpenCV: pip install 'sdwa\[faces\]'"):
         video.Video(one_face[0])
 
