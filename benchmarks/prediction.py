@@ -31,8 +31,8 @@ import torch
 import cfmrfn  # registers the networks
 from benchmarks import command_line, measure
 from benchmarks.command_line import choose
-from benchmarks.markdown import table
 from benchmarks.record import Measurement, Record, Timing, UserError, start_record
+from benchmarks.report import prediction_table
 from cfmrfn import checkpoint, video
 from cfmrfn.classifier import Classifier, load_classifier
 from cfmrfn.config import parse_config
@@ -228,19 +228,6 @@ CASES: dict[str, Callable[[Record, Options], None]] = {
 }
 
 
-def results(record: Record) -> str:
-    """The measurements as a table."""
-    rows = []
-    for each in record.measurements:
-        part = next(f"{v:.2f} of {k[3:]}" for k, v in each.details.items() if k.startswith("of_"))
-        each_ms = each.timing.p50_ms / each.details["count"]
-        low, high = each.timing.p20_ms, each.timing.p80_ms
-        spread = f"{low / each.details['count']:.2f}..{high / each.details['count']:.2f}"
-        rate = f"{each.details['per_second']:.1f} {each.what}s"
-        rows.append([each.case, each.contender, f"{each_ms:.2f} ({spread})", rate, part])
-    return table(["case", "", "ms each, p50 (p20..p80)", "a second", ""], rows)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.prediction",
@@ -262,7 +249,7 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             options = Options(arguments.model, device, arguments.seconds, Path(folder))
             CASES[name](record, options)
-    print(results(record))
+    print(prediction_table(record))
     if arguments.json is not None:
         record.save(arguments.json)
         print(f"written: {arguments.json}")

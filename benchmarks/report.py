@@ -57,6 +57,13 @@ LATENCY = """\
 Calls alternate, and differences are taken within a round. "unfold" is the dilated network on the
 reference backend; "window" has dilation 1 everywhere; "global" attends to all pixels.
 """
+PREDICTION = """\
+## From files to expressions
+
+Random weights. "network" is PyTorch alone, on faces that are in memory; "predict" and "faces" go
+from files to probabilities, "drawn" to an annotated video. The last column compares the fastest
+calls, which other work on the machine disturbs least.
+"""
 OVERHEAD = """\
 ## Overhead per call
 
@@ -99,6 +106,7 @@ def page(records: Mapping[str, Record], pictures: Sequence[str]) -> str:
     for introduction, make_table, found in (
         (TRAINING, training_table, of("training")),
         (LATENCY, latency_table, latency),
+        (PREDICTION, prediction_table, of("prediction")),
         (OVERHEAD, overhead_table, of("overhead")),
         (CPU, cpu_results, of("cpu")),
     ):
@@ -259,6 +267,19 @@ def overhead_table(record: Record) -> str:
         times.setdefault((m.case, m.what), {})[m.contender] = text
     rows = [[*key, by_name["sdwa"], by_name["sdpa"]] for key, by_name in times.items()]
     return table(["heads x channels", "pass", "`sdwa`", "SDPA"], rows)
+
+
+def prediction_table(record: Record) -> str:
+    """One row per case and way."""
+    rows = []
+    for each in record.measurements:
+        part = next(f"{v:.2f} of {k[3:]}" for k, v in each.details.items() if k.startswith("of_"))
+        each_ms = each.timing.p50_ms / each.details["count"]
+        low, high = each.timing.p20_ms, each.timing.p80_ms
+        spread = f"{low / each.details['count']:.2f}..{high / each.details['count']:.2f}"
+        rate = f"{each.details['per_second']:.1f} {each.what}s"
+        rows.append([each.case, each.contender, f"{each_ms:.2f} ({spread})", rate, part])
+    return table(["case", "", "ms each, p50 (p20..p80)", "a second", ""], rows)
 
 
 def cpu_results(record: Record) -> str:
