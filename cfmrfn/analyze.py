@@ -42,7 +42,7 @@ from cfmrfn.models import CFMRFN
 from cfmrfn.models.cfmrfn import token_grid
 from cfmrfn.pictures import FaceMaps, plot_faces, plot_heads, plot_tsne
 from cfmrfn.predictor import Faces, Predictor
-from cfmrfn.whole_files import whole_folder
+from cfmrfn.whole_files import CsvFile, whole_folder
 
 MOST_FACES = 32  # rows that one figure holds
 SKIP = "--on-broken skip leaves such images out"
@@ -321,7 +321,7 @@ def _check_token(token: tuple[int, int] | None, grid: tuple[int, int]) -> None:
 
 def _write_points(path: Path, embedding: Embedding, class_names: Sequence[str]) -> None:
     with open_table(path) as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(CsvFile(file))
         writer.writerow(["image", "true", "predicted", "x", "y"])
         rows = zip(embedding.samples, embedding.predicted, embedding.points, strict=True)
         for sample, guess, (x, y) in rows:

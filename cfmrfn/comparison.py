@@ -16,6 +16,7 @@ from cfmrfn.bootstrap import Interval
 from cfmrfn.data import Sample
 from cfmrfn.evaluation import Evaluation
 from cfmrfn.inference import open_table
+from cfmrfn.whole_files import CsvFile
 
 ACCURACIES = {"accuracy": "accuracy", "mean_class_accuracy": "mean of classes"}
 
@@ -107,7 +108,7 @@ class Comparison:
         """Writes `rows` as CSV; cells without a value are empty."""
         rows = self.rows()
         with open_table(path) as file:
-            writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+            writer = csv.DictWriter(CsvFile(file), list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
 

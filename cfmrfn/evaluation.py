@@ -31,6 +31,7 @@ from cfmrfn.inference import (
 )
 from cfmrfn.metrics import Calibration, Report, brier_score, confusion_matrix
 from cfmrfn.precision import Precision, autocast, sum_dtype
+from cfmrfn.whole_files import CsvFile
 
 # Split that chose the epoch -> how the epoch was chosen; None: not by any results.
 HOW_CHOSEN = {
@@ -247,7 +248,7 @@ class Evaluation:
     def write_confusion(self, path: str | Path) -> None:
         """Writes the confusion matrix as CSV: a row per true class, a column per prediction."""
         with open_table(path) as file:
-            writer = csv.writer(file, lineterminator="\n")
+            writer = csv.writer(CsvFile(file))
             writer.writerow(["true \\ predicted", *self.class_names])
             for name, counts in zip(self.class_names, self.report.matrix.tolist(), strict=True):
                 writer.writerow([name, *counts])

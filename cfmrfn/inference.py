@@ -47,7 +47,7 @@ from cfmrfn.checkpoint import About
 from cfmrfn.data import LAYOUTS, Sample, canonical_name, open_set, why_unreadable
 from cfmrfn.errors import DataError
 from cfmrfn.predictor import Face
-from cfmrfn.whole_files import whole
+from cfmrfn.whole_files import CsvFile, whole
 
 
 @dataclass(frozen=True)
@@ -236,7 +236,7 @@ class PredictionTable:
     def __init__(self, file: TextIO, class_names: Sequence[str], *, with_labels: bool) -> None:
         self.class_names = class_names
         self.with_labels = with_labels
-        self.writer = csv.writer(file, lineterminator="\n")
+        self.writer = csv.writer(CsvFile(file))
         columns = ["path", *(["label"] if with_labels else []), "prediction"]
         self.writer.writerow([*columns, *(f"p_{name}" for name in class_names)])
 
@@ -263,7 +263,7 @@ class FaceTable:
 
     def __init__(self, file: TextIO, class_names: Sequence[str]) -> None:
         self.class_names = class_names
-        self.writer = csv.writer(file, lineterminator="\n")
+        self.writer = csv.writer(CsvFile(file))
         place = ["frame", "seconds", "face", "track", "left", "top", "right", "bottom", "score"]
         columns = ["path", *place, "prediction", *(f"p_{name}" for name in class_names)]
         self.empty = [""] * (len(columns) - 4)

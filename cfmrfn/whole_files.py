@@ -1,4 +1,5 @@
-"""Files and folders that are written whole or not at all."""
+"""Files and folders that are written whole or not at all, and rows of CSV that are read back as they
+were."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 
 @contextmanager
@@ -20,10 +22,10 @@ def whole(path: str | Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; names `path`.
     """
-    target = Path(os.path.realpath(path))
-    if target.exists() and not target.is_file():
-        yield target
+    if os.path.exists(path) and not os.path.isfile(path):
+        yield Path(path)  # /dev/stdout links to no path at all
         return
+    target = Path(os.path.realpath(path))
     partial = target.with_name(f".partial.{target.name}")
     try:
         yield partial
@@ -60,3 +62,17 @@ def whole_folder(path: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
                 parent.rmdir()
         raise
     shutil.rmtree(partial, ignore_errors=True)
+
+
+class CsvFile:
+    """The file of a `csv.writer` that ends its rows as RFC 4180 has it: here they end with \\n.
+
+    Told of \\n alone, a writer leaves \\r in a name without quotes, where readers begin a new row.
+    """
+
+    def __init__(self, file: TextIO) -> None:
+        self.file = file
+
+    def write(self, row: str) -> None:
+        """Adds a row that ends with \\r\\n."""
+        self.file.write(row.removesuffix("\r\n") + "\n")

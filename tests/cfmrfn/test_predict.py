@@ -112,8 +112,9 @@ def test_a_folder_of_other_files_is_an_error_that_says_so(tmp_path):
         predict.image_files([tmp_path])
 
 
-def test_table(run_folder, images, tmp_path):
-    awkward = images[0].with_name("two\nlines, and a comma.jpg")
+@pytest.mark.parametrize("name", ["two\nlines, and a comma.jpg", "carriage\rreturn.jpg"])
+def test_table(run_folder, images, tmp_path, name):
+    awkward = images[0].with_name(name)
     images[0].rename(awkward)
     table = tmp_path / "table.csv"
     assert run_tool(run_folder, awkward, *images[1:], "--csv", table) == 1
@@ -128,6 +129,17 @@ def test_table(run_folder, images, tmp_path):
     assert rows[0]["prediction"] == max(probabilities, key=probabilities.get)
     (expected,) = predict.predict(run_folder, awkward)
     assert probabilities == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no /dev/stdout")
+def test_tables_go_to_pipes(run_folder, images):
+    options = [images[0], "--csv", "/dev/stdout"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cfmrfn.predict", run_folder, *options], capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    header, row = [line for line in done.stdout.splitlines() if b"," in line]
+    assert header.startswith(b"path,frame,") and row.startswith(os.fsencode(images[0]) + b",,,1,")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
