@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import signal
@@ -22,7 +23,8 @@ from cfmrfn import errors, video
 from cfmrfn.batches import framing_of
 from cfmrfn.config import check_at_least, parse
 from cfmrfn.data import Sample, find_images, read_image
-from cfmrfn.data.reading import UNREADABLE
+from cfmrfn.data.files import IMAGE_SUFFIXES
+from cfmrfn.data.reading import HEIC_SUFFIXES, UNREADABLE
 from cfmrfn.errors import ConfigError, DataError, printable
 from cfmrfn.faces import Framing, why_no_detector
 from cfmrfn.inference import FaceTable, open_face_list, open_table, progress_bar
@@ -31,6 +33,7 @@ from cfmrfn.predictor import Face, Faces, Predictor
 from cfmrfn.whole_files import whole
 
 MOST_OF_JPEG = 65500  # pixels on a side
+_PICTURES_AND_VIDEOS = (*IMAGE_SUFFIXES, *HEIC_SUFFIXES, *video.VIDEO_SUFFIXES)
 
 File = str | os.PathLike[str]
 
@@ -164,6 +167,14 @@ class Predict:
 
     def __post_init__(self) -> None:
         check_at_least(self, top=1, batch_size=1, workers=0, smooth=0)
+        if math.isinf(self.smooth):
+            raise ConfigError("--smooth must be finite")
+        for option, table in (("--csv", self.csv), ("--json", self.json)):
+            # where its own name was forgotten, this is the first of the pictures
+            if table is not None and table.suffix.lower() in _PICTURES_AND_VIDEOS:
+                raise ConfigError(f"{option} must not be named as a picture or video; got {table}")
+        if self.csv is not None and self.json is not None and _is_same_file(self.csv, self.json):
+            raise ConfigError(f"--csv and --json must be different files; both are {self.csv}")
         if self.seconds is not None and not self.seconds > 0:
             raise ConfigError(f"--seconds must be more than 0, got {self.seconds}")
 
@@ -340,7 +351,7 @@ class Output(ExitStack):
     def broken(self, path: str, error: DataError) -> None:
         """Names a file that cannot be read."""
         self.unreadable += 1
-        tqdm.write(str(error), file=sys.stderr)
+        tqdm.write(on_one_line(str(error)), file=sys.stderr)
         if self.table is not None:
             self.table.write(path, None)
         if self.list is not None:
@@ -421,6 +432,13 @@ class PictureFolder:
         kind, suffix = ("JPEG", ".jpg") if max(image.size) <= MOST_OF_JPEG else ("PNG", ".png")
         with whole(self.name_for(path, suffix)) as target:
             image.save(target, kind, quality=92)
+
+
+def _is_same_file(one: Path, other: Path) -> bool:
+    """Whether what is written to one is lost by writing the other: not for pipes and the like."""
+    if one.exists() and not one.is_file():
+        return False
+    return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _is_video(path: str) -> bool:

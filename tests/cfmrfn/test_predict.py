@@ -92,6 +92,14 @@ def test_in_python_a_bad_file_is_an_error(run_folder, images, workers):
         next(answers)
 
 
+def test_a_bad_file_takes_one_line(run_folder, images, capsys):
+    named = images[1].with_name("two\nlines\t.jpg")
+    images[1].rename(named)
+    assert run_tool(run_folder, named) == 1
+    first, second = capsys.readouterr().err.splitlines()
+    assert "two\\nlines\\t.jpg" in first and second == "1 of 1 images could not be read"
+
+
 def test_what_a_folder_holds_beside_images_is_said(run_folder, images, tmp_path, capsys):
     (images[0].parent / "notes.txt").write_text("")
     empty = tmp_path / "empty"
@@ -363,6 +371,10 @@ def test_nothing_half_written(run_folder, images, tmp_path, monkeypatch):
         (["{run}", "--min-size", "3"], "min_size must be 12 pixels or more, got 3"),
         (["{run}", "--faces", "all"], "all"),
         (["{run}", "--top", "0"], "top"),
+        (["{run}", "--smooth", "inf"], "--smooth must be finite"),
+        (["{run}", "--csv", "{tmp}/a.JPG"], "--csv must not be named as a picture .*a.JPG"),
+        (["{run}", "--json", "{tmp}/a.mp4"], "--json must not be named as a picture .*a.mp4"),
+        (["{run}", "--csv", "{tmp}/a", "--json", "{tmp}/../{tmp.name}/a"], "different files"),
         (["{run}", "--framing", "{empty}"], "too few of its 0 images"),
         (["{run}", "--framing", "nowhere"], "must be a folder of images; got nowhere"),
     ],
