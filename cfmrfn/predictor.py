@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,6 +34,8 @@ Picture: TypeAlias = str | os.PathLike[str] | Image.Image | np.ndarray | Tensor
 # Public sets have crops of 48 to 224 pixels.
 MOST_OF_CROP = 256
 _NEARLY_SQUARE = 1.25
+
+_loading = threading.Lock()  # of the caller's images, each of which Pillow loads at its first use
 
 
 @dataclass(frozen=True)
@@ -361,7 +364,8 @@ def _read(picture: Picture, at_least: int | None = None) -> tuple[Image.Image, t
             f"{type(picture).__name__}"
         )
     try:
-        image = upright_rgb(picture)
+        with _loading:  # one image may be in several places of a list, and so in several threads
+            image = upright_rgb(picture)
     except UNREADABLE as error:
         raise DataError(f"cannot read the image: {printable(str(error))}") from error
     return image, image.size

@@ -88,6 +88,10 @@ class FaceDetector:
         self._folder = next(iter(spec.submodule_search_locations))
         self._of_thread = threading.local()
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # for processes that are not forked: neither modules nor OpenCV's networks can be pickled
+        return type(self), (self.min_size, self.min_score)
+
     def __call__(self, picture: np.ndarray) -> list[DetectedFace]:
         """The faces in a picture, the surest first. Several threads may call at a time.
 

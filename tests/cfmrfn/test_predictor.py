@@ -2,7 +2,9 @@
 
 import gc
 import itertools
+import pickle
 import threading
+import time
 from contextlib import closing
 
 import numpy as np
@@ -304,6 +306,30 @@ def test_streams_that_are_left_end_their_threads(predictor, crops):
         predictor([crops[0], "nowhere.jpg", *crops[1:]])
     gc.collect()
     assert not threads()
+
+
+def test_one_image_in_several_places(predictor, crops, monkeypatch):
+    image = Image.open(crops[0])
+    load, alone, loading = image.load, predictor(crops[0]), threading.Lock()
+
+    def load_alone():
+        assert loading.acquire(blocking=False)
+        time.sleep(0.02)  # that other threads come, too
+        try:
+            return load()
+        finally:
+            loading.release()
+
+    monkeypatch.setattr(image, "load", load_alone)
+    for faces in predictor.stream([image] * 6, workers=3):
+        same(faces[0], alone[0], abs=1e-5)
+
+
+def test_predictors_go_to_other_processes(weights, predictor):
+    for given in (predictor, cfmrfn.Predictor(weights, "cpu", "detect", min_size=60)):
+        (face,) = given(data.astronaut())
+        (other,) = pickle.loads(pickle.dumps(given))(data.astronaut())
+        same(face, other, abs=1e-5)
 
 
 def test_errors_of_the_callers_own_pictures_come_through(predictor, crops):
