@@ -24,7 +24,7 @@ from cfmrfn.batches import framing_of
 from cfmrfn.config import check_at_least, parse
 from cfmrfn.data import Sample, find_images, read_image
 from cfmrfn.data.files import IMAGE_SUFFIXES
-from cfmrfn.data.reading import HEIC_SUFFIXES, UNREADABLE
+from cfmrfn.data.reading import HEIC_SUFFIXES, UNREADABLE, image_size
 from cfmrfn.errors import ConfigError, DataError, printable
 from cfmrfn.faces import Framing, why_no_detector
 from cfmrfn.inference import FaceTable, open_face_list, open_table, progress_bar
@@ -229,8 +229,7 @@ def check_detector(predictor: Predictor, files: Sequence[str]) -> None:
                 )
             continue
         try:
-            with Image.open(file) as image:
-                size = image.size
+            size = image_size(file)
         except UNREADABLE:
             continue  # named when its turn comes
         if not predictor.takes_whole(size):

@@ -403,6 +403,8 @@ def test_packages_that_are_missing_are_named_first(run_folder, photographs, caps
     printed = capsys.readouterr()
     assert not printed.out
     assert "crowd.jpg has 640 x 400 pixels, too many for a crop of a face: pip" in printed.err
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 640 * 400 - 1)  # Pillow warns of larger ones
+    assert run_tool(run_folder, photographs / "crowd.jpg") == 2
     assert status(run_folder, photographs / "crowd.jpg", "--faces", "whole") == 0
 
 
