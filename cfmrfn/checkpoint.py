@@ -286,15 +286,16 @@ def load_network(path: str | Path) -> tuple[CFMRFN, About]:
     return network.eval(), about
 
 
-def load_training(path: str | Path) -> dict[str, Any]:
-    """What resuming needs, from a `last.pt`.
+def load_training(path: str | Path) -> tuple[dict[str, Any], Framing | None]:
+    """What resuming needs, from a `last.pt`; and how the run's images frame their faces, if known.
 
     Raises:
         CheckpointError: the file cannot be read, or is no `last.pt`.
     """
     path = Path(path)
-    training: dict[str, Any] = part(load(path), "training", path)
-    return training
+    saved = load(path)
+    training: dict[str, Any] = part(saved, "training", path)
+    return training, About.from_dict(part(saved, "about", path), path).framing
 
 
 def part(checkpoint: dict[str, Any], name: str, path: Path) -> Any:

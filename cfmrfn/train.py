@@ -100,6 +100,11 @@ class Trainer:
                 "where they are now"
             )
 
+        # The state to resume from; a run killed before its first checkpoint starts anew
+        saved = framing = None
+        if run.resume is not None and self.folder.last.exists():
+            saved, framing = checkpoint.load_training(self.folder.last)
+
         # Data
         splits = open_splits(images, optim.seed, self.world)
         self.fingerprint = splits.fingerprint()
@@ -115,7 +120,8 @@ class Trainer:
             self.world,
         )
         self.loader = training_loader(self.dataset, self.batches, run.workers)
-        framing = self.world.on_main(lambda: framing_of(self.splits.train))
+        if framing is None:
+            framing = self.world.on_main(lambda: framing_of(self.splits.train))
         self.about = checkpoint.About.of_run(config, self.class_names, framing)
         evaluated = {"val": self.splits.validation, "test": self.splits.held_out}
         self.evaluation_loaders = {
@@ -131,11 +137,6 @@ class Trainer:
         }
         # without validation images the best epoch is chosen on the held-out ones
         self.chosen_on = next(iter(self.evaluation_loaders))
-
-        # The state to resume from; a run killed before its first checkpoint starts anew
-        saved = None
-        if run.resume is not None and self.folder.last.exists():
-            saved = checkpoint.load_training(self.folder.last)
 
         # Network and optimizer
         torch.manual_seed(optim.seed)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pytest
 import torch
 
-from cfmrfn import checkpoint, train
+from cfmrfn import batches, checkpoint, train
 from cfmrfn.config import parse_config
 from cfmrfn.data import dataset
 from cfmrfn.data.synthetic import write_faces
@@ -197,7 +197,7 @@ def test_an_image_that_breaks_in_the_middle(options, tmp_path, monkeypatch, spli
         patch.setattr(dataset, "read_image", read)
         with pytest.raises(DataError, match=rf"{bad.path}.*--on-broken skip"):
             trainer.train()
-    progress = checkpoint.load_training(tmp_path / "run" / "last.pt")["progress"]
+    progress = checkpoint.load(tmp_path / "run" / "last.pt")["training"]["progress"]
     assert progress["epoch"] == 0
     assert progress["step"] == (5 if split == "train" else trainer.batches.steps)
     folder = train_here("--resume", str(tmp_path / "run"))
@@ -220,6 +220,24 @@ def test_broken_images_may_be_skipped_on_resume(options, tmp_path, faces):
     folder = train_here("--resume", str(tmp_path / "run"), "--on-broken", "skip")
     report = json.loads((folder / "report.json").read_text())
     assert report["held_out"]["last"]["images"] == 14
+
+
+@pytest.mark.parametrize("missing_at", ["first", "resume"])
+def test_the_face_detector_may_be_missing_at_times(options, tmp_path, monkeypatch, missing_at):
+    args = [*options, "--epochs", "1", "--output", str(tmp_path / "run")]
+    expected = Trainer(parse_config([*options, "--output", str(tmp_path / "other")])).about.framing
+    assert expected is not None
+    with monkeypatch.context() as patch:
+        if missing_at == "first":
+            patch.setattr(batches, "why_no_detector", lambda: "not installed")
+        first = Trainer(parse_config(args))
+        first._save()
+    assert (first.about.framing is None) == (missing_at == "first")
+    if missing_at == "resume":
+        monkeypatch.setattr(batches, "why_no_detector", lambda: "not installed")
+    folder = train_here("--resume", str(tmp_path / "run"))
+    _, about = checkpoint.load_network(folder)
+    assert about.framing == expected
 
 
 def test_a_former_run_that_skipped_images_resumes(options, tmp_path, faces):
