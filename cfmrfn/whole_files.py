@@ -1,5 +1,4 @@
-"""Files and folders that are written whole or not at all, and rows of CSV that are read back as they
-were."""
+"""Files and folders that are written whole or not at all; rows of CSV that can be read back."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import stat
 import struct
 import threading
 import warnings
@@ -181,6 +182,9 @@ _quietly = _Quietly()
 
 
 def _open(path: str) -> Image.Image:
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):  # a pipe that nobody writes to would be waited for
+        raise ValueError("a folder" if stat.S_ISDIR(mode) else "no file but a pipe or a device")
     try:
         return Image.open(path)
     except UnidentifiedImageError:

@@ -22,6 +22,8 @@ def is_video(path: str | os.PathLike[str]) -> bool:
         return True
     if suffix in (*IMAGE_SUFFIXES, *HEIC_SUFFIXES):
         return False
+    if not os.path.isfile(path):  # a pipe would lose what is read of it
+        return False
     try:
         with open(path, "rb") as file:
             return begins_video(file.read(512))

@@ -100,6 +100,17 @@ def test_a_bad_file_takes_one_line(run_folder, images, capsys):
     assert "two\\nlines\\t.jpg" in first and second == "1 of 1 images could not be read"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no named pipes")
+def test_pipes_are_not_waited_for(run_folder, images, capsys):
+    for name in ("pipe.jpg", "pipe"):
+        os.mkfifo(images[0].with_name(name))
+    folder = images[0].parent
+    assert run_tool(run_folder, folder, folder / "pipe") == 1
+    first, second, third, *_ = capsys.readouterr().err.splitlines()
+    assert "left out of" in first and second.startswith(f"cannot read image {images[1]}: ")
+    assert third == f"cannot read image {folder / 'pipe.jpg'}: no file but a pipe or a device"
+
+
 def test_what_a_folder_holds_beside_images_is_said(run_folder, images, tmp_path, capsys):
     (images[0].parent / "notes.txt").write_text("")
     empty = tmp_path / "empty"
