@@ -376,7 +376,7 @@ class Output(ExitStack):
             number = face.track or number
             where = "" if face.score is None else f"  face {number} at {place_of(face)}"
             ranked = sorted(face.probabilities.items(), key=lambda item: -item[1])[: self.top]
-            scores = "  ".join(f"{name} {value:.3f}" for name, value in ranked)
+            scores = "  ".join(f"{on_one_line(each)} {value:.3f}" for each, value in ranked)
             say(f"{name}{when}{where}  {scores}")
         if not faces:
             say(f"{name}{when}  no face found")

@@ -111,6 +111,15 @@ def test_pipes_are_not_waited_for(run_folder, images, capsys):
     assert third == f"cannot read image {folder / 'pipe.jpg'}: no file but a pipe or a device"
 
 
+def test_names_of_classes_are_on_one_line(run_folder, images, capsys):
+    saved = checkpoint.load(run_folder / "best.pt")
+    saved["about"]["class_names"] = [f"{name}\n\x1b[1m" for name in CLASSES]
+    torch.save(saved, run_folder / "best.pt")
+    assert status(run_folder, images[0]) == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.count("\\n\\x1b[1m 0.") == 3
+
+
 def test_what_a_folder_holds_beside_images_is_said(run_folder, images, tmp_path, capsys):
     (images[0].parent / "notes.txt").write_text("")
     empty = tmp_path / "empty"
