@@ -77,6 +77,8 @@ from cfmrfn.pictures import plot_confusion, plot_reliability
 from cfmrfn.precision import Precision
 from cfmrfn.whole_files import whole
 
+_LONGEST_NAME = 220  # bytes of the 255 that systems allow, without the ends that files have
+
 __all__ = ["Evaluation", "evaluate", "evaluate_checkpoint", "evaluate_split", "main"]
 
 
@@ -271,8 +273,13 @@ def _refuse_to_replace(target: Path, evaluated: Sequence[Mapping[str, Any]]) -> 
     """Checks that the results at `target`, where there are any, are of the same evaluations.
 
     Raises:
-        ConfigError: they are of other ones.
+        ConfigError: they are of other ones, or the name is too long.
     """
+    if len(os.fsencode(target.name)) > _LONGEST_NAME:
+        raise ConfigError(
+            f"results would be named {target.name}, too long for a file: rename the folder of the "
+            "run or of the data set"
+        )
     file = Path(f"{target}.json")
     if not file.exists():
         return

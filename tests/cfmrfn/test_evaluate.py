@@ -566,6 +566,16 @@ def test_runs_of_one_name_are_told_apart(save_run, classes, run_tool):
     assert "| b-seed-0/best.pt " in printed.out
 
 
+def test_names_that_are_too_long_are_found_before_anything_is_computed(
+    save_run, classes, run_tool, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "evaluate_split", None)
+    run = save_run().rename(tmp_path / ("r" * 130))
+    data = classes.rename(tmp_path / ("d" * 100))
+    with pytest.raises(ConfigError, match="too long for a file: rename"):
+        run_tool(run, "--data", data)
+
+
 def test_checkpoints_whose_results_would_have_one_name(save_run, classes, run_tool):
     run = save_run()
     shutil.copy(run / "best.pt", run / "best.old")
