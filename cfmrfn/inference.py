@@ -25,6 +25,9 @@ A file that could not be read has a row of its path alone. The same of faces as 
           "prediction": NAME, "probabilities": {NAME: P, ...},
           "landmarks": [[X, Y], ... 68] or null}, ...]},
       {"path": PATH, "error": WHY}]}
+
+Bytes of a name that are no UTF-8 are lone surrogates in JSON, as in Python: \\udce9 for byte e9;
+`os.fsencode` gives them back.
 """
 
 from __future__ import annotations
