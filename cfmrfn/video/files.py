@@ -24,6 +24,7 @@ _CONVERT = "`ffmpeg -i FILE -c:v libx264 NEW.mp4` makes a file that it reads"
 _NEEDS = "reading video needs OpenCV: pip install 'sdwa[faces]'"
 _MOST_RATE, _USUAL_RATE = 240, 30  # frames per second
 _LONGEST_PAUSE = 600  # seconds between two frames; more is an error in the file
+_MOST_LOST = 300  # damaged frames in a row; after more, the rest is given up
 
 
 class VideoPicture(NamedTuple):
@@ -94,24 +95,37 @@ class Video:
 
         Raises:
             DataError: after the last frame that could be read: there was none, the file is cut off,
-                or the camera stopped.
+                frames in it could not be decoded, or the camera stopped.
         """
         count, seconds, start = 0, 0.0, time.monotonic()
+        failed = lost = 0  # reads; and those of them after which a frame came
         while True:
             is_read, pixels = self._capture.read()
             if not is_read:
-                break
+                failed += 1
+                # the end; or a damaged frame, after which others may be whole
+                if count + failed > (self.frames or 0) or failed - lost > _MOST_LOST:
+                    break
+                continue
+            lost = failed
             if self.is_live:
                 seconds = time.monotonic() - start if count else 0.0
                 start = start if count else time.monotonic()
             else:
                 seconds = self._time_of(count, seconds)
             if limit is not None and seconds >= limit:
+                if lost:
+                    raise DataError(self._damage(count, lost))
                 return
             yield VideoPicture(count, seconds, self._cv2.cvtColor(pixels, self._cv2.COLOR_BGR2RGB))
             count += 1
-        if reason := self._why_ended(count):
+        if reason := self._why_ended(count) or (self._damage(count, lost) if lost else None):
             raise DataError(reason)
+
+    def _damage(self, count: int, lost: int) -> str:
+        return (
+            f"video {self.name} is damaged: {lost} frames could not be decoded, {count} were read"
+        )
 
     def _time_of(self, number: int, before: float) -> float:
         """Seconds of the frame that was read; files may have frames without a time."""

@@ -421,6 +421,33 @@ def test_a_video_of_which_no_frame_can_be_decoded(tmp_path, predictor):
         list(video.read(path, predictor))
 
 
+class Damaged:
+    """A capture in which some reads fail, as OpenCV's do at frames that cannot be decoded."""
+
+    def __init__(self, capture, bad):
+        self.capture, self.bad, self.reads = capture, bad, count()
+
+    def read(self):
+        is_read, pixels = self.capture.read()
+        return (False, None) if next(self.reads) in self.bad else (is_read, pixels)
+
+    def __getattr__(self, name):
+        return getattr(self.capture, name)
+
+
+@pytest.mark.parametrize("limit", [None, 0.8])
+def test_frames_after_damaged_ones_are_read(tmp_path, limit):
+    path = film(tmp_path / "a.mp4", [background(SIZE)] * 30)
+    with video.Video(path) as clip:
+        clip._capture = Damaged(clip._capture, {0, 7, 8, 9})
+        pictures, read = clip.pictures(limit), []
+        with pytest.raises(DataError, match=r"a\.mp4 is damaged: 4 frames could not be decoded"):
+            read.extend(pictures)
+    assert len(read) == (26 if limit is None else 16)
+    assert [picture.number for picture in read] == list(range(len(read)))
+    assert read[-1].seconds == pytest.approx(29 / RATE if limit is None else 19 / RATE)
+
+
 @pytest.mark.parametrize(
     "name, content, expected",
     [
