@@ -140,6 +140,9 @@ class Video:
         Raises:
             DataError: the file is not there, or not readable, or empty, or no video.
         """
+        if os.path.exists(path) and not os.path.isfile(path):  # a pipe may never be written to
+            what = "a folder" if os.path.isdir(path) else "no file but a pipe or a device"
+            raise DataError(f"cannot read video {self.name}: {what}")
         try:
             with open(path, "rb") as file:
                 head = file.read(512)

@@ -356,8 +356,15 @@ def test_files_that_are_no_videos(tmp_path, predictor, name, content, reason):
 def test_what_is_no_file(tmp_path, predictor):
     with pytest.raises(DataError, match=r"^cannot read video .*nowhere\.mp4: missing$"):
         video.read(tmp_path / "nowhere.mp4", predictor)
-    with pytest.raises(DataError, match="directory"):
+    with pytest.raises(DataError, match=r"^cannot read video .*: a folder$"):
         video.read(tmp_path, predictor)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no named pipes")
+def test_pipes_are_not_waited_for(tmp_path, predictor):
+    os.mkfifo(tmp_path / "pipe.mp4")
+    with pytest.raises(DataError, match=r"pipe\.mp4: no file but a pipe or a device$"):
+        video.read(tmp_path / "pipe.mp4", predictor)
 
 
 def test_a_recording_that_was_not_ended(tmp_path, one_face, predictor):
