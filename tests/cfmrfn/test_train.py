@@ -345,7 +345,7 @@ def test_bad_input_is_one_line_and_status_2(options, more, message, capsys):
         ),
         (predict, ["nowhere.pt", "a.jpg"], "there is no checkpoint nowhere.pt"),
         (predict, ["nowhere.pt", "a.jpg", "--top", "0"], "top must be 1 or more"),
-        (predict, ["nowhere.pt", "EMPTY"], "there are no images in folder"),
+        (predict, ["nowhere.pt", "EMPTY"], "there are no images or videos in folder"),
     ],
 )
 def test_bad_input_of_the_other_tools(tool, args, message, faces, tmp_path, capsys):
