@@ -83,7 +83,8 @@ def pictures(record: Record, options: Options) -> None:
         return torch.tensor([[*face.probabilities.values()] for (face,) in answers])
 
     check(network(), predict(), "probabilities")
-    case = f"{model}, {len(files)} crops of {SIDE} x {SIDE}, batches of {BATCH}"
+    size = predictor.about.image_size
+    case = f"{model} at {size} x {size}, {len(files)} crops of {SIDE} x {SIDE}, batches of {BATCH}"
     compare(record, case, "face", len(files), {"network": network, "predict": predict}, options)
 
 
@@ -210,10 +211,11 @@ def compare(
 
 
 def random_checkpoint(folder: Path, model: str) -> Path:
-    """A checkpoint of a preset with random weights."""
+    """A checkpoint of a preset with random weights, for images as its recipe has them."""
     path = folder / f"{model}.pt"
     if not path.exists():
-        config = parse_config(["--model", model])
+        size = 128 if model == "cfmrfn_tiny" else SIDE
+        config = parse_config(["--model", model, "--image-size", str(size)])
         torch.manual_seed(0)
         network = checkpoint.build_network(config, CLASSES)
         about = checkpoint.About.of_run(config, EXPRESSIONS[:CLASSES]).to_dict()
