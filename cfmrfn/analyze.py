@@ -176,8 +176,9 @@ class Analyze:
     x 32 pixels. None: what all tokens attend to on average. The page begins with it."""
     tsne: bool = True
     """Draw the t-SNE of the split's pooled features (needs scikit-learn)."""
-    perplexity: float = 30.0
-    """Of t-SNE: neighbours that count for each image, fewer than there are images."""
+    perplexity: float | None = None
+    """Of t-SNE: neighbours that count for each image, fewer than there are images. None: 30, or a
+    third of the images where there are fewer than 90."""
     seed: int = 0
     """Of t-SNE."""
     batch_size: int = 64

@@ -63,12 +63,13 @@ def pooled_features(
     return torch.cat(pooled).cpu().numpy(), torch.cat(predicted).cpu().numpy()
 
 
-def embed(features: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
+def embed(features: np.ndarray, perplexity: float | None, seed: int) -> np.ndarray:
     """t-SNE (van der Maaten and Hinton 2008), from the first two principal components.
 
     Args:
         features: (images, channels).
-        perplexity: neighbours that count, more than 0 and less than the number of images.
+        perplexity: neighbours that count, more than 0 and less than the number of images. None: 30,
+            or a third of the images where there are fewer than 90.
         seed: of its randomness.
 
     Returns:
@@ -77,6 +78,10 @@ def embed(features: np.ndarray, perplexity: float, seed: int) -> np.ndarray:
     Raises:
         ConfigError: the perplexity is not legal, or scikit-learn is not installed.
     """
+    if len(features) < 2:
+        raise ConfigError("t-SNE needs 2 images or more, got 1; give --no-tsne")
+    if perplexity is None:
+        perplexity = min(30.0, len(features) / 3)
     if not 0 < perplexity < len(features):
         raise ConfigError(
             f"perplexity must be above 0 and below the number of images, {len(features)}; "

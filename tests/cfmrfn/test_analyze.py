@@ -306,6 +306,17 @@ def test_perplexity_that_is_not_legal(perplexity):
         embed(np.zeros((4, 8)), perplexity, seed=0)
 
 
+@pytest.mark.parametrize("images", [2, 15, 40])
+def test_few_images_have_a_perplexity_that_fits(images):
+    features = np.random.default_rng(0).normal(size=(images, 8)).astype(np.float32)
+    assert np.isfinite(embed(features, None, seed=0)).all()
+
+
+def test_one_image_has_no_tsne():
+    with pytest.raises(errors.ConfigError, match="2 images or more, got 1; give --no-tsne"):
+        embed(np.zeros((1, 8)), None, seed=0)
+
+
 def test_without_scikit_learn_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(errors.ConfigError, match="pip install scikit-learn, or give --no-tsne"):
