@@ -234,7 +234,7 @@ class Evaluation:
         """Writes each image's prediction as CSV, see `cfmrfn.inference`."""
         names = self.class_names
         with open_table(path) as file:
-            table = PredictionTable(file, names, with_labels=True)
+            table = PredictionTable(file, names)
             rows = zip(
                 self.images.samples,
                 self.probabilities.tolist(),
@@ -243,7 +243,7 @@ class Evaluation:
                 strict=True,
             )
             for sample, row, label, is_read in rows:
-                table.write(sample.path, row if is_read else None, names[label])
+                table.write(sample.path, names[label], row if is_read else None)
 
     def write_confusion(self, path: str | Path) -> None:
         """Writes the confusion matrix as CSV: a row per true class, a column per prediction."""

@@ -233,27 +233,21 @@ class PredictionTable:
     Args:
         file: opened by `open_table`.
         class_names: in the network's order.
-        with_labels: whether there is a column for them.
     """
 
-    def __init__(self, file: TextIO, class_names: Sequence[str], *, with_labels: bool) -> None:
+    def __init__(self, file: TextIO, class_names: Sequence[str]) -> None:
         self.class_names = class_names
-        self.with_labels = with_labels
         self.writer = csv.writer(CsvFile(file))
-        columns = ["path", *(["label"] if with_labels else []), "prediction"]
-        self.writer.writerow([*columns, *(f"p_{name}" for name in class_names)])
+        self.writer.writerow(["path", "label", "prediction", *(f"p_{n}" for n in class_names)])
 
-    def write(
-        self, path: str, probabilities: Sequence[float] | None, label: str | None = None
-    ) -> None:
+    def write(self, path: str, label: str, probabilities: Sequence[float] | None) -> None:
         """Adds a row; `probabilities` None: the image could not be read."""
-        row = [path, label] if self.with_labels else [path]
         if probabilities is None:
-            self.writer.writerow([*row, *[""] * (1 + len(self.class_names))])
+            self.writer.writerow([path, label, *[""] * (1 + len(self.class_names))])
         else:
             best = max(range(len(self.class_names)), key=probabilities.__getitem__)
             values = (f"{value:.6f}" for value in probabilities)
-            self.writer.writerow([*row, self.class_names[best], *values])
+            self.writer.writerow([path, label, self.class_names[best], *values])
 
 
 class FaceTable:
