@@ -39,6 +39,7 @@ from cfmrfn.data import (
     train_transform,
     why_unreadable,
 )
+from cfmrfn.data.duplicates import UNASKED, copies_of_training_images
 from cfmrfn.data.reading import UNREADABLE
 from cfmrfn.data.synthetic import write_faces
 from cfmrfn.distributed import World
@@ -86,8 +87,8 @@ class Splits:
                 digest.update(os.fsencode(f"{os.path.basename(sample.path)} {sample.label}\n"))
         return digest.hexdigest()[:16]
 
-    def without(self, unreadable: Set[Sample]) -> Splits:
-        """The same without the evaluation images that are `unreadable`, each of which counts.
+    def without(self, left_out: Set[Sample], reason: str = "that cannot be read") -> Splits:
+        """The same without those evaluation images, which are counted by `reason`.
 
         Training images stay: training takes another image in the place of one it cannot read.
 
@@ -95,15 +96,18 @@ class Splits:
             DataError: no held-out image is left.
         """
         validation, held_out = (
-            [sample for sample in samples if sample not in unreadable]
+            [sample for sample in samples if sample not in left_out]
             for samples in (self.validation, self.held_out)
         )
         if not held_out:
-            raise DataError(f"{self.name}: not one of the held-out images can be read")
-        count = len(self.validation) - len(validation) + len(self.held_out) - len(held_out)
+            raise DataError(f"{self.name}: there are only held-out images {reason}")
         dropped = dict(self.dropped)
-        if count:
-            dropped["evaluation image that cannot be read"] = count
+        for what, before, after in (
+            ("validation", self.validation, validation),
+            ("held-out", self.held_out, held_out),
+        ):
+            if len(after) < len(before):
+                dropped[f"{what} image {reason}"] = len(before) - len(after)
         return replace(self, validation=validation, held_out=held_out, dropped=dropped)
 
 
@@ -139,6 +143,15 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
             f"{opened.name}: no image in the {opened.held_out} split, which results are reported on"
         )
     return Splits(opened.name, opened.class_names, train, validation, held_out, opened.dropped)
+
+
+def held_duplicates(splits: Splits, drop: bool) -> frozenset[Sample] | None:
+    """Evaluation images that are pixel for pixel training images.
+
+    None where that is not known: the files have more bytes than are read unasked, without `drop`.
+    """
+    evaluated = [*splits.validation, *splits.held_out]
+    return copies_of_training_images(evaluated, splits.train, None if drop else UNASKED)
 
 
 def _drawn_faces(images: ImageConfig) -> Path:

@@ -89,6 +89,14 @@ class Comparison:
                 row[quantity] = getattr(evaluation.report, quantity)
                 low, high = evaluation.intervals[quantity]
                 row |= {f"{quantity}_low": low, f"{quantity}_high": high}
+            without = evaluation.without_duplicates
+            row["images_without_duplicates"] = None if without is None else without.report.images
+            for quantity in ACCURACIES:
+                key = f"{quantity}_without_duplicates"
+                values: tuple[float | None, ...] = (None, None, None)
+                if without is not None:
+                    values = (getattr(without.report, quantity), *without.intervals[quantity])
+                row |= dict(zip((key, f"{key}_low", f"{key}_high"), values, strict=True))
             row["macro_f1"] = evaluation.report.macro_f1
             row["loss"] = evaluation.report.loss
             row["brier_score"] = evaluation.brier_score
@@ -97,7 +105,7 @@ class Comparison:
             row["images_of_both"] = None if change is None else change.images
             for quantity in ACCURACIES:
                 key = f"{quantity}_difference"
-                values: tuple[float | None, ...] = (None, None, None)
+                values = (None, None, None)
                 if change is not None:
                     values = (change.values[quantity], *change.intervals[quantity])
                 row |= dict(zip((key, f"{key}_low", f"{key}_high"), values, strict=True))
@@ -117,12 +125,19 @@ class Comparison:
         header = ["checkpoint", "images"]
         for label in ACCURACIES.values():
             header += [f"{label}, %", "to the first"]
+        rows = self.rows()
+        unique = "accuracy_without_duplicates"
+        has_duplicates = any(row[unique] is not None for row in rows)
+        if has_duplicates:
+            header.append("without duplicates, %")
         header += ["macro F1", "ECE", "log loss"]
         table = []
-        for row in self.rows():
+        for row in rows:
             cells = [row["name"], str(row["images"])]
             for quantity in ACCURACIES:
                 cells += [_percent(row, quantity), _percent(row, f"{quantity}_difference", "+")]
+            if has_duplicates:
+                cells.append(_percent(row, unique))
             cells += [f"{row[quantity]:.4f}" for quantity in ("macro_f1", "ece", "loss")]
             table.append(cells)
         lines = [
@@ -133,6 +148,11 @@ class Comparison:
             f"Differences are to {first}, on the images that both had, and their intervals from "
             "the same resamples for both (paired).",
         ]
+        if has_duplicates:
+            lines.append(
+                "Without duplicates: accuracy on the images that are not pixel for pixel images of "
+                "the training split."
+            )
         images = {e.report.images for e in self.evaluations.values()}
         for name, change in self.differences.items():
             if change is None:

@@ -83,6 +83,9 @@ class ImageConfig:
     digits: tuple[str, ...] | None = None
     """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
     class names in order. None: affectnet's from 0, rafdb's from 1."""
+    drop_duplicates: bool = False
+    """Leave validation and held-out images out that are pixel for pixel training images. Otherwise
+    results are given with and without them, where all files together have at most 200 MB."""
 
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)

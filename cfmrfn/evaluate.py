@@ -1,7 +1,8 @@
 """Evaluate checkpoints: `python -m cfmrfn.evaluate RUN... --data ROOT`.
 
 For each checkpoint, in the output folder, with RUN the name of its folder and DATA that of the data
-set's; NAME is RUN-CHECKPOINT-DATA-SPLIT, and `-flip` and `-shared` where these options are given::
+set's; NAME is RUN-CHECKPOINT-DATA-SPLIT, and `-unique`, `-flip` and `-shared` where duplicates are
+dropped and where these options are given::
 
     NAME.json               results, and what they were computed of
     NAME.png                confusion matrix
@@ -34,16 +35,19 @@ NAME.json holds, beside what was evaluated on what::
     calibration             ece, the expected calibration error as `definition` says;
                             mean_confidence; bins of confidence, `above` < confidence <= `up_to`,
                             with images, accuracy and mean confidence (null: no images)
+    duplicates              images that are pixel for pixel images of the set's training split, and
+                            whether they were left out; null: they were not looked for
+    without_duplicates      these results without them; null: there are none, or they were left out
     bootstrap               [low, high] of accuracy and mean_class_accuracy, see `cfmrfn.bootstrap`;
                             interval (0.95), resamples, seed
     left_out, left_out_of_whole_set, unreadable, classes_without_images
     versions, checkpoint_versions
 
 A comparison's JSON holds, in `runs`, what was evaluated on what and the columns of the CSV: `name`
-of the checkpoint; `images`; the results above; `_low` and `_high`, the ends of their intervals;
-`images_of_both`, the images that it and the first checkpoint both had, and on these how much better
-it is than the first, `accuracy_difference` and `mean_class_accuracy_difference`, with the ends of
-their intervals.
+of the checkpoint; `images`; the results above, accuracies also `_without_duplicates`;
+`_low` and `_high`, the ends of their intervals; `images_of_both`, the images that it and the first
+checkpoint both had, and on these how much better it is than the first, `accuracy_difference` and
+`mean_class_accuracy_difference`, with the ends of their intervals.
 """
 
 from __future__ import annotations
@@ -106,6 +110,9 @@ class Evaluate:
     digits: tuple[str, ...] | None = None
     """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
     class names in order. None: as in training."""
+    drop_duplicates: bool = False
+    """Leave images out that are pixel for pixel images of the set's training split. Otherwise
+    results are given with and without them, where the images of both splits have at most 200 MB."""
     flip: bool = False
     """Take the mean of the probabilities of each image and of its mirror image (flip test-time
     augmentation), at twice the time."""
@@ -207,9 +214,10 @@ def _plans(tool: Evaluate) -> list[_Plan]:
         digits = tool.digits or about.config.images.digits
         key = about.class_names, digits
         if key not in splits:
-            splits[key] = open_split(
+            opened = open_split(
                 tool.data, tool.layout, tool.split, about, boxes=tool.boxes, digits=digits
             )
+            splits[key] = opened.without_duplicates() if tool.drop_duplicates else opened
         images = splits[key]
         predicted_classes(about, images, tool.shared_classes)  # an error now, if there is one
         evaluated = {
@@ -223,6 +231,7 @@ def _plans(tool: Evaluate) -> list[_Plan]:
             "precision": tool.precision,
             "boxes": tool.boxes,
             "digits": None if images.digits is None else list(images.digits),
+            "drop_duplicates": tool.drop_duplicates,
             "flip": tool.flip,
             "shared_classes": tool.shared_classes,
         }
@@ -257,8 +266,8 @@ def _run_names(paths: Sequence[str]) -> list[str]:
 
 def _name_of_images(images: Split, evaluated: Mapping[str, Any]) -> str:
     name = "-".join(filter(None, [Path(images.data).name, images.name]))
-    flip, shared = evaluated["flip"], evaluated["shared_classes"]
-    return f"{name}{'-flip' if flip else ''}{'-shared' if shared else ''}"
+    options = {"drop_duplicates": "unique", "flip": "flip", "shared_classes": "shared"}
+    return "-".join([name, *(end for option, end in options.items() if evaluated[option])])
 
 
 def _name_of_comparison(plans: Sequence[_Plan]) -> str:
@@ -302,7 +311,7 @@ def _refuse_to_replace(target: Path, evaluated: Sequence[Mapping[str, Any]]) -> 
 
 def _agree(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> bool:
     # results that were written before there was such an option are those without it
-    missing = False if name in ("flip", "shared_classes") else None
+    missing = False if name in ("drop_duplicates", "flip", "shared_classes") else None
     return bool(before.get(name, missing) == now[name])
 
 

@@ -6,7 +6,7 @@ import csv
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -75,23 +75,42 @@ def evaluate(
     class_names: tuple[str, ...],
     world: World,
     precision: Precision = "float32",
+    duplicates: Sequence[bool] = (),
 ) -> Report:
     """Results of `network` on the images of `loader`, over all processes.
+
+    Args:
+        duplicates: (images of this process), in the order of `loader`: which are training images
+            too. Empty: none, or it is not known.
 
     Raises:
         DataError: there are no images.
     """
     classes = len(class_names)
-    matrix = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
-    loss = torch.zeros((), dtype=sum_dtype(world.device), device=world.device)
+    # of images that are not among the training images, and of those that are
+    matrices = torch.zeros(2, classes, classes, dtype=torch.int64, device=world.device)
+    losses = torch.zeros(2, dtype=sum_dtype(world.device), device=world.device)
+    first = 0
     for scores, labels in scored_batches(network, loader, world, precision):
-        matrix += confusion_matrix(scores.argmax(1), labels, classes)
-        loss += F.cross_entropy(scores, labels, reduction="sum")
-    world.sum(matrix)
-    world.sum(loss)
-    if not matrix.any():
+        kinds = torch.zeros_like(labels)
+        if duplicates:
+            kinds = torch.tensor(duplicates[first : first + len(labels)]).to(labels)
+        first += len(labels)
+        cells = (kinds * classes + labels) * classes + scores.argmax(1)
+        matrices += torch.bincount(cells, minlength=matrices.numel()).view_as(matrices)
+        each = F.cross_entropy(scores, labels, reduction="none").to(losses.dtype)
+        losses.index_add_(0, kinds, each)
+    world.sum(matrices)
+    world.sum(losses)
+    counts = matrices.sum((1, 2))
+    if not counts.any():
         raise DataError("not one image can be read")
-    return Report(class_names, matrix.cpu().numpy(), loss.item() / int(matrix.sum()))
+    without = None
+    if counts.all():
+        loss = losses[0].item() / int(counts[0])
+        without = Report(class_names, matrices[0].cpu().numpy(), loss)
+    loss = losses.sum().item() / int(counts.sum())
+    return Report(class_names, matrices.sum(0).cpu().numpy(), loss, without)
 
 
 OnBroken = Literal["error", "skip"]
@@ -153,6 +172,34 @@ class Evaluation:
         read = self.is_read
         return bootstrap.accuracy_intervals(self.labels[read], self.is_correct[read])
 
+    @cached_property
+    def is_duplicate(self) -> np.ndarray | None:
+        """(images,): which are training images too; None: not known, or they are left out."""
+        copies = self.images.duplicates
+        if copies is None:
+            return None
+        return np.array([sample in copies for sample in self.images.samples])
+
+    @cached_property
+    def without_duplicates(self) -> Evaluation | None:
+        """The results on the images that are no training images too; None: all or none are such, or
+        that is not known."""
+        if self.is_duplicate is None or not (self.is_duplicate & self.is_read).any():
+            return None
+        kept = ~self.is_duplicate
+        if not (kept & self.is_read).any():
+            return None
+        samples = [sample for sample, keep in zip(self.images.samples, kept, strict=True) if keep]
+        probabilities, labels = self.probabilities[kept], self.labels[kept]
+        read = ~np.isnan(probabilities[:, 0])
+        return replace(
+            self,
+            report=_report(self.class_names, probabilities[read], labels[read]),
+            images=replace(self.images, samples=samples, training=()),
+            probabilities=probabilities,
+            labels=labels,
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """Results, and what was left out, as plain values for JSON."""
         left_out = {
@@ -173,6 +220,15 @@ class Evaluation:
             ],
             "versions": checkpoint.versions(),
             "checkpoint_versions": self.about.versions,
+            **self._results(),
+            "duplicates": self._named_duplicates(),
+            "without_duplicates": None
+            if self.without_duplicates is None
+            else self.without_duplicates._results(),
+        }
+
+    def _results(self) -> dict[str, Any]:
+        return {
             **self.report.as_dict(),
             "brier_score": self.brier_score,
             "calibration": self.calibration.as_dict(),
@@ -183,6 +239,13 @@ class Evaluation:
                 **{name: list(interval) for name, interval in self.intervals.items()},
             },
         }
+
+    def _named_duplicates(self) -> dict[str, Any] | None:
+        if self.images.left_out_duplicates:
+            return {"left_out": True, "images": list(self.images.left_out_duplicates)}
+        if self.images.duplicates is None:
+            return None
+        return {"left_out": False, "images": sorted(s.path for s in self.images.duplicates)}
 
     def remarks(self) -> list[str]:
         """What a reader of the results should know of the images and predictions, in lines."""
@@ -219,6 +282,7 @@ class Evaluation:
         return "\n".join(
             [
                 self.report.figures(notes),
+                *self._figures_without_duplicates(),
                 f"ECE                  {calibration.ece:.4f}  expected calibration error (Guo et "
                 f"al. 2017, {calibration.BINS} equal-width bins); mean confidence "
                 f"{calibration.mean_confidence:.4f}",
@@ -230,6 +294,17 @@ class Evaluation:
             ]
         )
 
+    def _figures_without_duplicates(self) -> list[str]:
+        without = self.without_duplicates
+        if without is None:
+            return []
+        low, high = without.intervals["accuracy"]
+        return [
+            f"without the {self.report.images - without.report.images} images that are training "
+            f"images too: accuracy {without.report.in_brief()}, 95 % interval {low:.4f} to "
+            f"{high:.4f}"
+        ]
+
     def write_table(self, path: str | Path) -> None:
         """Writes each image's prediction as CSV, see `cfmrfn.inference`."""
         names = self.class_names
@@ -240,10 +315,11 @@ class Evaluation:
                 self.probabilities.tolist(),
                 self.labels,
                 self.is_read,
+                [None] * len(self.labels) if self.is_duplicate is None else self.is_duplicate,
                 strict=True,
             )
-            for sample, row, label, is_read in rows:
-                table.write(sample.path, names[label], row if is_read else None)
+            for sample, row, label, is_read, is_duplicate in rows:
+                table.write(sample.path, names[label], row if is_read else None, is_duplicate)
 
     def write_confusion(self, path: str | Path) -> None:
         """Writes the confusion matrix as CSV: a row per true class, a column per prediction."""
@@ -333,12 +409,8 @@ def evaluate_split(
     log_p = scores[:, predicted].log_softmax(1)
     position = {old: new for new, old in enumerate(predicted)}
     labels = torch.tensor([position[sample.label] for sample in samples])
-    matrix = confusion_matrix(log_p[kept].argmax(1), labels[kept], len(predicted))
-    report = Report(
-        tuple(about.class_names[index] for index in predicted),
-        matrix.numpy(),
-        F.nll_loss(log_p[kept], labels[kept]).item(),
-    )
+    names = tuple(about.class_names[index] for index in predicted)
+    report = _report(names, log_p[kept].exp().numpy(), labels[kept].numpy())
     log_p[~kept] = torch.nan
     reasons = [reason_of(samples[place]) for place in (~kept).nonzero().flatten().tolist()]
     return Evaluation(
@@ -351,6 +423,15 @@ def evaluate_split(
         flip=flip,
         only_shared=shared_classes,
     )
+
+
+def _report(class_names: tuple[str, ...], probabilities: np.ndarray, labels: np.ndarray) -> Report:
+    """From probabilities (images, classes) and labels (images,)."""
+    predictions, truth = torch.from_numpy(probabilities.argmax(1)), torch.from_numpy(labels)
+    matrix = confusion_matrix(predictions, truth, len(class_names)).numpy()
+    # a probability that float64 takes for 0 counts as the least number above it
+    of_truth = probabilities[np.arange(len(labels)), labels].clip(np.finfo(np.float64).tiny)
+    return Report(class_names, matrix, float(-np.log(of_truth).mean()))
 
 
 def predicted_classes(about: checkpoint.About, images: Split, shared: bool) -> list[int]:
@@ -387,6 +468,7 @@ def evaluate_checkpoint(
     split: str | None = None,
     boxes: bool = True,
     digits: Sequence[str] | None = None,
+    drop_duplicates: bool = False,
     flip: bool = False,
     shared_classes: bool = False,
     batch_size: int = 64,
@@ -397,8 +479,9 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """Evaluates a checkpoint, or a run folder's best one, on a split of the data set at `data`.
 
-    Classes are matched by name, so a network trained on one set can be tried on another. `layout`,
-    `split`, `boxes` and `digits` are those of `cfmrfn.inference.open_split`, the other arguments
+    Classes are matched by name, so a network trained on one set can be tried on another.
+    `drop_duplicates` leaves images out that are in the set's training split too. `layout`, `split`,
+    `boxes` and `digits` are those of `cfmrfn.inference.open_split`, the other arguments
     those of `evaluate_split`.
 
     Raises:
@@ -406,10 +489,11 @@ def evaluate_checkpoint(
         DataError: the data set cannot be opened, or has no such split; or as `evaluate_split`.
     """
     network, about = checkpoint.load_network(path)
+    images = open_split(data, layout, split, about, boxes=boxes, digits=digits)
     return evaluate_split(
         network,
         about,
-        open_split(data, layout, split, about, boxes=boxes, digits=digits),
+        images.without_duplicates() if drop_duplicates else images,
         flip=flip,
         shared_classes=shared_classes,
         batch_size=batch_size,

@@ -6,6 +6,8 @@ per face in pictures and in frames of videos, in the order in which they were gi
 
     path          of the file; bytes of a name that are no UTF-8 are written as they are
     label         data sets: its class there
+    duplicate     data sets: 1 where it is pixel for pixel an image of the training split, 0 where
+                  not; empty where that is not known
     frame         faces: number of the frame in its video, from 0; empty for a picture
     seconds       faces: from the video's start; empty for a picture
     face          faces: its number in the picture, from 1, the surest first; 0 where none was found
@@ -37,7 +39,8 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -48,7 +51,8 @@ from tqdm import tqdm
 from cfmrfn.batches import UNREADABLE_LABEL
 from cfmrfn.checkpoint import About
 from cfmrfn.data import LAYOUTS, Sample, canonical_name, open_set, why_unreadable
-from cfmrfn.errors import DataError
+from cfmrfn.data.duplicates import NOT_LOOKED_FOR, UNASKED, copies_of_training_images
+from cfmrfn.errors import DataError, printable
 from cfmrfn.predictor import Face
 from cfmrfn.whole_files import CsvFile, whole
 
@@ -69,6 +73,8 @@ class Split:
         dropped: number of files and images of all splits that were left out, by reason.
         set_classes: of the data set.
         published: images of this split by class, as the owners of the set print them.
+        training: images of the set's training split; empty where it has none, or this is it.
+        left_out_duplicates: files that were left out because they are training images too.
     """
 
     data: str
@@ -82,6 +88,40 @@ class Split:
     dropped: Mapping[str, int]
     set_classes: tuple[str, ...]
     published: Mapping[str, int]
+    training: Sequence[Sample] = ()
+    left_out_duplicates: Sequence[str] = ()
+
+    @cached_property
+    def duplicates(self) -> frozenset[Sample] | None:
+        """The images that are pixel for pixel images of the set's training split.
+
+        None where that is not known: there is none, or more bytes than are read unasked.
+        """
+        if not self.training:
+            return None
+        return copies_of_training_images(self.samples, self.training, UNASKED)
+
+    def without_duplicates(self) -> Split:
+        """The same without the images that are pixel for pixel images of the training split.
+
+        Raises:
+            DataError: there is no training split, or no image is left.
+        """
+        if not self.training:
+            raise DataError(
+                f"duplicates are images of the training split too, but {self.data} has none beside "
+                f"split {self.name}: leave --drop-duplicates out, or give the whole set"
+            )
+        copies = copies_of_training_images(self.samples, self.training)
+        assert copies is not None
+        left = [sample for sample in self.samples if sample not in copies]
+        if not left:
+            raise DataError(
+                f"every image of split {self.name} of {self.data} is a training image too: without "
+                "--drop-duplicates they are evaluated"
+            )
+        names = [sample.path for sample in self.samples if sample in copies]
+        return replace(self, samples=left, training=(), left_out_duplicates=names)
 
     @property
     def shared_classes(self) -> list[str]:
@@ -106,7 +146,25 @@ class Split:
             f"left out of the whole set: {count}, {reason}"
             for reason, count in self.dropped.items()
         ]
+        if names := self.left_out_duplicates:
+            lines.append(
+                f"left out: {len(names)} images that are pixel for pixel training images, "
+                f"{_first(names)}"
+            )
+        if self.training and self.duplicates is None:
+            lines.append(NOT_LOOKED_FOR)
+        elif self.duplicates:
+            names = sorted(sample.path for sample in self.duplicates)
+            lines.append(
+                f"{len(names)} images are pixel for pixel training images, {_first(names)}; "
+                "--drop-duplicates leaves them out"
+            )
         return lines
+
+
+def _first(paths: Sequence[str], most: int = 3) -> str:
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return f"{', '.join(printable(path) for path in paths[:most])}{more}"
 
 
 def open_split(
@@ -158,6 +216,7 @@ def open_split(
         {reason: count for reason, count in opened.dropped.items() if count},
         opened.class_names,
         opened.published.get(split, {}),
+        [] if split == "train" else opened.splits.get("train", []),
     )
 
 
@@ -238,16 +297,24 @@ class PredictionTable:
     def __init__(self, file: TextIO, class_names: Sequence[str]) -> None:
         self.class_names = class_names
         self.writer = csv.writer(CsvFile(file))
-        self.writer.writerow(["path", "label", "prediction", *(f"p_{n}" for n in class_names)])
+        columns = ["path", "label", "duplicate", "prediction", *(f"p_{n}" for n in class_names)]
+        self.writer.writerow(columns)
 
-    def write(self, path: str, label: str, probabilities: Sequence[float] | None) -> None:
+    def write(
+        self,
+        path: str,
+        label: str,
+        probabilities: Sequence[float] | None,
+        is_duplicate: bool | None = None,
+    ) -> None:
         """Adds a row; `probabilities` None: the image could not be read."""
+        row = [path, label, "" if is_duplicate is None else int(is_duplicate)]
         if probabilities is None:
-            self.writer.writerow([path, label, *[""] * (1 + len(self.class_names))])
+            self.writer.writerow([*row, *[""] * (1 + len(self.class_names))])
         else:
             best = max(range(len(self.class_names)), key=probabilities.__getitem__)
             values = (f"{value:.6f}" for value in probabilities)
-            self.writer.writerow([path, label, self.class_names[best], *values])
+            self.writer.writerow([*row, self.class_names[best], *values])
 
 
 class FaceTable:

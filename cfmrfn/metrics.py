@@ -23,12 +23,14 @@ class Report:
 
     `matrix` (classes, classes) counts, rows are the true classes; `loss` is the mean
     cross-entropy, which is the mean negative log likelihood. A class without images has no accuracy
-    and no F1 (nan) and is left out of the means.
+    and no F1 (nan) and is left out of the means. `without_duplicates` are the results on the images
+    that are no training images too; None: all are such, or it is not known.
     """
 
     class_names: tuple[str, ...]
     matrix: np.ndarray
     loss: float
+    without_duplicates: Report | None = None
 
     @property
     def images(self) -> int:
@@ -95,6 +97,13 @@ class Report:
 
     def __str__(self) -> str:
         return f"{self.figures({})}\n{self.table()}"
+
+    def in_brief(self) -> str:
+        """The overall results in a few words."""
+        return (
+            f"{self.accuracy:.4f} (mean of classes {self.mean_class_accuracy:.4f}, "
+            f"macro F1 {self.macro_f1:.4f})"
+        )
 
     def figures(self, notes: Mapping[str, str]) -> str:
         """The overall results, a line each, with `notes` behind those of these names in JSON."""

@@ -194,6 +194,11 @@ def _about_measured(label: str, evaluation: Evaluation) -> str:
     )
     if evaluation.report.images != expected:
         facts.append(f"where the published split has {expected}: not the paper's images")
+    if (without := evaluation.without_duplicates) is not None:
+        facts.append(
+            f"{evaluation.report.images - without.report.images} of them training images too, "
+            f"without which accuracy is {100 * without.report.accuracy:.2f}"
+        )
     if len(evaluation.class_names) > len(images.shared_classes):
         facts.append(f"predicted among {len(evaluation.class_names)} classes")
     elif evaluation.only_shared and len(about.class_names) > len(evaluation.class_names):

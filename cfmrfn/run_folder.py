@@ -8,7 +8,7 @@
     curves.png      the same, drawn
     last.pt         the latest checkpoint, from which --resume continues
     best.pt         the weights of the best epoch
-    report.json     final results
+    report.json     final results; `duplicates` are evaluation images that are training images too
     confusion.png   confusion matrix of the best epoch on the held-out images
     tensorboard/    events
 """

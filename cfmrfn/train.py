@@ -11,7 +11,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,11 +31,14 @@ from cfmrfn.batches import (
     check_images,
     evaluation_loader,
     framing_of,
+    held_duplicates,
     open_splits,
     training_dataset,
     training_loader,
 )
 from cfmrfn.config import Config, continued, parse_config, run_folder_of
+from cfmrfn.data import Sample
+from cfmrfn.data.duplicates import NOT_LOOKED_FOR
 from cfmrfn.distributed import World, synchronise_batchnorm
 from cfmrfn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from cfmrfn.evaluation import HOW_CHOSEN, evaluate
@@ -110,6 +113,11 @@ class Trainer:
         self.fingerprint = splits.fingerprint()
         self.checked = self.world.on_main(lambda: check_images(splits, run.on_broken))
         self.splits = splits.without(self.checked.unreadable.keys())
+        self.duplicates = self.world.on_main(
+            lambda: held_duplicates(self.splits, images.drop_duplicates)
+        )
+        if images.drop_duplicates and self.duplicates:
+            self.splits = self.splits.without(self.duplicates, "that is a training image too")
         self.class_names = self.splits.class_names
         self.dataset = training_dataset(self.splits, images, optim.seed, run.on_broken)
         self.batches = EpochBatches(
@@ -134,6 +142,10 @@ class Trainer:
             )
             for name, samples in evaluated.items()
             if samples
+        }
+        self.evaluated_duplicates = {
+            name: self._are_duplicates(samples)[self.world.rank :: self.world.size]
+            for name, samples in evaluated.items()
         }
         # without validation images the best epoch is chosen on the held-out ones
         self.chosen_on = next(iter(self.evaluation_loaders))
@@ -249,11 +261,25 @@ class Trainer:
         for name, loader in self.evaluation_loaders.items():
             precision = self.config.optim.precision
             try:
-                report = evaluate(network, loader, self.class_names, self.world, precision)
+                report = evaluate(
+                    network,
+                    loader,
+                    self.class_names,
+                    self.world,
+                    precision,
+                    self.evaluated_duplicates[name],
+                )
             except DataError as error:
                 raise self._unreadable(error) from error
             row |= {f"{name}_{key}": value for key, value in report.summary().items()}
             row[f"{name}_matrix"] = report.matrix.tolist()
+            if report.without_duplicates is not None:
+                without = report.without_duplicates
+                row |= {
+                    f"{name}_without_duplicates_{key}": value
+                    for key, value in without.summary().items()
+                }
+                row[f"{name}_without_duplicates_matrix"] = without.matrix.tolist()
         history = [*progress.history, row]
         self.progress = Progress(epoch=progress.epoch + 1, history=history)
 
@@ -291,12 +317,17 @@ class Trainer:
             lines, results = [], {}
             for chosen_on, row in rows.items():
                 report = self._held_out_report(row)
-                results[chosen_on or "last"] = {"epoch": row["epoch"], **report.as_dict()}
+                result = {"epoch": row["epoch"], **report.as_dict()}
                 lines.append(
-                    f"  {report.accuracy:.4f} (mean of classes {report.mean_class_accuracy:.4f}, "
-                    f"macro F1 {report.macro_f1:.4f})  epoch {row['epoch']}, "
-                    f"{HOW_CHOSEN[chosen_on]}"
+                    f"  {report.in_brief()}  epoch {row['epoch']}, {HOW_CHOSEN[chosen_on]}"
                 )
+                if (without := report.without_duplicates) is not None:
+                    result["without_duplicates"] = without.as_dict()
+                    lines.append(
+                        f"    {without.in_brief()}  without the {report.images - without.images} "
+                        "images that are training images too"
+                    )
+                results[chosen_on or "last"] = result
             best = self._held_out_report(self._best_row())
             title = f"{self.splits.name}, held out, epoch {self._best_row()['epoch']}"
             plot_confusion(self.folder.path / "confusion.png", best, title)
@@ -304,6 +335,7 @@ class Trainer:
                 {
                     "data": self.splits.name,
                     "left_out": dict(self.splits.dropped),
+                    "duplicates": self._named_duplicates(),
                     "chosen_on": self.chosen_on,
                     "held_out": results,
                 }
@@ -318,7 +350,26 @@ class Trainer:
         return max(self.progress.history, key=lambda row: _score(row, self.chosen_on))
 
     def _held_out_report(self, row: Row) -> Report:
-        return Report(self.class_names, np.array(row["test_matrix"]), row["test_loss"])
+        without = None
+        if "test_without_duplicates_matrix" in row:
+            matrix = np.array(row["test_without_duplicates_matrix"])
+            without = Report(self.class_names, matrix, row["test_without_duplicates_loss"])
+        return Report(self.class_names, np.array(row["test_matrix"]), row["test_loss"], without)
+
+    def _are_duplicates(self, samples: Sequence[Sample]) -> list[bool]:
+        """Which of `samples` are training images too; empty where none is, or it is not known."""
+        if not self.duplicates:
+            return []
+        return [sample in self.duplicates for sample in samples]
+
+    def _named_duplicates(self) -> dict[str, Any] | None:
+        """What `report.json` says of evaluation images that are training images too."""
+        if self.duplicates is None:
+            return None
+        return {
+            "left_out": self.config.images.drop_duplicates,
+            "images": sorted(sample.path for sample in self.duplicates),
+        }
 
     def log(self, text: str) -> None:
         """Prints `text` and keeps it in `log.txt`, on the main process."""
@@ -427,6 +478,7 @@ class Trainer:
             f"{len(splits.validation)} for validation, {len(splits.held_out)} held out; "
             f"classes {', '.join(self.class_names)}",
             *(f"left out: {count}, {reason}" for reason, count in splits.dropped.items()),
+            *self._about_duplicates(),
             *(f"left out of evaluation: {why}" for why in self.checked.unreadable.values()),
             str(self.checked),
             self._framing(),
@@ -448,6 +500,21 @@ class Trainer:
             where = f"step {step + 1}" if step < self.batches.steps else "its evaluation"
             lines.append(f"resumed at epoch {self.progress.epoch + 1}, {where}")
         return "\n".join(lines)
+
+    def _about_duplicates(self) -> list[str]:
+        splits = self.splits
+        if self.duplicates is None:
+            return [NOT_LOOKED_FOR]
+        validation, held_out = (
+            sum(self._are_duplicates(samples)) for samples in (splits.validation, splits.held_out)
+        )
+        if not validation + held_out:  # there are none, or they were left out and counted
+            return []
+        return [
+            f"{validation} validation images and {held_out} held-out ones are pixel for pixel "
+            "training images: results are given with and without them; --drop-duplicates leaves "
+            "them out"
+        ]
 
     def _framing(self) -> str:
         if self.about.framing is None:

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
+from cfmrfn.data.reading import UNREADABLE, read_image
+from cfmrfn.data.samples import Sample
 from cfmrfn.errors import printable
 from cfmrfn.whole_files import CsvFile
 
@@ -30,6 +35,13 @@ _LEAST_CONTRAST = 4.0  # standard deviation in grey levels; flatter pictures are
 _COMPONENTS = 32
 _TILE = 1024  # pictures compared with as many at a time, which stays in the cache
 _NAMED = 6  # images that the sentence about a group names
+
+# Bytes of image files that are read unasked to find copies, which takes seconds: FERPlus has 76 MB.
+UNASKED = 200_000_000
+NOT_LOOKED_FOR = (
+    f"duplicates are not looked for, as the images have more than {UNASKED // 10**6} MB; "
+    "--drop-duplicates finds evaluation images that are training images too, and leaves them out"
+)
 
 
 class Fingerprint(NamedTuple):
@@ -83,11 +95,69 @@ class Group(NamedTuple):
 
 def fingerprint(image: Image.Image) -> Fingerprint:
     """The fingerprint of an RGB image, as `read_image` returns it at full size."""
-    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
-    digest.update(image.tobytes())
     # reducing_gap shrinks large pictures in whole steps first, which is several times faster
     small = image.resize((_SIDE, _SIDE), Image.Resampling.BILINEAR, reducing_gap=2).convert("L")
-    return Fingerprint(digest.digest(), small.tobytes())
+    return Fingerprint(_pixels(image), small.tobytes())
+
+
+def _pixels(image: Image.Image) -> bytes:
+    digest = hashlib.blake2b(repr(image.size).encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.digest()
+
+
+def copies_of_training_images(
+    samples: Sequence[Sample], training: Sequence[Sample], at_most: int | None = None
+) -> frozenset[Sample] | None:
+    """Those of `samples` that are pixel for pixel one of the `training` images.
+
+    Images that cannot be read are none. A bar is shown on a terminal.
+
+    Args:
+        samples: images to evaluate on.
+        training: images that were trained on.
+        at_most: bytes of image files that are read at most. None: all.
+
+    Returns:
+        None where the files have more than `at_most` bytes: it is not known.
+    """
+    if at_most is not None and not _have_at_most(at_most, [*samples, *training]):
+        return None
+    # decoding is done without Python's lock, so threads are enough
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        found = pool.map(_pixels_of, samples)
+        by_pixels: dict[bytes | None, list[Sample]] = {}
+        for sample, pixels in zip(samples, found, strict=True):
+            by_pixels.setdefault(pixels, []).append(sample)
+        by_pixels.pop(None, None)
+        bar = tqdm(
+            total=len(training), desc="finding duplicates", unit="img", leave=False, disable=None
+        )
+        copies: set[Sample] = set()
+        with bar:
+            for first in range(0, len(training), 1024):  # map would queue all of them
+                some = training[first : first + 1024]
+                for pixels in pool.map(_pixels_of, some):
+                    copies.update(by_pixels.get(pixels, ()))
+                bar.update(len(some))
+    return frozenset(copies)
+
+
+def _pixels_of(sample: Sample) -> bytes | None:
+    try:
+        return _pixels(read_image(sample))
+    except UNREADABLE:
+        return None  # named elsewhere
+
+
+def _have_at_most(most: int, samples: Iterable[Sample]) -> bool:
+    total = 0
+    for sample in samples:
+        with suppress(OSError):
+            total += os.stat(sample.path).st_size
+        if total > most:
+            return False
+    return True
 
 
 def find_groups(copies: Sequence[Copy], fingerprints: Sequence[Fingerprint]) -> list[Group]:

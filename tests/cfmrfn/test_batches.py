@@ -123,7 +123,7 @@ def test_images_are_opened_before_training(pictures):
     assert checked.total == 3
     left = splits.without(checked.unreadable.keys())
     assert (left.train, left.held_out) == (pictures[2:], pictures[:1])
-    assert left.dropped == {"evaluation image that cannot be read": 1}
+    assert left.dropped == {"held-out image that cannot be read": 1}
     none_left = Splits("set", ("a", "b"), pictures[:1], [], pictures[1:2])
-    with pytest.raises(DataError, match="not one of the held-out images"):
+    with pytest.raises(DataError, match="only held-out images that cannot be read"):
         none_left.without({pictures[1]})

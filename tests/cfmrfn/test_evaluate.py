@@ -12,9 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import cfmrfn
-from cfmrfn import bootstrap, checkpoint, comparison, errors, evaluate, paper_tables, sweep
+from cfmrfn import (
+    bootstrap,
+    checkpoint,
+    comparison,
+    errors,
+    evaluate,
+    inference,
+    paper_tables,
+    sweep,
+)
 from cfmrfn.config import parse_config
 from cfmrfn.data import open_set
 from cfmrfn.errors import CheckpointError, ConfigError, DataError
@@ -101,6 +111,70 @@ def test_a_test_split_alone(save_run, classes, tmp_path):
     evaluation = evaluate.evaluate_checkpoint(str(save_run()), str(root), workers=0)
     assert evaluation.images.name == "test"
     assert evaluation.report.images == 4
+
+
+@pytest.fixture
+def leaking(classes, tmp_path) -> Path:
+    """A test split of six images, two of which are training images too, one in another file."""
+    root = tmp_path / "leaking"
+    shutil.copytree(classes, root / "test")
+    for folder, test, train in (("Happy", 0, 0), ("anger", 1, 0)):
+        image = root / "train" / folder / f"{train}.png"
+        image.parent.mkdir(parents=True)
+        with Image.open(root / "test" / folder / f"{test}.jpg") as picture:
+            picture.save(image)
+            other = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        other.save(image.with_name("mirrored.png"))
+    return root
+
+
+def test_results_are_given_with_and_without_duplicates(save_run, leaking, run_tool, tmp_path):
+    run, other = save_run(), save_run("other")
+    results, printed = run_tool(run, other, "--data", leaking, "--csv")
+    result = results["run-best-leaking-test.json"]
+    names = [str(leaking / "test" / name) for name in ("Happy/0.jpg", "anger/1.jpg")]
+    assert result["duplicates"] == {"left_out": False, "images": names}
+    assert "2 images are pixel for pixel training images" in printed.out
+    with open(tmp_path / "results" / "run-best-leaking-test.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["path"] for row in rows if row["duplicate"] == "1"] == names
+
+    # that is what evaluation of the others alone gives
+    dropped, said = run_tool(run, other, "--data", leaking, "--drop-duplicates")
+    alone = dropped["run-best-leaking-test-unique.json"]
+    assert alone["duplicates"] == {"left_out": True, "images": names}
+    assert alone["without_duplicates"] is None
+    without = result["without_duplicates"]
+    assert (result["images"], without["images"], alone["images"]) == (4, 2, 2)
+    for key, value in without.items():
+        assert_same(value, alone[key])
+    assert "left out: 2 images that are pixel for pixel training images" in said.out
+    text = f"without the 2 images that are training images too: accuracy {alone['accuracy']:.4f}"
+    assert text in printed.out and text not in said.out
+
+    row, _ = results["run+other-comparison-leaking-test.json"]["runs"]
+    assert row["images_without_duplicates"] == 2
+    assert row["accuracy_without_duplicates"] == alone["accuracy"]
+    assert "without duplicates, %" in printed.out
+    row, second = dropped["run+other-comparison-leaking-test-unique.json"]["runs"]
+    assert row["accuracy_without_duplicates"] is None
+    assert second["images_of_both"] == 2
+
+
+def test_duplicates_of_a_large_set_are_looked_for_only_when_asked(
+    save_run, leaking, run_tool, monkeypatch
+):
+    monkeypatch.setattr(inference, "UNASKED", 1000)
+    run = save_run()
+    results, printed = run_tool(run, "--data", leaking)
+    (result,) = results.values()
+    assert result["duplicates"] is result["without_duplicates"] is None
+    assert "--drop-duplicates finds evaluation images that are training" in printed.out
+    assert run_tool(run, "--data", leaking, "--drop-duplicates", output="unique")[0].popitem()[1][
+        "duplicates"
+    ]["left_out"]
+    with pytest.raises(DataError, match="has none beside split train"):
+        run_tool(run, "--data", leaking, "--split", "train", "--drop-duplicates")
 
 
 def test_classes_that_do_not_fit_are_counted_in_this_split(save_run, classes, tmp_path):
@@ -250,7 +324,7 @@ def test_table_of_images(save_run, classes, run_tool, tmp_path):
     with open(table, encoding="utf-8", errors="surrogateescape", newline="") as file:
         rows = list(csv.DictReader(file))
     probability = [f"p_{name}" for name in CLASSES]
-    assert list(rows[0]) == ["path", "label", "prediction", *probability]
+    assert list(rows[0]) == ["path", "label", "duplicate", "prediction", *probability]
     evaluation = evaluate.evaluate_checkpoint(
         tmp_path / "run", classes, workers=0, on_broken="skip"
     )
@@ -423,7 +497,7 @@ def test_predictions_among_the_shared_classes(save_run, classes, run_tool, tmp_p
     assert "predictions are among these only, whose probabilities are scaled to" in printed.out
     with open(tmp_path / "results" / "run-best-classes-all-shared.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert list(rows[0]) == ["path", "label", "prediction", "p_happiness", "p_anger"]
+    assert list(rows[0]) == ["path", "label", "duplicate", "prediction", "p_happiness", "p_anger"]
     assert [row["label"] for row in rows] == [shared.class_names[label] for label in labels]
 
 

@@ -205,11 +205,38 @@ def test_broken_images_are_found_before_training(run, broken, tmp_path):
     folder = run("--data", str(broken), "--on-broken", "skip", "--epochs", "1")
     log = (folder / "log.txt").read_text()
     assert "15 of 15 images were opened before training, 1 cannot be read" in log
-    assert "left out: 1, evaluation image that cannot be read" in log
+    assert "left out: 1, held-out image that cannot be read" in log
     assert "skipped 1 unreadable images so far" in log
     report = json.loads((folder / "report.json").read_text())
     assert report["held_out"]["last"]["images"] == 14
-    assert report["left_out"] == {"evaluation image that cannot be read": 1}
+    assert report["left_out"] == {"held-out image that cannot be read": 1}
+
+
+def test_results_are_given_with_and_without_duplicates(run, faces, tmp_path):
+    root = tmp_path / "leaking"
+    shutil.copytree(faces, root)
+    aligned = root / "Image" / "aligned"
+    shutil.copy(aligned / "train_00003_aligned.jpg", aligned / "test_00001_aligned.jpg")
+    args = ["--data", str(root), "--epochs", "1", "--rho", "0"]
+    folder = run(*args)
+    report = json.loads((folder / "report.json").read_text())
+    leak = str(aligned / "test_00001_aligned.jpg")
+    assert report["duplicates"] == {"left_out": False, "images": [leak]}
+    result = report["held_out"]["last"]
+    assert (result["images"], result["without_duplicates"]["images"]) == (15, 14)
+    assert "0 validation images and 1 held-out ones" in (folder / "log.txt").read_text()
+
+    # training is the same, so that the others alone give these results
+    alone = run(*args, "--drop-duplicates", "--output", str(tmp_path / "unique"))
+    report = json.loads((alone / "report.json").read_text())
+    assert report["duplicates"] == {"left_out": True, "images": [leak]}
+    assert report["left_out"] == {"held-out image that is a training image too": 1}
+    dropped = report["held_out"]["last"]
+    assert "without_duplicates" not in dropped
+    for key, value in result["without_duplicates"].items():
+        assert dropped[key] == (pytest.approx(value) if key == "loss" else value)
+    (row,), (row_alone,) = read_metrics(folder), read_metrics(alone)
+    assert row["test_without_duplicates_accuracy"] == row_alone["test_accuracy"]
 
 
 def test_one_line_about_a_worker_that_failed(options, broken, tmp_path):
