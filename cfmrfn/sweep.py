@@ -1,29 +1,37 @@
-"""Reproduce Tables 3 to 6 of the paper: `python -m cfmrfn.sweep TABLE`, one command each.
+"""Reproduce Tables 3 to 6 of the paper: `python -m cfmrfn.sweep TABLE...`, in one command.
 
-Every row of a table is trained with every seed, in a run folder of its own; runs that are done are
-not repeated, and one that was interrupted goes on. At the end, or while runs are missing, the table
-is printed beside the paper's and written to `table.md`.
+Every row is trained with every seed, in a run folder of its own; rows of several tables that are
+the same network share their runs. Runs that are done are not repeated, and one that was interrupted
+goes on. `table.md` is written after every run, with what there is by then, beside the paper's
+numbers.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
+import os
 import re
-import statistics
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import torch
 import tyro
 
-from cfmrfn import errors, weights
-from cfmrfn.complexity import measure
+from cfmrfn import errors, markdown, student, weights
+from cfmrfn.checkpoint import build_network
+from cfmrfn.complexity import Cost, measure
 from cfmrfn.config import Config, continued, from_yaml, parse, recipe_of
 from cfmrfn.evaluation import HOW_CHOSEN
 from cfmrfn.train import MEMORY_OPTIONS, Interrupted, Trainer
+from cfmrfn.whole_files import whole
+
+Result = Mapping[str, Any]  # of a run, its report.json
 
 
 class Row(NamedTuple):
@@ -35,10 +43,18 @@ class Row(NamedTuple):
 
 
 class Table(NamedTuple):
-    """A table of the paper; `paper` names the columns of its accuracies."""
+    """A table of the paper.
+
+    Attributes:
+        title: of the table.
+        paper: names of the columns of the paper's accuracies.
+        reference: label of the row that the others are compared with, the paper's network.
+        rows: of the table.
+    """
 
     title: str
     paper: Sequence[str]
+    reference: str
     rows: Sequence[Row]
 
 
@@ -49,6 +65,7 @@ TABLES = {
     "table3": Table(
         "Table 3: depth of the encoder",
         (RAFDB,),
+        "6",
         [
             Row(str(depth), {"depth": depth}, (accuracy,))
             for depth, accuracy in zip(
@@ -59,6 +76,7 @@ TABLES = {
     "table4": Table(
         "Table 4: heads at dilation 1, 2 and 3",
         (RAFDB,),
+        "2, 3, 3",
         [
             Row("8, 0, 0", ONE_LEVEL, (91.43,)),
             Row("0, 4, 4", {"head_dilations": (2,) * 4 + (3,) * 4}, (91.79,)),
@@ -69,6 +87,7 @@ TABLES = {
     "table5": Table(
         "Table 5: kind of attention",
         (RAFDB, AFFECTNET7),
+        "sliding dilated window",
         [
             Row("global", {"attention": "global"}, (91.24, 66.80)),
             Row("sliding window", {"attention": "window"}, (91.43, 67.12)),
@@ -78,6 +97,7 @@ TABLES = {
     "table6": Table(
         "Table 6: ablations",
         (RAFDB, AFFECTNET7, AFFECTNET8),
+        "CFMRFN",
         [
             Row("CFMRFN", {}, (92.14, 67.35, 63.44)),
             Row("without multi-level dilation", ONE_LEVEL, (91.43, 67.12, 62.04)),
@@ -92,92 +112,247 @@ TABLES = {
 
 @dataclass(frozen=True)
 class Sweep:
-    """Train every row of a table of the paper with several seeds, and print the table.
+    """Train every row of tables of the paper with several seeds, and print the tables.
 
     All options of training apply; --output is the folder of the whole sweep.
     """
 
-    table: tyro.conf.Positional[Literal["table3", "table4", "table5", "table6"]]
-    """Table of the paper."""
-    seeds: tuple[int, ...] = (0, 1, 2)
+    tables: tyro.conf.Positional[tuple[Literal["table3", "table4", "table5", "table6"], ...]]
+    """Tables of the paper."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
     """Seeds to train each row with."""
     config: Config = field(default_factory=Config)
 
 
-def sweep(name: str, seeds: Sequence[int], config: Config) -> str:
-    """Trains what is missing of the table `name`; returns the table as Markdown."""
-    table = TABLES[name]
+class Job(NamedTuple):
+    """A run to make: the `name` of its row, its seed and its configuration."""
+
+    name: str
+    seed: int
+    config: Config
+
+
+def sweep(names: Sequence[str], seeds: Sequence[int], config: Config) -> str:
+    """Trains what is missing of the tables of these names; returns them as Markdown."""
+    tables = [TABLES[name] for name in names]
     config = weights.with_network_of_init(config)
-    folder = config.run.output or Path("runs") / f"{name}-{Path(config.run.recipe).stem}"
-    results: dict[str, list[dict[str, Any]]] = {}
-    for row in table.rows:
-        network = dataclasses.replace(config.network, **row.network)
-        for seed in seeds:
-            path = folder / re.sub(r"\W+", "-", row.label) / f"seed-{seed}"
-            result = run_once(
-                dataclasses.replace(
-                    config,
-                    network=network,
-                    optim=dataclasses.replace(config.optim, seed=seed),
-                    run=dataclasses.replace(config.run, output=path),
-                )
-            )
-            results.setdefault(row.label, []).append(result)
-    text = format_table(table, results, seeds, config)
-    (folder / "table.md").write_text(text + "\n", "utf-8")
-    return text
+    folder = config.run.output or Path("runs") / "-".join([*names, Path(config.run.recipe).stem])
+    first = first_of_equals(tables, config)
+    jobs = []
+    for seed in seeds:
+        for label, own in first.items():
+            if label == own:
+                path = folder / re.sub(r"\W+", "-", label) / f"seed-{seed}"
+                jobs.append(Job(label, seed, _configured(config, _row(tables, label), seed, path)))
+    standing = [_standing(job.config) for job in jobs]  # an error now, if there is one
+    results: dict[str, dict[int, Result]] = {}
+    costs = {own: _cost(config, _row(tables, own)) for own in set(first.values())}
+
+    def text() -> str:
+        reports = {label: results.get(own, {}) for label, own in first.items()}
+        cost = {label: costs[own] for label, own in first.items()}
+        return "\n\n".join(format_table(table, reports, cost, seeds, config) for table in tables)
+
+    missing = sum(not is_done for _, is_done in standing)
+    print(f"{len(jobs)} runs in {errors.printable(str(folder))}, {missing} to do")
+    seconds: list[float] = []
+    for number, (job, (ready, is_done)) in enumerate(zip(jobs, standing, strict=True), start=1):
+        if not is_done:
+            left = ""
+            if seconds:
+                left = f"; about {_duration(sum(seconds) / len(seconds) * missing)} to go"
+            print(f"\nrun {number} of {len(jobs)}: {job.name}, seed {job.seed}{left}", flush=True)
+            started = time.monotonic()
+            Trainer(ready).train()
+            if ready.run.resume is None:  # the rest of a run would say too little
+                seconds.append(time.monotonic() - started)
+            missing -= 1
+        assert job.config.run.output is not None
+        report = json.loads((job.config.run.output / "report.json").read_text("utf-8"))
+        results.setdefault(job.name, {})[job.seed] = report
+        if not is_done or number == len(jobs):
+            _write(folder / "table.md", text())
+    return text()
 
 
-def run_once(config: Config) -> dict[str, Any]:
-    """The final results of one run, which is started, continued, or already done."""
+def first_of_equals(tables: Sequence[Table], config: Config) -> dict[str, str]:
+    """Label of each row -> that of the first row, of all tables, which is the same network.
+
+    Raises:
+        ConfigError: the network does not take a row's options.
+    """
+    labels: dict[str, str] = {}
+    seen: dict[str, str] = {}
+    for row in (row for table in tables for row in table.rows):
+        configured = _configured(config, row)
+        with torch.device("meta"):
+            network = build_network(configured, 2)
+        options = configured.network.options() | {
+            "attention": None,  # windows without dilation are those with dilation 1
+            "head_dilations": network.head_dilations,
+            "depth": len(network.layers),
+        }
+        labels[row.label] = seen.setdefault(repr(options), row.label)
+    return labels
+
+
+def _row(tables: Sequence[Table], label: str) -> Row:
+    return next(row for table in tables for row in table.rows if row.label == label)
+
+
+def _configured(
+    config: Config, row: Row, seed: int | None = None, output: Path | None = None
+) -> Config:
+    return dataclasses.replace(
+        config,
+        network=dataclasses.replace(config.network, **row.network),
+        optim=config.optim if seed is None else dataclasses.replace(config.optim, seed=seed),
+        run=dataclasses.replace(config.run, output=output),
+    )
+
+
+def _standing(config: Config) -> tuple[Config, bool]:
+    """How a run starts or goes on, and whether it is done.
+
+    Raises:
+        ConfigError: the run there has another configuration.
+    """
     path = config.run.output
     assert path is not None
-    report, started = path / "report.json", path / "config.yaml"
-    is_done = False
-    if started.exists():
-        continued(config, path)
-        config = dataclasses.replace(config, run=dataclasses.replace(config.run, resume=path))
-        # with more epochs a complete run goes on; with its images elsewhere it checks them
-        saved, wanted = from_yaml(started).absolute(), config.absolute()
-        same = (saved.images, saved.optim) == (wanted.images, wanted.optim)
-        is_done = report.exists() and same
-    if not is_done:
-        Trainer(config).train()
-    result: dict[str, Any] = json.loads(report.read_text("utf-8"))
-    return result
+    started = path / "config.yaml"
+    if not started.exists():
+        return config, False
+    continued(config, path)
+    # with more epochs a complete run goes on; with its images elsewhere it checks them
+    saved, wanted = from_yaml(started).absolute(), config.absolute()
+    same = (saved.images, saved.optim) == (wanted.images, wanted.optim)
+    resumed = dataclasses.replace(config, run=dataclasses.replace(config.run, resume=path))
+    return resumed, (path / "report.json").exists() and same
+
+
+def _cost(config: Config, row: Row) -> Cost:
+    network = _configured(config, row).network
+    size = config.images.image_size
+    return measure(network.preset, image_size=size, img_size=size, **network.overrides()).total
+
+
+def _write(path: Path, text: str) -> None:
+    if int(os.environ.get("RANK", 0)) == 0:  # of the processes of torchrun
+        with whole(path) as target:
+            target.write_text(text + "\n", "utf-8")
+
+
+def _duration(seconds: float) -> str:
+    minutes = math.ceil(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def format_table(
     table: Table,
-    results: Mapping[str, Sequence[Mapping[str, Any]]],
+    results: Mapping[str, Mapping[int, Result]],
+    costs: Mapping[str, Cost],
     seeds: Sequence[int],
     config: Config,
 ) -> str:
-    """Markdown: accuracy as mean and standard deviation over the seeds, beside the paper's."""
-    some = results[table.rows[0].label][0]
-    header = ["", f"{some['data']}, %", "parameters, M", "MACs, G"]
+    """Markdown: accuracies with their intervals over the seeds, and the paper's.
+
+    Args:
+        table: of the paper.
+        results: label of the row -> seed -> report of the run; runs may be missing.
+        costs: label of the row -> of its network.
+        seeds: that each row is trained with.
+        config: of all runs.
+    """
+    scores = {
+        row.label: {seed: 100 * _held_out(r)["accuracy"] for seed, r in results[row.label].items()}
+        for row in table.rows
+    }
+    differences = {
+        label: _paired(own, scores[table.reference])
+        for label, own in scores.items()
+        if label != table.reference
+    }
+    some = next((r for own in results.values() for r in own.values()), None)
+    if some is None:
+        return f"**{table.title}**\n\nNo run is done."
+    header = ["", f"{some['data']}, %", f"to {table.reference}, %", "parameters, M", "MACs, G"]
     header += [f"paper, {column}, %" for column in table.paper]
-    lines = [header, [":--", *["--:"] * (len(header) - 1)]]
+    rows = []
     for row in table.rows:
-        scores = [100 * r["held_out"][r["chosen_on"]]["accuracy"] for r in results[row.label]]
-        spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        network = dataclasses.replace(config.network, **row.network)
-        size = config.images.image_size
-        cost = measure(network.preset, image_size=size, img_size=size, **network.overrides()).total
-        ours = [
-            f"{statistics.mean(scores):.2f}{spread}",
-            f"{cost.executed / 1e6:.2f}",
-            f"{cost.macs / 1e9:.3f}",
-        ]
-        lines.append([row.label, *ours, *(f"{value:.2f}" for value in row.paper)])
+        own = list(scores[row.label].values())
+        mean = _text(student.mean(own)) if own else "-"
+        if own and len(own) < len(seeds):
+            mean += f", {len(own)} of {len(seeds)} runs"
+        difference = differences.get(row.label)
+        cells = [row.label, mean, "-" if difference is None else _text(difference, "+")]
+        cost = costs[row.label]
+        cells += [f"{cost.executed / 1e6:.2f}", f"{cost.macs / 1e9:.3f}"]
+        rows.append([*cells, *(f"{value:.2f}" for value in row.paper)])
     note = (
         f"{config.network.preset} on {some['data']}, {config.optim.epochs} epochs; epoch chosen: "
-        f"{HOW_CHOSEN[some['chosen_on']]}; mean and standard deviation over seeds "
-        f"{', '.join(map(str, seeds))}. Parameters are those executed. The paper's columns are "
-        f"cfmrfn_base on the data named, one run each."
+        f"{HOW_CHOSEN[some['chosen_on']]}; means over seeds {', '.join(map(str, seeds))}, in "
+        "brackets their 95 % intervals by Student's t; differences and their intervals are of runs "
+        f"with the same seed (paired).{_about_duplicates(some)} Parameters are those executed. The "
+        "paper's columns are cfmrfn_base on the data named, one run each."
     )
-    return "\n".join(
-        [f"**{table.title}**", "", *(f"| {' | '.join(cells)} |" for cells in lines), "", note]
+    return "\n\n".join(
+        [
+            f"**{table.title}**",
+            markdown.table(header, rows),
+            _verdict(table.reference, differences),
+            note,
+        ]
+    )
+
+
+def _held_out(result: Result) -> Mapping[str, Any]:
+    chosen: Mapping[str, Any] = result["held_out"][result["chosen_on"]]
+    return chosen
+
+
+def _paired(own: Mapping[int, float], others: Mapping[int, float]) -> student.Mean | None:
+    """Of the differences at the seeds that both have; None: there are none."""
+    gains = [own[seed] - others[seed] for seed in own if seed in others]
+    return student.mean(gains) if gains else None
+
+
+def _text(mean: student.Mean, sign: str = "") -> str:
+    if mean.interval is None:
+        return f"{mean.value:{sign}.2f}"
+    low, high = mean.interval
+    return f"{mean.value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
+
+
+def _verdict(reference: str, differences: Mapping[str, student.Mean | None]) -> str:
+    """Which rows differ from the reference by more than noise, in sentences."""
+    known = {label: found for label, found in differences.items() if found is not None}
+    if all(found.interval is None for found in known.values()):
+        return "Noise is not known: an interval takes two seeds or more."
+    by_verdict: dict[bool, list[str]] = {True: [], False: []}
+    for label, found in known.items():
+        if found.interval is not None:
+            by_verdict[found.differs_from_0].append(f"{label} ({found.value:+.2f})")
+    parts = []
+    if apart := by_verdict[True]:
+        parts.append(f"Beyond noise, 0 being outside of the interval, from {reference}: ")
+        parts[-1] += f"{'; '.join(apart)}."
+    if within := by_verdict[False]:
+        parts.append(f"Within noise, not told apart from {reference}: {'; '.join(within)}.")
+    parts.append(
+        "Each interval is for its row alone: of 20 rows that do not differ one is expected outside."
+    )
+    return " ".join(parts)
+
+
+def _about_duplicates(result: Result) -> str:
+    held_out = _held_out(result)
+    if "without_duplicates" not in held_out:
+        return ""
+    images = held_out["images"]
+    count = images - held_out["without_duplicates"]["images"]
+    return (
+        f" {count} of the {images} held-out images are training images too; --drop-duplicates "
+        "leaves them out."
     )
 
 
@@ -185,7 +360,7 @@ def format_table(
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.sweep") -> None:
     """The command line."""
     args = sys.argv[1:] if args is None else args
-    default = Sweep(table=tyro.MISSING, config=recipe_of(args))
+    default = Sweep(tables=tyro.MISSING, config=recipe_of(args))
     tool = parse(Sweep, args, default=default, prog=prog)
     if tool.config.run.resume is not None:
         raise errors.ConfigError("a sweep resumes by itself: leave --resume out")
@@ -193,8 +368,11 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.sweep") ->
         raise errors.ConfigError(
             f"seeds must be distinct, 0 or more, at least one; got {tool.seeds}"
         )
+    if not tool.tables or len(set(tool.tables)) < len(tool.tables):
+        given = " ".join(tool.tables) or "none"
+        raise errors.ConfigError(f"tables must be distinct, at least one; got {given}")
     try:
-        print("\n" + sweep(tool.table, tool.seeds, tool.config))
+        print("\n" + sweep(tool.tables, tool.seeds, tool.config))
     except Interrupted:
         print("repeat this command to go on with the sweep")
         sys.exit(130)

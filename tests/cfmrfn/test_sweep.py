@@ -1,14 +1,18 @@
 """Tables 3 to 6: rows that are the paper's, runs that are not repeated."""
 
 import dataclasses
+import json
 import shutil
 
 import pytest
 
-from cfmrfn import errors, sweep
+from cfmrfn import complexity, errors, student, sweep
 from cfmrfn.checkpoint import build_network
 from cfmrfn.config import Config, parse_config
 from cfmrfn.sweep import TABLES
+from cfmrfn.train import Interrupted
+
+NO_COST = complexity.Cost(0, 0, 0, 0, 0)
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -31,8 +35,7 @@ def test_sweep_trains_resumes_and_compares(options, faces, tmp_path, capsys, mon
     sweep.main([*args, "0"])
     table = (tmp_path / "t" / "table.md").read_text()
     assert "| sliding dilated window |" in table
-    assert "92.14 | 67.35 |" in table
-    assert "±" not in table
+    assert "Noise is not known" in table
 
     capsys.readouterr()
     trained = []
@@ -47,7 +50,10 @@ def test_sweep_trains_resumes_and_compares(options, faces, tmp_path, capsys, mon
     sweep.main([*args, "0", "1"])
     # the run that lost its report, and the two of the new seed
     assert len(trained) == 3
-    assert "±" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "4 runs in" in printed and "3 to do" in printed
+    assert "run 4 of 4: sliding dilated window, seed 1; about 1 min to go" in printed
+    assert "means over seeds 0, 1" in printed
 
     # what is complete goes on to more epochs, and is then complete again
     trained.clear()
@@ -71,12 +77,102 @@ def test_sweep_trains_resumes_and_compares(options, faces, tmp_path, capsys, mon
         sweep.main([*args, "0", "--lr", "0.5"])
 
 
+@pytest.fixture
+def results():
+    """Of the rows of Table 4: of three seeds, none, two of them, and three that are the same."""
+
+    def report(accuracy):
+        return {"data": "set", "chosen_on": "val", "held_out": {"val": {"accuracy": accuracy}}}
+
+    return {
+        "8, 0, 0": {0: report(0.50), 1: report(0.53), 2: report(0.56)},
+        "0, 4, 4": {},
+        "2, 3, 3": {0: report(0.60), 1: report(0.63), 2: report(0.67)},
+        "4, 2, 2": {0: report(0.59), 2: report(0.68)},
+    }
+
+
+def test_differences_are_told_from_noise(results):
+    costs = dict.fromkeys(results, NO_COST)
+    text = sweep.format_table(TABLES["table4"], results, costs, (0, 1, 2), parse_config([]))
+    rows = {line.split(" | ")[0].strip("| "): line.split(" | ") for line in text.splitlines()}
+    # 0.03 x 4.3027 / sqrt(3), and differences of 0.10, 0.10 and 0.11
+    assert rows["8, 0, 0"][1].strip() == "53.00 (45.55 to 60.45)"
+    assert rows["8, 0, 0"][2].strip() == "-10.33 (-11.77 to -8.90)"
+    assert rows["0, 4, 4"][1].strip() == rows["0, 4, 4"][2].strip() == "-"
+    assert rows["2, 3, 3"][2].strip() == "-"
+    assert rows["4, 2, 2"][1].strip() == "63.50 (6.32 to 120.68), 2 of 3 runs"
+    assert rows["4, 2, 2"][2].strip() == "+0.00 (-12.71 to +12.71)"
+    assert "Beyond noise, 0 being outside of the interval, from 2, 3, 3: 8, 0, 0 (-10.33)." in text
+    assert "Within noise, not told apart from 2, 3, 3: 4, 2, 2 (+0.00)." in text
+
+
+def test_intervals_are_students():
+    # any table of the t distribution
+    known = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 7: 2.365, 30: 2.042, 1000: 1.962}
+    for freedom, expected in known.items():
+        assert student.quantile(freedom) == pytest.approx(expected, abs=6e-4)
+    assert student.mean([7.0]) == (7.0, None)
+
+
+def test_tables_share_rows_and_go_on_where_they_stopped(tmp_path, monkeypatch, capsys):
+    trained, stops = [], []
+
+    class Told:
+        """A run that is done at once; the sixth is killed in the middle."""
+
+        def __init__(self, config):
+            self.config = config
+
+        def train(self):
+            folder = self.config.run.output
+            trained.append((folder.parent.name, folder.name))
+            if self.config.run.resume is None:
+                folder.mkdir(parents=True)
+                (folder / "config.yaml").write_text(self.config.absolute().to_yaml())
+            if not stops and len(trained) == 6:
+                stops.append(folder)
+                raise Interrupted
+            accuracy = {"accuracy": 0.5 + len(trained) / 100}
+            report = {"data": "set", "chosen_on": "val", "held_out": {"val": accuracy}}
+            (folder / "report.json").write_text(json.dumps(report))
+
+    monkeypatch.setattr(sweep, "Trainer", Told)
+    monkeypatch.setattr(sweep, "_cost", lambda config, row: NO_COST)
+    args = ["table4", "table6", "--image-size", "64", "--depth", "1", "--seeds", "0", "1"]
+    args += ["--output", str(tmp_path)]
+    with pytest.raises(SystemExit) as stopped:
+        sweep.main(args)
+    assert stopped.value.code == 130
+    names = ["8-0-0", "0-4-4", "2-3-3", "4-2-2", "without-windows", "without-cross-fusion"]
+    assert trained == [(name, "seed-0") for name in names]
+    table = (tmp_path / "table.md").read_text()
+    assert "Table 4" in table and "Table 6" in table and "51.00, 1 of 2 runs" in table
+
+    trained.clear()
+    sweep.main(args)
+    names += ["expression-only", "landmarks-only"]
+    every = [(name, f"seed-{seed}") for seed in (0, 1) for name in names]
+    assert trained == [every[5], *every[6:]]
+    text = (tmp_path / "table.md").read_text()
+    assert "of 2 runs" not in text
+    assert text.strip() in capsys.readouterr().out
+    cells = {}
+    for line in text.splitlines():
+        label, *others = [cell.strip() for cell in line.strip("|").split(" | ")]
+        cells[label] = others[:1]
+    assert cells["8, 0, 0"] == cells["without multi-level dilation"]
+    assert cells["2, 3, 3"] == cells["CFMRFN"] != cells["without windows"]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["table7"], "table7"),
         (["table4", "--seeds", "1", "1"], "seeds must be distinct"),
         (["table4", "--seeds", "-1"], "seeds must be distinct, 0 or more"),
+        (["table4", "table4"], "tables must be distinct"),
+        ([], "tables must be distinct, at least one; got none"),
         (["table4", "--resume", "x"], "leave --resume out"),
         (["table4", "--batch-size", "0"], "batch-size must be 1 or more"),
     ],
