@@ -46,8 +46,9 @@ class ImageConfig:
     data: Path | None = None
     """Root folder of the data set. None: faces are drawn once and kept under data/."""
     layout: LayoutName = "auto"
-    """Layout of the data set: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8, folder,
-    drawn; auto recognises it."""
+    """Layout of the data set: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8,
+    ferplus-votes (trains on all images with a vote for an expression, and is evaluated as ferplus),
+    folder, drawn; auto recognises it."""
     classes: int | None = None
     """Number of classes that the data must have, 2 or more; of AffectNet and FERPlus 7 leaves
     contempt out. None: as found in the data."""

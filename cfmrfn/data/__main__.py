@@ -29,8 +29,8 @@ class Verify:
     root: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="ROOT")]
     """Root folder of the data set."""
     layout: LayoutName = "auto"
-    """Layout of the data set: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8, folder,
-    drawn; auto recognises it."""
+    """Layout of the data set: rafdb, affectnet, ferplus, ferplus-argmax10, ferplus-argmax8,
+    ferplus-votes, folder, drawn; auto recognises it."""
     classes: int | None = None
     """Number of expressions, 7 or 8, where a set has both settings. None: as found."""
     only: tuple[str, ...] | None = None

@@ -36,6 +36,12 @@ LAYOUTS = (
         ferplus.recognise,
         partial(ferplus.load, rule=ferplus.argmax8),
     ),
+    Layout(
+        "ferplus-votes",
+        "FERPlus with all votes: argmax8 to train on, majority to evaluate on",
+        ferplus.recognise,
+        partial(ferplus.load, rule=ferplus.argmax8, evaluation_rule=ferplus.majority),
+    ),
     Layout("folder", "class folders: train/happiness/1.jpg", folder.recognise, folder.load),
 )
 

@@ -11,6 +11,8 @@ A label is made from votes by one of three rules in use, which keep different im
   of the others, and images whose winner is "unknown" or "no face" are left out.
 * `argmax10`: the most votes of all ten columns; "unknown" and "no face" are left out.
 * `argmax8`: the most votes of the eight expressions.
+
+Training may keep more images than results are compared on: `load` takes a rule for each.
 """
 
 from __future__ import annotations
@@ -118,6 +120,9 @@ def argmax8(votes: tuple[int, ...]) -> _Verdict:
     return _Verdict(votes.index(most), votes[:8])
 
 
+Rule = Callable[[tuple[int, ...]], _Verdict]
+
+
 def recognise(root: str) -> bool:
     """Whether `root` holds the votes file."""
     return os.path.isfile(os.path.join(root, VOTES_FILE))
@@ -127,7 +132,8 @@ def load(
     root: str,
     options: SetOptions = AS_FOUND,
     *,
-    rule: Callable[[tuple[int, ...]], _Verdict] = majority,
+    rule: Rule = majority,
+    evaluation_rule: Rule | None = None,
 ) -> ExpressionSet:
     """Reads the votes and labels the images by a rule.
 
@@ -137,10 +143,12 @@ def load(
         root: folder of the votes file and of the three image folders.
         options: 7 classes leave contempt out; 8 or None: all.
         rule: `majority`, `argmax10` or `argmax8`.
+        evaluation_rule: that of validation and test images. None: the same.
 
     Raises:
         DataError: a folder is missing, or a row is not legal.
     """
+    rules = dict.fromkeys(("val", "test"), evaluation_rule or rule) | {"train": rule}
     splits: dict[str, list[Sample]] = {}
     folders = {usage: os.path.join(root, folder) for usage, (_, folder) in _USAGES.items()}
     absent = [folder for folder in folders.values() if not os.path.isdir(folder)]
@@ -160,7 +168,7 @@ def load(
         if not row.image:
             dropped["no image name"] += 1
             continue
-        verdict = rule(row.votes)
+        verdict = rules[split](row.votes)
         if verdict.label is None:
             dropped[verdict.reason] += 1
             continue
@@ -170,10 +178,12 @@ def load(
         check_name(path, f"{os.path.join(root, VOTES_FILE)}, line {row.line}")
         splits[split].append(Sample(path, verdict.label, votes=votes))
     published = {
-        split: dict(zip(CLASS_NAMES, counts, strict=True))
-        for split, counts in _PUBLISHED[rule.__name__].items()
+        split: dict(zip(CLASS_NAMES, _PUBLISHED[chosen.__name__][split], strict=True))
+        for split, chosen in rules.items()
     }
     name = f"FERPlus ({rule.__name__})"
+    if evaluation_rule is not None:
+        name = f"FERPlus ({rule.__name__} to train, {evaluation_rule.__name__} to evaluate)"
     loaded = ExpressionSet(name, CLASS_NAMES, splits, dropped=dict(dropped), published=published)
     return loaded.mapped_to(CLASS_NAMES[:7]) if options.classes == 7 else loaded
 
