@@ -204,6 +204,9 @@ class OptimConfig:
     """Largest norm of the gradient (of the second pass under SAM). None: no clipping."""
     ema: float = 0.0
     """Decay of the moving average of the weights, which is then evaluated. 0: none."""
+    ema_warmup: bool = False
+    """Let the decay of the moving average grow: after n steps it is 1 - (1 + n) ** (-2/3), at most
+    --ema. For runs of fewer than some 10 / (1 - ema) steps."""
     precision: Precision = "float32"
     """Autocast type; fp16 comes with a loss scaler."""
     seed: int = 0

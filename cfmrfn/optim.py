@@ -83,7 +83,17 @@ def set_learning_rate(optimizer: Optimizer, factor: float) -> None:
         group["lr"] = factor * group["peak_lr"]
 
 
-def build_ema(network: nn.Module, decay: float) -> AveragedModel:
-    """Moving average of weights and batch statistics."""
-    average = get_ema_multi_avg_fn(decay)
+def build_ema(network: nn.Module, decay: float, warmup: bool = False) -> AveragedModel:
+    """Moving average of weights and batch statistics.
+
+    With `warmup` the decay after n steps is `1 - (1 + n) ** (-2/3)`, at most `decay`, as in timm:
+    the random weights of the start are then soon forgotten.
+    """
+    if not warmup:
+        return AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+    def average(averages: Any, values: Any, steps: Any) -> None:
+        grown = 1 - (1 + int(steps)) ** (-2 / 3)
+        get_ema_multi_avg_fn(min(decay, grown))(averages, values, steps)
+
     return AveragedModel(network, multi_avg_fn=average, use_buffers=True)

@@ -161,7 +161,7 @@ class Trainer:
         self.network.to(self.world.device)
         if self.world.size > 1 and optim.sync_batchnorm:
             synchronise_batchnorm(self.network)
-        self.ema = build_ema(self.network, optim.ema) if optim.ema else None
+        self.ema = build_ema(self.network, optim.ema, optim.ema_warmup) if optim.ema else None
         self.optimizer = build_optimizer(self.network, optim)
         model: nn.Module = self.network
         if run.compile:
