@@ -15,7 +15,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,9 +39,11 @@ from cfmrfn.data import (
     train_transform,
     why_unreadable,
 )
+from cfmrfn.data.cache import ImageCache, cached, memory_limit
 from cfmrfn.data.duplicates import UNASKED, copies_of_training_images
 from cfmrfn.data.reading import UNREADABLE
 from cfmrfn.data.synthetic import write_faces
+from cfmrfn.data.transforms import ImageTransform, Pixels
 from cfmrfn.distributed import World
 from cfmrfn.errors import ConfigError, DataError
 from cfmrfn.faces import Framing, measured_framing, why_no_detector
@@ -54,8 +56,6 @@ Key = tuple[int, int]  # (index of the image, its position in the epoch)
 CHECK_SECONDS = 20
 
 FRAMING_IMAGES = 64  # the mean of their points is known to 1 % of the side
-
-UNREADABLE_LABEL = -100  # of an image that could not be read, see `evaluation_loader`
 
 
 @dataclass(frozen=True)
@@ -216,6 +216,42 @@ def check_readable(samples: Sequence[Sample], seconds: float = math.inf) -> Chec
     return Checked(len(answers), len(samples), unreadable)
 
 
+class Caches(NamedTuple):
+    """The decoded images of a run's splits.
+
+    Attributes:
+        train, validation, held_out: None where they are not kept.
+        remark: for the log.
+    """
+
+    train: ImageCache | None
+    validation: ImageCache | None
+    held_out: ImageCache | None
+    remark: str
+
+
+def cache_splits(splits: Splits, at_least: int, wanted: bool) -> Caches:
+    """Decodes all images of a run, if `wanted` and if they fit; `at_least` as in `read_image`."""
+    if not wanted:
+        return Caches(None, None, None, "images are read from their files in each epoch")
+    samples = [*splits.train, *splits.validation, *splits.held_out]
+    limit = memory_limit()
+    allowed = f"the {limit / 1e6:.0f} MB that --cache may take"
+    try:
+        cache = cached(samples, at_least, limit, min(8, _cores()))
+    except DataError as error:
+        remark = f"images are read from their files in each epoch: {error} would be more than "
+        return Caches(None, None, None, remark + allowed)
+    trained = len(splits.train)
+    evaluated = trained + len(splits.validation)
+    return Caches(
+        cache.part(slice(trained)),
+        cache.part(slice(trained, evaluated)),
+        cache.part(slice(evaluated, None)),
+        f"decoded images are kept in memory: {cache.nbytes / 1e6:.0f} MB of {allowed}",
+    )
+
+
 def framing_of(samples: Sequence[Sample]) -> Framing | None:
     """Where the faces lie in training images, measured on some of them.
 
@@ -306,7 +342,11 @@ class EpochBatches:
 
 
 def training_dataset(
-    splits: Splits, images: ImageConfig, seed: int, on_broken: str
+    splits: Splits,
+    images: ImageConfig,
+    seed: int,
+    on_broken: str,
+    cache: ImageCache | None = None,
 ) -> ExpressionDataset:
     """The training images, augmented as `images` says; the seed decides how each is augmented."""
     transform = train_transform(
@@ -316,6 +356,12 @@ def training_dataset(
         erasing_scale=images.erasing_scale,
         crop=images.crop,
         jitter=images.jitter,
+        rotation=images.rotation,
+        translate=images.translate,
+        scale=images.scale,
+        stretch=images.stretch,
+        brightness=images.brightness,
+        contrast=images.contrast,
     )
     return ExpressionDataset(
         splits.train,
@@ -326,22 +372,75 @@ def training_dataset(
         soft_labels=images.soft_labels,
         at_least=images.image_size,
         seed=seed,
+        cache=cache,
     )
+
+
+Loader = Iterable[tuple[Tensor, Tensor]]
+
+
+class BatchLoader:
+    """Iterable of (images, targets) on the device of the run, which reads and augments ahead.
+
+    Workers hand over uint8 of a channel or three, which is normalised here: the processes pass on
+    and the device is sent a twelfth or a quarter of the bytes.
+    """
+
+    def __init__(self, dataset: ExpressionDataset, world: World, **options: Any) -> None:
+        self.dataset = dataset
+        self.device = world.device
+        self.loader: DataLoader[Any] = DataLoader(
+            _Batches(dataset),
+            collate_fn=_as_it_is,
+            worker_init_fn=_leave_signals_to_main,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # without one it would draw from the global random state
+            **options,
+        )
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """(batch, 3, size, size), and labels (batch,) or votes (batch, classes)"""
+        transform = self.dataset.transform
+        assert isinstance(transform, ImageTransform)
+        for pixels, targets in self.loader:
+            images = pixels.images.to(self.device, non_blocking=True)
+            yield (
+                transform.finish(Pixels(images, pixels.erased)),
+                targets.to(self.device, non_blocking=True),
+            )
+
+
+class _Batches(Dataset[tuple[Pixels, Tensor]]):
+    """`ExpressionDataset.batch`, as a `DataLoader` asks for it."""
+
+    def __init__(self, images: ExpressionDataset) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitems__(self, keys: Sequence[int | Key]) -> tuple[Pixels, Tensor]:
+        return self.images.batch(keys)
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
 
 
 def training_loader(
     dataset: ExpressionDataset, batches: EpochBatches, workers: int | None
-) -> DataLoader[Any]:
+) -> BatchLoader:
     """Loader of (images, targets) in the order of `batches`."""
     workers = default_workers() if workers is None else workers
-    return DataLoader(
+    return BatchLoader(
         dataset,
+        batches.world,
         batch_sampler=batches,
         num_workers=workers,
         persistent_workers=workers > 0,
-        worker_init_fn=_leave_signals_to_main,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # without one it would draw from the global random state
     )
 
 
@@ -353,45 +452,30 @@ def evaluation_loader(
     world: World,
     workers: int | None,
     on_broken: str = "error",
-) -> DataLoader[Any]:
+    cache: ImageCache | None = None,
+) -> BatchLoader:
     """Loader of (images, labels) as the network that `about` describes sees them.
 
     It loads this process's part of `samples`; over all processes each comes once. An image that
     cannot be read is a `DataError`, or with `on_broken="mark"` a black one that has the label
-    `UNREADABLE_LABEL`.
+    `UNREADABLE_LABEL`. `cache`: of all `samples`.
     """
+    own = slice(world.rank, None, world.size)
     dataset = ExpressionDataset(
-        samples[world.rank :: world.size],
+        samples[own],
         about.class_names,
         eval_transform(about.image_size, mean=about.mean, std=about.std),
         color=about.color,
+        on_broken=on_broken,
         at_least=about.image_size,
+        cache=None if cache is None else cache.part(own),
     )
-    return DataLoader(
-        _Marked(dataset, about.image_size) if on_broken == "mark" else dataset,
+    return BatchLoader(
+        dataset,
+        world,
         batch_size=batch_size,
         num_workers=default_workers() if workers is None else workers,
-        worker_init_fn=_leave_signals_to_main,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),
     )
-
-
-class _Marked(Dataset[tuple[Tensor, int | Tensor]]):
-    """`images`, with a black one and `UNREADABLE_LABEL` in the place of what cannot be read."""
-
-    def __init__(self, images: ExpressionDataset, size: int) -> None:
-        self.images = images
-        self.size = size
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor]:
-        try:
-            return self.images[index]
-        except DataError:
-            return torch.zeros(3, self.size, self.size), UNREADABLE_LABEL
 
 
 def default_workers() -> int:

@@ -72,7 +72,19 @@ class ImageConfig:
     crop: bool = False
     """Train on random crops of 80 to 100 % of the area (named in the paper's abstract)."""
     jitter: bool = False
-    """Train with random brightness, contrast and saturation (abstract)."""
+    """Train with random brightness, contrast and saturation, up to 20 % each (abstract)."""
+    rotation: float = 0.0
+    """Largest random rotation in training, in degrees to either side."""
+    translate: float = 0.0
+    """Largest random shift in training along each axis, as a part of the side."""
+    scale: tuple[float, float] = (1.0, 1.0)
+    """Smallest and largest random factor of the size in training."""
+    stretch: float = 0.0
+    """Largest random change of the width alone in training, as a part of it."""
+    brightness: float = 0.0
+    """Largest random change of the brightness in training, as a part of white."""
+    contrast: float = 0.0
+    """Largest random change of the contrast in training, as a part of it."""
     balanced: bool = False
     """Draw training images so that every class is equally likely, with repetition."""
     soft_labels: bool = False
@@ -91,10 +103,13 @@ class ImageConfig:
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)
         check_at_least(self, classes=2, drawn_train=1, drawn_test=1, image_size=32)
-        _check_fractions_below_1(self, "validation")
-        _check_fractions(self, "flip", "erasing")
+        check_at_least(self, rotation=0)
+        _check_fractions_below_1(self, "validation", "translate", "stretch")
+        _check_fractions(self, "flip", "erasing", "brightness", "contrast")
         low, high = self.erasing_scale
         _require(0 < low <= high < 1, "erasing_scale", (low, high), "0 < smallest <= largest < 1")
+        low, high = self.scale
+        _require(0 < low <= high < math.inf, "scale", (low, high), "0 < smallest <= largest")
 
 
 @dataclass(frozen=True)
@@ -242,7 +257,8 @@ class RunConfig:
     """Run: how and where it is executed; a resumed run may change these."""
 
     recipe: str = "drawn"
-    """Named recipe (affectnet7, affectnet8, drawn, ferplus, rafdb), or a YAML file."""
+    """Named recipe (affectnet7, affectnet8, drawn, ferplus, ferplus-tiny, rafdb), or a YAML
+    file."""
     resume: Path | None = None
     """Run folder to continue, or a checkpoint in it. --data (the same images, moved) and --epochs
     (more than before) may then be given too."""
@@ -253,6 +269,9 @@ class RunConfig:
     CPU."""
     workers: int | None = None
     """Processes that decode images. None: one per spare core, at most 8."""
+    cache: bool = True
+    """Keep decoded images in memory, so that each file is read once, if all of them take at most a
+    quarter of it. Files that change meanwhile are not noticed; --no-cache reads them each time."""
     checkpoint_every: int | None = None
     """Steps between checkpoints inside an epoch. None: at the end of each epoch only."""
     compile: bool = False

@@ -45,12 +45,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from torch import Tensor
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from cfmrfn.batches import UNREADABLE_LABEL
+from cfmrfn.batches import Loader
 from cfmrfn.checkpoint import About
 from cfmrfn.data import LAYOUTS, Sample, canonical_name, open_set, why_unreadable
+from cfmrfn.data.dataset import UNREADABLE_LABEL
 from cfmrfn.data.duplicates import NOT_LOOKED_FOR, UNASKED, copies_of_training_images
 from cfmrfn.errors import DataError, printable
 from cfmrfn.predictor import Face
@@ -238,7 +238,7 @@ class ReadableBatches:
 
     def __init__(
         self,
-        loader: DataLoader[Any],
+        loader: Loader,
         samples: Sequence[Sample],
         on_broken: str = "error",
         *,

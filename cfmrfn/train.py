@@ -28,6 +28,7 @@ from tqdm import tqdm
 from cfmrfn import checkpoint, errors, run_folder, weights
 from cfmrfn.batches import (
     EpochBatches,
+    cache_splits,
     check_images,
     evaluation_loader,
     framing_of,
@@ -119,7 +120,10 @@ class Trainer:
         if images.drop_duplicates and self.duplicates:
             self.splits = self.splits.without(self.duplicates, "that is a training image too")
         self.class_names = self.splits.class_names
-        self.dataset = training_dataset(self.splits, images, optim.seed, run.on_broken)
+        self.caches = cache_splits(self.splits, images.image_size, run.cache)
+        self.dataset = training_dataset(
+            self.splits, images, optim.seed, run.on_broken, self.caches.train
+        )
         self.batches = EpochBatches(
             [sample.label for sample in self.splits.train],
             optim.batch_size,
@@ -131,7 +135,10 @@ class Trainer:
         if framing is None:
             framing = self.world.on_main(lambda: framing_of(self.splits.train))
         self.about = checkpoint.About.of_run(config, self.class_names, framing)
-        evaluated = {"val": self.splits.validation, "test": self.splits.held_out}
+        evaluated = {
+            "val": (self.splits.validation, self.caches.validation),
+            "test": (self.splits.held_out, self.caches.held_out),
+        }
         self.evaluation_loaders = {
             name: evaluation_loader(
                 samples,
@@ -139,8 +146,9 @@ class Trainer:
                 batch_size=optim.batch_size // (self.world.size * optim.accumulate),
                 world=self.world,
                 workers=run.workers,
+                cache=cache,
             )
-            for name, samples in evaluated.items()
+            for name, (samples, cache) in evaluated.items()
             if samples
         }
         self.evaluated_duplicates = {
@@ -227,15 +235,11 @@ class Trainer:
 
     def _train_step(self, images: torch.Tensor, targets: torch.Tensor) -> StepResult:
         """One optimizer step on one batch."""
-        optim, device, progress = self.config.optim, self.world.device, self.progress
+        optim, progress = self.config.optim, self.progress
         # counted from the middle of the step, so that warm-up begins above 0
         epoch = (self._step_number() + 0.5) / self.batches.steps
         set_learning_rate(self.optimizer, learning_rate_factor(optim, epoch))
-        result = self.step(
-            images.to(device, non_blocking=True),
-            targets.to(device, non_blocking=True),
-            self._step_number(),
-        )
+        result = self.step(images, targets, self._step_number())
         # a lower loss scale may make the gradient finite, but never the loss
         recoverable = math.isfinite(result.loss) and self.step.may_overflow
         if not (result.applied or recoverable):
@@ -481,6 +485,7 @@ class Trainer:
             *self._about_duplicates(),
             *(f"left out of evaluation: {why}" for why in self.checked.unreadable.values()),
             str(self.checked),
+            self.caches.remark,
             self._framing(),
             f"{self.config.network.preset}: {trained / 1e6:.3g} M trained parameters of "
             f"{total / 1e6:.3g} M, on {self.world.device}, {self.world.size} process(es)",
