@@ -153,7 +153,7 @@ class Trainer:
         }
         self.evaluated_duplicates = {
             name: self._are_duplicates(samples)[self.world.rank :: self.world.size]
-            for name, samples in evaluated.items()
+            for name, (samples, _) in evaluated.items()
         }
         # without validation images the best epoch is chosen on the held-out ones
         self.chosen_on = next(iter(self.evaluation_loaders))
