@@ -531,11 +531,11 @@ def cfmrfn_tiny(pretrained: bool = False, **options: Any) -> CFMRFN:
     preset = {
         "embed_dim": 96,
         "depth": 2,
-        "image_widths": (16, 32, 64),
-        "image_blocks": (1, 1, 1),
+        "image_widths": (32, 64, 112),
+        "image_blocks": (1, 2, 2),
         "image_early_stride": True,
         "stored_embedding": False,
-        "landmark_width": 8,
+        "landmark_width": 16,
         "landmark_blocks": (1, 1, 1),
     }
     return _create("cfmrfn_tiny", preset, pretrained, options)
