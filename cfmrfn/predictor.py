@@ -258,11 +258,16 @@ class Predictor:
         """Whether a picture of this width and height is taken as one face."""
         if self.faces != "auto":
             return self.faces == "whole"
-        return max(size) <= MOST_OF_CROP and max(size) <= _NEARLY_SQUARE * min(size)
+        return is_crop(size)
 
     def _in_order(self, pixels: Tensor) -> Tensor:
         """RGB pixels (..., 3, size, size) with their channels in the network's order."""
         return pixels.flip(-3) if self.about.color == "BGR" else pixels.contiguous()
+
+
+def is_crop(size: tuple[int, int]) -> bool:
+    """Whether a picture of this width and height is taken for a crop of a face."""
+    return max(size) <= MOST_OF_CROP and max(size) <= _NEARLY_SQUARE * min(size)
 
 
 @dataclass(frozen=True)
