@@ -22,6 +22,10 @@ TOOLS = {
     "analyze": ("cfmrfn.analyze", "what a checkpoint looks at, as a page and pictures"),
     "export": ("cfmrfn.export", "ONNX, torch.export, safetensors for timm, and a model card"),
     "data": ("cfmrfn.data.__main__", "verify a data set, draw faces, prepare FERPlus"),
+    "landmarks": (
+        "cfmrfn.landmarks.__main__",
+        "train the landmark backbone on drawn faces, and measure it",
+    ),
     "complexity": ("cfmrfn.complexity", "parameters, operations and memory of a network"),
     "sweep": ("cfmrfn.sweep", "the paper's tables, by training every row of one"),
 }
