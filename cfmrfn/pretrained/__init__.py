@@ -22,5 +22,6 @@ def network(preset: str) -> Path | None:
 
 def landmarks(preset: str) -> Path | None:
     """The weights of a preset's landmark backbone; None: none come with the package."""
+    preset = {"cfmrfn_equations": "cfmrfn_base"}.get(preset, preset)  # they have the same
     path = FOLDER / "landmarks" / f"{preset}.safetensors"
     return path if path.is_file() else None
