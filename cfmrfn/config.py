@@ -143,8 +143,9 @@ class NetworkConfig:
     """Largest rate of stochastic depth."""
     ir50: Path | None = None
     """Pretrained weights of the expression backbone. None: random weights."""
-    landmarks: Path | None = None
-    """Pretrained weights of the landmark backbone. None: random weights."""
+    landmarks: Literal["package", "random"] | Path | None = None
+    """Weights of the landmark backbone, which is not trained: a file, random ones, or those that
+    come with the package, learnt from drawn faces. None: those in --init, or of the package."""
     init: Path | None = None
     """Weights to start from: best.pt, last.pt or the folder of a run; model.safetensors; a training
     checkpoint of POSTER; public weights of a backbone. What fits is loaded, classes by name."""
@@ -548,7 +549,9 @@ def _take_texts_as_paths(section: Any) -> None:
     """In Python a path may be given as text; the command line makes paths by itself."""
     for option in dataclasses.fields(section):
         value = getattr(section, option.name)
-        if isinstance(value, str) and "Path" in str(option.type):
+        # the type as it is written, with the words that it takes beside paths
+        is_path = "Path" in str(option.type) and repr(value) not in str(option.type)
+        if isinstance(value, str) and is_path:
             object.__setattr__(section, option.name, Path(value))  # the section is frozen
 
 

@@ -313,8 +313,10 @@ class Card:
                 ("landmark backbone", network.landmarks),
                 ("network", network.init),
             )
-            if path is not None
+            if path not in (None, "package", "random")
         ]
+        if network.landmarks == "package":
+            started.append("landmark backbone as it comes with the package (drawn faces)")
         departs = ", ".join(f"{n} {_text(str(v))}" for n, v in network.overrides().items())
         lines = [
             f"- Network: `{network.preset}`" + (f", with {departs}." if departs else "."),

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
-from cfmrfn import checkpoint, errors, run_folder, weights
+from cfmrfn import checkpoint, errors, pretrained, run_folder, weights
 from cfmrfn.batches import (
     EpochBatches,
     cache_splits,
@@ -86,7 +86,7 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         if config.run.resume is None:
-            config = weights.with_network_of_init(config)
+            config = weights.with_chosen_landmarks(weights.with_network_of_init(config))
         else:
             self.folder = RunFolder(run_folder_of(config.run.resume))
             config = continued(config, self.folder.path)
@@ -433,7 +433,17 @@ class Trainer:
                 lines.append(str(weights.load_init(self.network, source, self.about)))
             except (OSError, ValueError) as error:
                 raise ConfigError(f"cannot start from {network.init}: {error}") from error
-        paths = {"expression": network.ir50, "landmark": network.landmarks}
+        landmarks = network.landmarks
+        if landmarks == "package":
+            landmarks = pretrained.landmarks(network.preset)
+            if landmarks is None:
+                raise ConfigError(
+                    f"no landmark backbone for {network.preset} comes with the package: leave "
+                    "--landmarks out, or make weights by python -m cfmrfn.landmarks train"
+                )
+        elif landmarks == "random":
+            landmarks = None
+        paths = {"expression": network.ir50, "landmark": landmarks}
         loaders = {"expression": weights.load_ir50, "landmark": weights.load_landmarks}
         for name, path in paths.items():
             if path is not None:
@@ -441,6 +451,10 @@ class Trainer:
                     lines.append(str(loaders[name](self.network, path)))
                 except (OSError, ValueError) as error:
                     raise ConfigError(f"cannot load the {name} backbone: {error}") from error
+        if network.landmarks == "package":
+            lines[-1] = (
+                "landmark backbone: weights that come with the package, learnt from drawn faces"
+            )
         backbone = self.network.landmark_backbone
         if not expression_known:
             lines.append("random weights in the expression backbone")

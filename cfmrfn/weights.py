@@ -21,17 +21,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from cfmrfn import tensor_files
+from cfmrfn import pretrained, tensor_files
 from cfmrfn.checkpoint import About
 from cfmrfn.config import Config, NetworkConfig
-from cfmrfn.errors import CheckpointError
+from cfmrfn.errors import CheckpointError, ConfigError
 from cfmrfn.models import CFMRFN
 from cfmrfn.models.fusion import TokenMixing
 
@@ -220,6 +220,11 @@ class Source:
         """Whether the file has weights of the expression backbone."""
         return _has_part("image_backbone.", self.tensors)
 
+    @property
+    def has_landmark_backbone(self) -> bool:
+        """Whether the file has weights of the landmark backbone."""
+        return _has_part("landmark_backbone.", self.tensors)
+
 
 def read_source(path: str | Path) -> Source:
     """Reads a file to start from, which is recognised by its content, or a folder with one.
@@ -272,6 +277,33 @@ def with_network_of_init(config: Config) -> Config:
     if theirs is not None:
         network = network.completed_by(theirs)
     return dataclasses.replace(config, network=dataclasses.replace(network, model=network.preset))
+
+
+def with_chosen_landmarks(config: Config) -> Config:
+    """The configuration of a new run with the weights of the landmark backbone named.
+
+    They stay None where the file to start from has them, and without a landmark stream. In the
+    configurations of former runs None is that, too, or random weights.
+
+    Raises:
+        ConfigError: random weights are asked for, but the file to start from has others.
+        CheckpointError: as for `read_source`.
+    """
+    network = config.network
+    if network.streams == "expression":
+        return config
+    if network.init is not None and read_source(network.init).has_landmark_backbone:
+        if network.landmarks == "random":
+            raise ConfigError(
+                f"landmarks random contradicts --init {network.init}, which has a landmark "
+                "backbone: leave one out"
+            )
+        return config
+    if network.landmarks is not None:
+        return config
+    chosen: Literal["package", "random"]
+    chosen = "random" if pretrained.landmarks(network.preset) is None else "package"
+    return dataclasses.replace(config, network=dataclasses.replace(network, landmarks=chosen))
 
 
 def load_init(model: CFMRFN, source: Source, about: About) -> WeightReport:
