@@ -9,7 +9,12 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models import (
+    build_model_with_cfg,
+    generate_default_cfgs,
+    register_model,
+    resolve_pretrained_cfg,
+)
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 
@@ -22,6 +27,8 @@ from cfmrfn.models.fusion import (
 )
 from cfmrfn.models.ir50 import IRBackbone
 from cfmrfn.models.mobilefacenet import NATIVE_SIZE, MobileFaceNet
+from cfmrfn.models.resizing import resize_maps
+from cfmrfn.pretrained import config as pretrained_config
 from sdwa import head_dilations as allocate_heads
 
 TOKENS = ("spatial", "poster_view")
@@ -489,7 +496,11 @@ def _check_choice(name: str, value: str, legal: tuple[str, ...]) -> None:
         raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}")
 
 
-def _config() -> dict[str, Any]:
+def _config(preset: str) -> dict[str, Any]:
+    """timm's description of a preset, and of its weights where they come with the package."""
+    if (described := pretrained_config(preset)) is not None:
+        described_weights: dict[str, Any] = described["pretrained_cfg"]
+        return described_weights
     return {
         "num_classes": 7,
         "input_size": (3, 224, 224),
@@ -505,12 +516,31 @@ def _config() -> dict[str, Any]:
 
 
 default_cfgs = generate_default_cfgs(
-    {"cfmrfn_base": _config(), "cfmrfn_equations": _config(), "cfmrfn_tiny": _config()}
+    {preset: _config(preset) for preset in ("cfmrfn_base", "cfmrfn_equations", "cfmrfn_tiny")}
 )
 
 
 def _create(variant: str, preset: dict[str, Any], pretrained: bool, options: Any) -> CFMRFN:
-    return build_model_with_cfg(CFMRFN, variant, pretrained, **{**preset, **options})
+    """The network of a preset; without `img_size`, for images of the size that timm is told of.
+
+    With the weights that come with the package it has the options that they were trained with.
+    """
+    cfg = resolve_pretrained_cfg(
+        variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay")
+    )
+    preset = {"img_size": tuple(cfg.input_size[1:]), **preset}
+    described = pretrained_config(variant) if pretrained else None
+    if described is not None and cfg.file == described["pretrained_cfg"]["file"]:
+        preset |= described["model_args"]
+    return build_model_with_cfg(
+        CFMRFN, variant, pretrained, pretrained_filter_fn=_fitted, **{**preset, **options}
+    )
+
+
+def _fitted(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+    """Weights as timm read them, for the token map of the network that it loads them into."""
+    resize_maps(tensors, model)
+    return tensors
 
 
 @register_model
