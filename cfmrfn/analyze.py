@@ -1,4 +1,4 @@
-"""The paper's figures of a checkpoint: `python -m cfmrfn.analyze CHECKPOINT --data ROOT`.
+"""The paper's figures of a checkpoint: `python -m cfmrfn.analyze [CHECKPOINT] --data ROOT`.
 
 ::
 
@@ -26,7 +26,7 @@ from typing import Annotated, Literal
 import torch
 import tyro
 
-from cfmrfn import checkpoint, errors
+from cfmrfn import errors, trained
 from cfmrfn.analysis_page import write_page
 from cfmrfn.batches import evaluation_loader
 from cfmrfn.checkpoint import About
@@ -146,16 +146,19 @@ class Analyze:
     Fig. 6 needs a data set. All are on one page, analysis.html, and in pictures beside it.
     """
 
-    checkpoint: tyro.conf.Positional[Path]
-    """best.pt or last.pt of a run, or the run folder, whose best.pt is taken."""
-    images: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """Image files. None: the first image of each class of --data."""
+    names: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="[CHECKPOINT] [IMAGE ...]"),
+    ] = ()
+    """CHECKPOINT: best.pt or last.pt of a run, or the run folder, whose best.pt is taken; or a
+    folder that was exported as safetensors. Left out, or pretrained: the network that comes with
+    the package. IMAGE: image files. None: the first image of each class of --data."""
     faces: Faces = "auto"
-    """What IMAGES are: whole, one cropped face each; detect, photographs whose faces are found;
+    """What the images are: whole, one cropped face each; detect, photographs whose faces are found;
     auto takes those of at most 256 x 256 pixels that are nearly square as whole."""
     data: Path | None = None
     """Root folder of a data set, which needs no training split. None: no t-SNE, only the maps of
-    IMAGES."""
+    the images."""
     layout: LayoutName = "auto"
     """Layout of the data set; auto recognises it."""
     split: str | None = None
@@ -196,8 +199,10 @@ class Analyze:
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") -> None:
     """The command line."""
     tool = parse(Analyze, sys.argv[1:] if args is None else args, prog=prog)
-    _check(tool)
-    path = checkpoint.file_of(tool.checkpoint)
+    name, images = trained.split_names(tool.names)
+    _check(tool, images)
+    trained.announce(name)
+    path = trained.find(name)
     predictor = Predictor(path, tool.device, tool.faces)
     network, about = _network_of(predictor, path), predictor.about
     grid = token_grid((about.image_size,) * 2)
@@ -212,10 +217,8 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
         samples = opened.samples
         for remark in opened.remarks():
             print(errors.printable(remark))
-    if tool.images:
-        chosen, left_out = faces_in_pictures(
-            predictor, [str(path) for path in tool.images], tool.on_broken
-        )
+    if images:
+        chosen, left_out = faces_in_pictures(predictor, images, tool.on_broken)
     else:
         chosen, left_out = faces_of_classes(samples, about, tool.on_broken)
     if not chosen:
@@ -291,11 +294,11 @@ def _network_of(predictor: Predictor, path: Path) -> CFMRFN:
     return predictor.classifier.network
 
 
-def _check(tool: Analyze) -> None:
-    if not tool.images and tool.data is None:
+def _check(tool: Analyze, images: Sequence[str]) -> None:
+    if not images and tool.data is None:
         raise ConfigError("nothing to draw: give image files, or a data set by --data")
-    if len(tool.images) > MOST_FACES:
-        raise ConfigError(f"images must be {MOST_FACES} or fewer, got {len(tool.images)}")
+    if len(images) > MOST_FACES:
+        raise ConfigError(f"images must be {MOST_FACES} or fewer, got {len(images)}")
     if tool.batch_size < 1:
         raise ConfigError(f"batch-size must be 1 or more, got {tool.batch_size}")
     if tool.output.exists():

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import hashlib
 import os
 import platform
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from typing import Any
 import timm
 import torch
 import torchvision
+from torch import nn
 
 import sdwa
 from cfmrfn import tensor_files
@@ -263,6 +265,15 @@ def build_network(config: Config, num_classes: int) -> CFMRFN:
         return built
     except ValueError as error:
         raise ConfigError(f"cannot build {network.preset}: {error}") from error
+
+
+def digest_of(network: nn.Module) -> str:
+    """SHA-256 of a network's weights and statistics, whatever file they are in."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def load_network(path: str | Path) -> tuple[CFMRFN, About]:

@@ -8,10 +8,11 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from cfmrfn import checkpoint, timm_folder
+from cfmrfn import checkpoint, trained
 from cfmrfn.distributed import World
 from cfmrfn.models import CFMRFN
 from cfmrfn.onnx_file import SUFFIX, OnnxFile
+from cfmrfn.pretrained import WEIGHTS
 
 
 class Predictions(NamedTuple):
@@ -73,25 +74,26 @@ class OnnxClassifier:
         return Predictions(*self.file(images))
 
 
-def load_classifier(path: str | Path, device: str = "auto") -> Classifier:
+def load_classifier(name: str | Path | None = None, device: str = "auto") -> Classifier:
     """The classifier of a trained network.
 
     Args:
-        path: a checkpoint; a run folder, whose `best.pt` is taken; or what `cfmrfn.export` wrote,
+        name: a checkpoint; a run folder, whose `best.pt` is taken; or what `cfmrfn.export` wrote,
             an ONNX file, or the folder, of which `model.safetensors` is taken where it is there.
+            None, or "pretrained": the network that comes with the package.
         device: "auto", or what `torch.device` takes; of an ONNX file what onnxruntime has of it.
 
     Raises:
         CheckpointError, ConfigError: the file cannot be used, or there is no such device.
     """
-    path = Path(path)
-    if path.is_dir() and not (path / "best.pt").is_file():
-        if timm_folder.is_one(path):
-            return NetworkClassifier(*timm_folder.load(path), World(device).device)
-        if (path / "model.onnx").is_file():
+    if name is not None and not trained.is_of_package(name):
+        path = Path(name)
+        others = ("best.pt", WEIGHTS)
+        if (path / "model.onnx").is_file() and not any((path / file).is_file() for file in others):
             path = path / "model.onnx"
-    if path.suffix.lower() == SUFFIX:
-        return OnnxClassifier(OnnxFile(path, device))
+        if path.suffix.lower() == SUFFIX:
+            return OnnxClassifier(OnnxFile(path, device))
+    file = trained.find(name)
     world = World(device)
-    network, about = checkpoint.load_network(path)
+    network, about = trained.load(file)
     return NetworkClassifier(network, about, world.device)

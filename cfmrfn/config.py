@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tyro
 import yaml
 
+from cfmrfn import pretrained
 from cfmrfn.errors import ConfigError
 from cfmrfn.precision import Precision
 
@@ -146,9 +147,10 @@ class NetworkConfig:
     landmarks: Literal["package", "random"] | Path | None = None
     """Weights of the landmark backbone, which is not trained: a file, random ones, or those that
     come with the package, learnt from drawn faces. None: those in --init, or of the package."""
-    init: Path | None = None
-    """Weights to start from: best.pt, last.pt or the folder of a run; model.safetensors; a training
-    checkpoint of POSTER; public weights of a backbone. What fits is loaded, classes by name."""
+    init: Literal["pretrained"] | Path | None = None
+    """Weights to start from: pretrained, those that come with the package (a folder of that name is
+    ./pretrained); best.pt, last.pt or the folder of a run; model.safetensors; a training checkpoint
+    of POSTER; public weights of a backbone. What fits is loaded, classes by name."""
 
     def __post_init__(self) -> None:
         _take_texts_as_paths(self)
@@ -558,7 +560,10 @@ def _take_texts_as_paths(section: Any) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
-    return str(value) if isinstance(value, Path) else value
+    if isinstance(value, Path):
+        # as it can be told from the name
+        return f"./{value}" if str(value) == pretrained.NAME else str(value)
+    return value
 
 
 def check_at_least(section: object, **lowest: float) -> None:

@@ -19,6 +19,7 @@ written whole or not at all, the JSON last.
 
 NAME.json holds, beside what was evaluated on what::
 
+    weights                 SHA-256 of the network's weights, see `cfmrfn.checkpoint.digest_of`
     class_names             classes that predictions are among, in the order of what follows
     checkpoint_classes      those of the checkpoint
     set_classes             those of the data set
@@ -62,7 +63,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from cfmrfn import bootstrap, checkpoint, errors, paper_tables
+from cfmrfn import bootstrap, checkpoint, errors, paper_tables, pretrained, trained
 from cfmrfn.comparison import Comparison
 from cfmrfn.config import LayoutName, check_at_least, parse
 from cfmrfn.distributed import World
@@ -95,10 +96,12 @@ class Evaluate:
     """
 
     checkpoints: Annotated[
-        tyro.conf.Positional[tuple[Path, ...]],
-        tyro.conf.arg(metavar="RUN [RUN ...]"),
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="[RUN ...]"),
     ]
-    """best.pt or last.pt of a run, or the run folder: both. Several are compared with the first."""
+    """best.pt or last.pt of a run, or the run folder: both; a folder that was exported as
+    safetensors; or pretrained, the network that comes with the package, which is taken where none
+    is given. Several are compared with the first."""
     data: Path
     """Root folder of the data set. It needs no training split: class folders alone will do."""
     layout: LayoutName = "auto"
@@ -143,16 +146,18 @@ class Evaluate:
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate") -> None:
     """The command line."""
     tool = parse(Evaluate, sys.argv[1:] if args is None else args, prog=prog)
-    if not tool.checkpoints:
-        raise ConfigError("nothing to evaluate: give a run folder, best.pt or last.pt")
+    names = tool.checkpoints or (pretrained.NAME,)
     world = World(tool.device)
-    plans = _plans(tool)
+    if world.is_main:
+        for name in dict.fromkeys(names):
+            trained.announce(name)
+    plans = _plans(tool, names)
     comparison = tool.output / _name_of_comparison(plans)
     if len(plans) > 1:
         _refuse_to_replace(comparison, [plan.evaluated for plan in plans])
     evaluations = {}
     for plan in plans:
-        network, about = checkpoint.load_network(plan.path)
+        network, about = trained.load(plan.path)
         evaluation = evaluate_split(
             network,
             about,
@@ -168,7 +173,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate")
         )
         evaluations[plan.name] = evaluation
         if world.is_main:
-            _report(plan, evaluation, with_table=tool.csv)
+            _report(plan, evaluation, checkpoint.digest_of(network), with_table=tool.csv)
     if world.is_main:
         if len(plans) > 1:
             _compare(comparison, plans, evaluations)
@@ -197,16 +202,11 @@ class _Plan:
     evaluated: Mapping[str, Any]
 
 
-def _plans(tool: Evaluate) -> list[_Plan]:
+def _plans(tool: Evaluate, names: Sequence[str]) -> list[_Plan]:
     """What to do, all checked as far as it can be before anything is computed."""
     # a checkpoint that is named twice counts once
-    paths = {os.path.abspath(p): p for given in tool.checkpoints for p in _checkpoints(given)}
-    abouts = {
-        path: checkpoint.About.from_dict(
-            checkpoint.part(checkpoint.load(path), "about", given), given
-        )
-        for path, given in paths.items()
-    }
+    paths = {os.path.abspath(p): p for name in names for p in _checkpoints(name)}
+    abouts = {path: trained.about(given) for path, given in paths.items()}
     splits: dict[Any, Split] = {}  # reading a large set takes minutes
     plans: list[_Plan] = []
     for (path, given), run in zip(paths.items(), _run_names(list(paths)), strict=True):
@@ -247,10 +247,12 @@ def _plans(tool: Evaluate) -> list[_Plan]:
     return plans
 
 
-def _checkpoints(path: Path) -> list[Path]:
-    """The checkpoint at `path`, or both that a run folder has, or the one that it has."""
-    inside = [path / name for name in ("best.pt", "last.pt")]
-    return [file for file in inside if file.is_file()] or [checkpoint.file_of(path)]
+def _checkpoints(name: str) -> list[Path]:
+    """The checkpoint of that name, or both that a run folder has, or the one that it has."""
+    if trained.is_of_package(name):
+        return [trained.find(name)]
+    inside = [Path(name, file) for file in ("best.pt", "last.pt")]
+    return [file for file in inside if file.is_file()] or [trained.find(name)]
 
 
 def _run_names(paths: Sequence[str]) -> list[str]:
@@ -315,8 +317,8 @@ def _agree(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> bool
     return bool(before.get(name, missing) == now[name])
 
 
-def _report(plan: _Plan, evaluation: Evaluation, *, with_table: bool) -> None:
-    """Prints the results of a checkpoint, and writes its files."""
+def _report(plan: _Plan, evaluation: Evaluation, digest: str, *, with_table: bool) -> None:
+    """Prints the results of a checkpoint, and writes its files; `digest` is of its weights."""
     for reason in evaluation.unreadable:
         print(errors.printable(f"left out: {reason}"), file=sys.stderr)
     images, target = plan.images, plan.target
@@ -336,7 +338,7 @@ def _report(plan: _Plan, evaluation: Evaluation, *, with_table: bool) -> None:
         plot_confusion(path, evaluation.report, title)
     with whole(f"{target}-reliability.png") as path:
         plot_reliability(path, evaluation.calibration, title)
-    _write_json(target, {**plan.evaluated, **evaluation.as_dict()})
+    _write_json(target, {**plan.evaluated, "weights": digest, **evaluation.as_dict()})
     table = ", .csv (each image)" if with_table else ""
     print(
         errors.printable(

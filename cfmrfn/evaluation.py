@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from cfmrfn import bootstrap, checkpoint
+from cfmrfn import bootstrap, checkpoint, trained
 from cfmrfn.batches import evaluation_loader
 from cfmrfn.bootstrap import Interval
 from cfmrfn.distributed import World
@@ -461,7 +461,7 @@ def _require_files(images: Split) -> None:
 
 
 def evaluate_checkpoint(
-    path: str | Path,
+    path: str | Path | None,
     data: str | Path,
     *,
     layout: str = "auto",
@@ -479,6 +479,7 @@ def evaluate_checkpoint(
 ) -> Evaluation:
     """Evaluates a checkpoint, or a run folder's best one, on a split of the data set at `data`.
 
+    `path` may be any name of `cfmrfn.trained`; None is the network that comes with the package.
     Classes are matched by name, so a network trained on one set can be tried on another.
     `drop_duplicates` leaves images out that are in the set's training split too. `layout`, `split`,
     `boxes` and `digits` are those of `cfmrfn.inference.open_split`, the other arguments
@@ -488,7 +489,7 @@ def evaluate_checkpoint(
         CheckpointError, ConfigError: the checkpoint cannot be used.
         DataError: the data set cannot be opened, or has no such split; or as `evaluate_split`.
     """
-    network, about = checkpoint.load_network(path)
+    network, about = trained.load(trained.find(path))
     images = open_split(data, layout, split, about, boxes=boxes, digits=digits)
     return evaluate_split(
         network,

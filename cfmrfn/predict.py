@@ -1,4 +1,4 @@
-"""Expressions of faces in pictures and videos: `python -m cfmrfn.predict CHECKPOINT FILES...`."""
+"""Expressions of faces in pictures and videos: `python -m cfmrfn.predict [CHECKPOINT] FILES...`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from cfmrfn import errors, video
+from cfmrfn import errors, pretrained, trained, video
 from cfmrfn.batches import framing_of
 from cfmrfn.config import check_at_least, parse
 from cfmrfn.data import Sample, find_images, read_image
@@ -39,7 +39,7 @@ File = str | os.PathLike[str]
 
 
 def predict(
-    path: str | Path,
+    path: str | Path | None,
     images: File | Sequence[File],
     batch_size: int = 32,
     device: str = "auto",
@@ -52,7 +52,7 @@ def predict(
     The whole image is taken as the face, as in the training data; `cfmrfn.Predictor` finds faces.
 
     Args:
-        path: of a checkpoint, or of a run folder, whose `best.pt` is taken.
+        path: of a network, see `cfmrfn.Predictor`. None: the one that comes with the package.
         images: one file or several.
         batch_size: images at a time.
         device: "auto", or what `torch.device` takes.
@@ -124,11 +124,14 @@ class Predict:
     is a picture; the first frame of it is taken.
     """
 
-    checkpoint: tyro.conf.Positional[Path]
-    """best.pt or last.pt of a run, or the run folder, whose best.pt is taken."""
-    pictures: tyro.conf.Positional[tuple[Path, ...]]
-    """Files of pictures and videos, folders of them, or the number of a camera, such as 0, where no
-    file has that name."""
+    names: Annotated[
+        tyro.conf.Positional[tuple[str, ...]],
+        tyro.conf.arg(metavar="[CHECKPOINT] PICTURE [PICTURE ...]"),
+    ]
+    """CHECKPOINT: best.pt or last.pt of a run, or the run folder, whose best.pt is taken; or a
+    folder or ONNX file that was exported. Left out, or pretrained: the network that comes with the
+    package. PICTURE: a file of a picture or video, a folder of them, or the number of a camera,
+    such as 0, where no file has that name."""
     faces: Faces = "auto"
     """whole: each picture is one cropped face. detect: find the faces. auto: whole where a picture
     has at most 256 x 256 pixels and nearly equal sides, as crops have; else detect."""
@@ -183,11 +186,13 @@ class Predict:
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") -> None:
     """The command line."""
     tool = parse(Predict, sys.argv[1:] if args is None else args, prog=prog)
-    found = image_files(tool.pictures)
+    given, pictures = network_and_pictures(tool.names)
+    found = image_files([Path(name) for name in pictures])
     for remark in (*found.left_out, *found.empty):
         print(remark, file=sys.stderr)
+    trained.announce(given)
     predictor = Predictor(
-        tool.checkpoint,
+        given,
         tool.device,
         tool.faces,
         min_size=tool.min_size,
@@ -195,7 +200,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") 
         framing=None if tool.framing is None else framing_in(tool.framing),
     )
     check_detector(predictor, found.files)
-    with Output(tool, predictor.about.class_names, found.files) as output:
+    with Output(tool, given or pretrained.NAME, predictor.about.class_names, found.files) as output:
         for is_video, group in groupby(found.files, _is_video):
             files = list(group)
             if is_video:
@@ -209,6 +214,13 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") 
         print(line, file=sys.stderr)
     if output.summary() or found.empty:
         sys.exit(1)
+
+
+def network_and_pictures(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """What was given as the network, None where it was left out, and the pictures and videos."""
+    if names and _is_video(names[0]):
+        return None, names
+    return trained.split_names(names, video.VIDEO_SUFFIXES)
 
 
 def check_detector(predictor: Predictor, files: Sequence[str]) -> None:
@@ -264,6 +276,7 @@ class Output(ExitStack):
 
     Args:
         tool: the options.
+        checkpoint: as JSON names it.
         class_names: in the network's order.
         files: pictures and videos.
 
@@ -272,7 +285,9 @@ class Output(ExitStack):
         OSError: a file cannot be made.
     """
 
-    def __init__(self, tool: Predict, class_names: Sequence[str], files: Sequence[str]) -> None:
+    def __init__(
+        self, tool: Predict, checkpoint: str, class_names: Sequence[str], files: Sequence[str]
+    ) -> None:
         super().__init__()
         self.top = tool.top
         self.bars = tool.bars
@@ -285,9 +300,7 @@ class Output(ExitStack):
             if tool.csv is not None:
                 self.table = FaceTable(stack.enter_context(open_table(tool.csv)), class_names)
             if tool.json is not None:
-                self.list = stack.enter_context(
-                    open_face_list(tool.json, str(tool.checkpoint), class_names)
-                )
+                self.list = stack.enter_context(open_face_list(tool.json, checkpoint, class_names))
             self.bar = stack.enter_context(progress_bar(len(files), unit=self.what[:-1]))
             self.push(stack.pop_all())
 

@@ -67,7 +67,8 @@ class Predictor:
     """Finds the faces in pictures, and names their expressions.
 
     Args:
-        checkpoint: a checkpoint, or a run folder, whose `best.pt` is taken.
+        checkpoint: a checkpoint, a run folder, whose `best.pt` is taken, or what `cfmrfn.export`
+            wrote. None, or "pretrained": the network that comes with the package.
         device: "auto", or what `torch.device` takes.
         faces: "whole" takes each picture as one cropped face. "detect" finds the faces. "auto"
             takes a picture of at most 256 x 256 pixels whose sides are nearly equal as "whole",
@@ -95,11 +96,6 @@ class Predictor:
         if faces not in ("whole", "detect", "auto"):
             raise ConfigError(f"faces must be whole, detect or auto; got {faces!r}")
         check_options(min_size, min_score)
-        if checkpoint is None:
-            raise ConfigError(
-                "no weights come with the package yet; give a checkpoint: python -m cfmrfn.train "
-                "makes one"
-            )
         self.faces = faces
         self.min_size = min_size
         self.min_score = min_score

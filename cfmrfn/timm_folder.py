@@ -10,30 +10,62 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
+from torch import Tensor
 
 from cfmrfn import tensor_files
 from cfmrfn.checkpoint import About, build_network
 from cfmrfn.errors import CheckpointError
 from cfmrfn.models import CFMRFN
+from cfmrfn.pretrained import CONFIG, WEIGHTS
 
-CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
-def write(folder: Path, network: CFMRFN, about: About) -> None:
-    """Writes both files into a folder that exists."""
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in network.state_dict().items()}
+def write(
+    folder: Path,
+    network: CFMRFN,
+    about: About,
+    dtype: str = "float32",
+    described: Mapping[str, str] | None = None,
+) -> None:
+    """Writes both files into a folder that exists.
+
+    Args:
+        folder: path of it.
+        network: what is written.
+        about: what is said of it.
+        dtype: a name in `DTYPES`, see `in_dtype`.
+        described: `description` and `license` of timm's description of the weights.
+    """
+    tensors = in_dtype(network.state_dict(), dtype)
+    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     (folder / WEIGHTS).write_bytes(safetensors.torch.save(tensors, {"format": "pt"}))
-    text = json.dumps(config(network, about), indent=1)
+    text = json.dumps(config(network, about, described), indent=1)
     (folder / CONFIG).write_text(text + "\n", "utf-8")
 
 
-def config(network: CFMRFN, about: About) -> dict[str, Any]:
-    """What `config.json` holds."""
+def in_dtype(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Weights with their matrices, which are nearly all of their bytes, in another dtype.
+
+    Biases, norms and batch statistics, of which some are too small or too large for float16, stay
+    as they are.
+    """
+    return {
+        name: tensor.to(DTYPES[dtype]) if tensor.ndim > 1 else tensor
+        for name, tensor in tensors.items()
+    }
+
+
+def config(
+    network: CFMRFN, about: About, described: Mapping[str, str] | None = None
+) -> dict[str, Any]:
+    """What `config.json` holds; the arguments are those of `write`."""
     chosen = about.config.network
     size = about.image_size
     return {
@@ -54,6 +86,7 @@ def config(network: CFMRFN, about: About) -> dict[str, Any]:
             "std": list(about.std),
             "first_conv": "image_backbone.input_layer.0",
             "classifier": "head",
+            **(described or {}),
         },
         "cfmrfn": about.to_dict(),
     }
@@ -64,13 +97,8 @@ def is_one(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file()
 
 
-def load(folder: Path) -> tuple[CFMRFN, About]:
-    """The network in a folder, in evaluation mode, and what the folder says of it.
-
-    Raises:
-        CheckpointError: a file cannot be read, or they are of another network.
-        ConfigError: the configuration in it is not legal.
-    """
+def about(folder: Path) -> About:
+    """What the folder says of the network in it; raises as `load`."""
     path = folder / CONFIG
     try:
         values = json.loads(path.read_text("utf-8"))
@@ -80,8 +108,18 @@ def load(folder: Path) -> tuple[CFMRFN, About]:
         raise CheckpointError(f"{path} is damaged: {error}") from error
     if not isinstance(values, dict) or "cfmrfn" not in values:
         raise CheckpointError(f"{path} is not of a network that python -m cfmrfn.export wrote")
-    about = About.from_dict(values["cfmrfn"], path)
-    network = build_network(about.config, len(about.class_names))
+    return About.from_dict(values["cfmrfn"], path)
+
+
+def load(folder: Path) -> tuple[CFMRFN, About]:
+    """The network in a folder, in evaluation mode and float32, and what the folder says of it.
+
+    Raises:
+        CheckpointError: a file cannot be read, or they are of another network.
+        ConfigError: the configuration in it is not legal.
+    """
+    said = about(folder)
+    network = build_network(said.config, len(said.class_names))
     weights = tensor_files.read(folder / WEIGHTS)
     try:
         network.load_state_dict(weights)
@@ -89,7 +127,7 @@ def load(folder: Path) -> tuple[CFMRFN, About]:
         raise CheckpointError(
             f"{folder / WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())}"
         ) from error
-    return network.eval(), about
+    return network.eval(), said
 
 
 def _plain(values: dict[str, Any]) -> dict[str, Any]:

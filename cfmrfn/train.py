@@ -428,7 +428,7 @@ class Trainer:
         expression_known = network.ir50 is not None or self.network.image_backbone is None
         if network.init is not None:
             try:
-                source = weights.read_source(network.init)
+                source = weights.read_source(network.init, network.model)
                 expression_known |= source.has_expression_backbone
                 lines.append(str(weights.load_init(self.network, source, self.about)))
             except (OSError, ValueError) as error:

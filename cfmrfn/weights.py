@@ -3,7 +3,8 @@
 Every loader reports what matched. `load_init` starts training from any of the files and takes what
 fits; the others fail unless their part is filled completely. The layouts:
 
-- CFMRFN: a checkpoint of a run, or the tensors of the network alone.
+- CFMRFN: a checkpoint of a run, a folder that was exported as safetensors, the network that comes
+  with the package, or the tensors of the network alone.
 - IR-50 (ArcFace): flat; stages 1-3 or 1-4; blocks named `body.N` or, in POSTER++'s copy,
   `body1.N`, `body2.N`, `body3.N`.
 - MobileFaceNet with 68 landmarks: a dict whose "state_dict" holds the weights.
@@ -16,7 +17,6 @@ safetensors file.
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -24,16 +24,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from cfmrfn import pretrained, tensor_files
+from cfmrfn import pretrained, tensor_files, trained
 from cfmrfn.checkpoint import About
 from cfmrfn.config import Config, NetworkConfig
 from cfmrfn.errors import CheckpointError, ConfigError
 from cfmrfn.models import CFMRFN
-from cfmrfn.models.fusion import TokenMixing
+from cfmrfn.models.resizing import resize_maps
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
@@ -226,12 +224,19 @@ class Source:
         return _has_part("landmark_backbone.", self.tensors)
 
 
-def read_source(path: str | Path) -> Source:
+def read_source(path: str | Path, preset: str | None = None) -> Source:
     """Reads a file to start from, which is recognised by its content, or a folder with one.
+
+    Args:
+        path: of it; "pretrained": the network that comes with the package.
+        preset: of the latter. None: the one that comes with it where none is named.
 
     Raises:
         CheckpointError: there is none, it cannot be read, or it holds no known network.
+        ConfigError: no network of that preset comes with the package.
     """
+    if trained.is_of_package(path):
+        path = trained.find(path, preset or pretrained.PRESET)
     path = Path(path)
     if path.is_dir():
         files = [path / name for name in ("best.pt", "last.pt", "model.safetensors")]
@@ -257,6 +262,9 @@ def read_source(path: str | Path) -> Source:
             f"{path} holds the weights of no known network{_some(tensors)}; known are checkpoints "
             "of cfmrfn and of POSTER, IR-50, and MobileFaceNet with 68 landmarks"
         )
+    if trained.is_exported(path):
+        about = trained.about(path)
+        return Source(path, "network that was exported", tensors, about.config.network, about)
     content = tensor_files.read(path, NUMPY_SCALARS)
     if "about" not in content:
         return Source(path, "weights of cfmrfn", tensors)
@@ -273,7 +281,7 @@ def with_network_of_init(config: Config) -> Config:
         CheckpointError, ConfigError: as for `read_source`.
     """
     network = config.network
-    theirs = None if network.init is None else read_source(network.init).network
+    theirs = None if network.init is None else read_source(network.init, network.model).network
     if theirs is not None:
         network = network.completed_by(theirs)
     return dataclasses.replace(config, network=dataclasses.replace(network, model=network.preset))
@@ -319,7 +327,7 @@ def load_init(model: CFMRFN, source: Source, about: About) -> WeightReport:
     own = model.state_dict()
     tensors = _match_streams(source.tensors, own)
     notes = [*source.notes, *_differences(source, about)]
-    notes += _resize_maps(tensors, model)
+    notes += resize_maps(tensors, model)
     notes += _adapt_head(tensors, own, source, about.class_names)
     fits = {n: t for n, t in tensors.items() if n in own and t.shape == own[n].shape}
     report = WeightReport(
@@ -407,35 +415,6 @@ def _differences(source: Source, about: About) -> list[str]:
                 f"WARNING: trained on images normalised by {source.about.mean} and "
                 f"{source.about.std}, used here by {about.mean} and {about.std}"
             )
-    return notes
-
-
-def _resize_maps(tensors: dict[str, Tensor], model: CFMRFN) -> list[str]:
-    """Resizes positions and token mixing in `tensors` to the model's token map."""
-    notes = []
-    grid = None
-    if (position := tensors.get("position")) is not None and position.ndim == 3:
-        grid = (position.shape[0], position.shape[1])
-        if model.image_backbone is not None and grid != model.position.shape[:2]:
-            new = (model.position.shape[0], model.position.shape[1])
-            resized = resample_abs_pos_embed(position.flatten(0, 1)[None], new, grid, 0)
-            tensors["position"] = resized[0].unflatten(0, new)
-            notes.append(
-                f"positions resized from {grid[0]} x {grid[1]} to {new[0]} x {new[1]} tokens"
-            )
-    for name, module in model.named_modules():
-        bias = tensors.get(f"{name}.bias")
-        if not isinstance(module, TokenMixing) or bias is None:
-            continue
-        tokens = len(bias) // module.num_streams
-        side = math.isqrt(tokens)
-        theirs = TokenMixing(module.num_streams, grid or (side, side))
-        if theirs.bias.shape == bias.shape and theirs.grid != module.grid:
-            with torch.no_grad():
-                theirs.weight.copy_(tensors[f"{name}.weight"])
-                theirs.bias.copy_(bias)
-                weight, bias = theirs.weights_for(module.grid)
-            tensors |= {f"{name}.weight": weight, f"{name}.bias": bias}
     return notes
 
 

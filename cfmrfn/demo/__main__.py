@@ -14,7 +14,7 @@ from pathlib import Path
 
 import tyro
 
-from cfmrfn import errors
+from cfmrfn import errors, pretrained, trained
 from cfmrfn.config import check_at_least, parse
 from cfmrfn.demo.answers import Answers
 from cfmrfn.errors import ConfigError
@@ -31,8 +31,9 @@ class Demo:
     documents what other programs can ask it.
     """
 
-    checkpoint: tyro.conf.Positional[Path]
-    """best.pt or last.pt of a run, or the run folder, whose best.pt is taken."""
+    checkpoint: tyro.conf.Positional[str | None] = None
+    """best.pt or last.pt of a run, or the run folder, whose best.pt is taken; or a folder or ONNX
+    file that was exported. None: the network that comes with the package."""
     port: int = 8765
     """Of the page; 0 takes a free one."""
     host: str = "127.0.0.1"
@@ -73,6 +74,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.demo") -> 
         FaceDetector(tool.min_size, tool.min_score)  # fails now rather than at the first picture
     listener = _listen(tool.host, tool.port)
     with listener:
+        trained.announce(tool.checkpoint)
         predictor = Predictor(
             tool.checkpoint,
             tool.device,
@@ -109,9 +111,11 @@ def _listen(host: str, port: int) -> socket.socket:
         raise ConfigError(f"cannot listen at {host}, port {port}: {reason}") from error
 
 
-def _name_of(path: Path) -> str:
+def _name_of(checkpoint: str | None) -> str:
     """The run's name, and its file's where one was given; not where they lie."""
-    path = path.absolute()
+    if checkpoint is None or trained.is_of_package(checkpoint):
+        return pretrained.PRESET
+    path = Path(checkpoint).absolute()
     return path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
 
 
