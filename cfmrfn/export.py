@@ -20,7 +20,7 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -29,11 +29,11 @@ import torch
 import tyro
 from torch import Tensor
 
-from cfmrfn import checkpoint, errors, onnx_file, timm_folder
+from cfmrfn import checkpoint, errors, onnx_file, timm_folder, trained
 from cfmrfn.checkpoint import About
 from cfmrfn.config import parse
 from cfmrfn.errors import CheckpointError, ConfigError
-from cfmrfn.model_card import Card, read_report
+from cfmrfn.model_card import Card, read_evaluation, read_report, set_name, terms
 from cfmrfn.models import CFMRFN
 from cfmrfn.models.plain import FromPixels, PlainNetwork
 from cfmrfn.whole_files import whole_folder
@@ -64,11 +64,13 @@ class Exported:
         folder: where.
         files: names of the files in it that were written.
         differences: by file, the largest difference from PyTorch, see `largest_difference`.
+        rounding: what float16 weights cost, a sentence; None: they are as they were trained.
     """
 
     folder: Path
     files: Sequence[str]
     differences: dict[str, float]
+    rounding: str | None = None
 
 
 def export(
@@ -80,38 +82,69 @@ def export(
     opset: int = onnx_file.OPSETS[0],
     card: bool = True,
     overwrite: bool = False,
+    weights: str = "float32",
+    name: str | None = None,
+    results: str | Path | None = None,
 ) -> Exported:
     """Writes a network in one format or several.
 
     Args:
-        path: a checkpoint, a run folder, whose `best.pt` is taken, or a folder that was exported as
-            safetensors.
+        path: a checkpoint, a run folder, whose `best.pt` is taken, a folder that was exported as
+            safetensors, or "pretrained", the network that comes with the package.
         formats: of "onnx", "torch" and "safetensors".
         output: folder to write to. None: `export/RUN`.
         pixels: ONNX and torch files take uint8 pixels and give probabilities.
         opset: version of ONNX's operators.
         card: write a model card too.
         overwrite: replace files of an earlier export.
+        weights: "float32"; or "float16", of safetensors, which are half as large, and float32 again
+            when they are read.
+        name: title of the card. None: that of the run.
+        results: what `cfmrfn.evaluate` wrote of this network, for the card. None: its run's report.
 
     Raises:
         CheckpointError: the checkpoint cannot be used, or a file that was written does not do what
             the network does.
         ConfigError: an argument is not legal, a package is missing, or files are in the way.
     """
-    path = Path(path)
-    formats = [name for name in FILES if name in _checked(formats)]
+    formats = [each for each in FILES if each in _checked(formats)]
     if opset not in onnx_file.OPSETS:
         legal = ", ".join(map(str, onnx_file.OPSETS))
         raise ConfigError(f"opset must be one of {legal}; got {opset}")
     if pixels and formats == ["safetensors"]:
         raise ConfigError("pixels is for onnx and torch files; timm normalises its images itself")
+    if weights not in timm_folder.DTYPES:
+        raise ConfigError(
+            f"weights must be one of {', '.join(timm_folder.DTYPES)}; got {weights!r}"
+        )
+    if weights != "float32" and formats != ["safetensors"]:
+        raise ConfigError(f"weights {weights} are for safetensors; name that format alone")
+    if results is not None and not card:
+        raise ConfigError("results are for the card, which was not asked for")
     if "onnx" in formats:
         onnx_file.require_packages("onnx", "onnxscript", "onnxruntime")
-    network, about, source = _load(path)
+    source = trained.find(path)
+    network, about = trained.load(source)
     about = without_paths(about)
+    report = read_report(source.parent)
+    evaluation = None
+    if results is not None:
+        evaluation = read_evaluation(Path(results))
+    digests = [checkpoint.digest_of(network)]
+    rounding = None
+    if weights != "float32":
+        rounding = _round(network, about, weights)
+        digests.append(checkpoint.digest_of(network))
+    if evaluation is not None and evaluation["weights"] not in digests:
+        raise ConfigError(
+            f"results {results} are of other weights, those of {evaluation.get('checkpoint')}; "
+            "python -m cfmrfn.evaluate writes results of these"
+        )
+    is_of_rounded = evaluation is not None and evaluation["weights"] == digests[-1]
+    measured_before = "" if is_of_rounded else " The results above were measured before that."
     run = Path(os.path.abspath(source.parent)).name
-    name = run if source.stem in ("best", "model") else f"{run}-{source.stem}"
-    folder = Path("export") / name if output is None else Path(output)
+    run = run if source.stem in ("best", "model") else f"{run}-{source.stem}"
+    folder = Path("export") / run if output is None else Path(output)
     names = [*(file for each in formats for file in FILES[each]), *([CARD] if card else [])]
     _check_target(folder, names, overwrite)
 
@@ -122,7 +155,10 @@ def export(
             file, *_ = FILES[each]
             takes_pixels = pixels and each != "safetensors"
             inputs = [_example(about, batch, takes_pixels) for batch in BATCHES]
-            run_again = _WRITERS[each](partial, network, about, takes_pixels, opset)
+            if each == "safetensors":
+                run_again = _write_safetensors(partial, network, about, weights, report)
+            else:
+                run_again = _PROGRAMS[each](partial, network, about, takes_pixels, opset)
             differences[file] = max(
                 largest_difference(_expected(network, about, takes_pixels, x), run_again(x))
                 for x in inputs
@@ -135,16 +171,18 @@ def export(
         if card:
             text = Card(
                 about=about,
-                name=name,
+                name=run if name is None else name,
                 source=(source.name, _digest(source)),
-                report=read_report(source.parent),
+                report=report,
+                evaluation=evaluation,
+                rounding=None if rounding is None else f"{rounding}{measured_before}",
                 files={each: _digest(partial / each) for each in names if each != CARD},
                 differences={file: f"{value:.1e}" for file, value in differences.items()},
                 takes_pixels=pixels,
                 has_landmarks=_has_landmarks(network),
             )
             (partial / CARD).write_text(str(text), "utf-8")
-    return Exported(folder, names, differences)
+    return Exported(folder, names, differences, rounding)
 
 
 def without_paths(about: About) -> About:
@@ -259,15 +297,41 @@ def _write_torch(
     return run_again
 
 
+_PROGRAMS = {"onnx": _write_onnx, "torch": _write_torch}
+
+
 def _write_safetensors(
-    folder: Path, network: CFMRFN, about: About, takes_pixels: bool, opset: int
+    folder: Path, network: CFMRFN, about: About, dtype: str, report: Mapping[str, Any] | None
 ) -> Callable[[Tensor], Outputs]:
-    timm_folder.write(folder, network, about)
+    learned_from, allowed = set_name(about, report), terms(about, report)
+    purpose = f", {allowed.purpose}" if allowed.purpose else ""
+    described = {"description": f"trained on {learned_from}{purpose}"}
+    if allowed.license != "unknown":
+        described["license"] = allowed.license_name or allowed.license
+    timm_folder.write(folder, network, about, dtype, described)
     reopened, its_about = timm_folder.load(folder)
-    return lambda images: _expected(reopened, its_about, takes_pixels, images)
+    return lambda images: _expected(reopened, its_about, False, images)
 
 
-_WRITERS = {"onnx": _write_onnx, "torch": _write_torch, "safetensors": _write_safetensors}
+def _round(network: CFMRFN, about: About, dtype: str) -> str:
+    """Rounds a network's weights as they are written in `dtype`; returns what that costs.
+
+    Raises:
+        CheckpointError: a weight is too large for it.
+    """
+    x = _example(about, 16, False)
+    before = _expected(network, about, False, x)
+    rounded = timm_folder.in_dtype(network.state_dict(), dtype)
+    if not all(tensor.isfinite().all() for tensor in rounded.values()):
+        raise CheckpointError(f"weights are too large for {dtype}; leave them in float32")
+    network.load_state_dict(rounded)
+    after = _expected(network, about, False, x)
+    probability = (before[0].softmax(1) - after[0].softmax(1)).abs().max().item()
+    return (
+        f"Weights are rounded to {dtype} in the file, and float32 when it is read: on 16 images of "
+        f"noise that changes outputs by up to {largest_difference(before, after):.1e}, and "
+        f"probabilities by up to {probability:.1e}."
+    )
 
 
 # Files
@@ -279,13 +343,6 @@ def _checked(formats: Sequence[str]) -> Sequence[str]:
             f"format must be one or more of {', '.join(FILES)}; got {' '.join(formats) or 'none'}"
         )
     return formats
-
-
-def _load(path: Path) -> tuple[CFMRFN, About, Path]:
-    """The network, what is said of it, and the file that its weights are in."""
-    if path.is_dir() and timm_folder.is_one(path):
-        return *timm_folder.load(path), path / timm_folder.WEIGHTS
-    return *checkpoint.load_network(path), checkpoint.file_of(path)
 
 
 def _check_target(folder: Path, names: Sequence[str], overwrite: bool) -> None:
@@ -333,8 +390,9 @@ class Export:
     size, the images of the size that the network was trained on.
     """
 
-    run: tyro.conf.Positional[Path]
-    """Run folder, whose best.pt is taken; a checkpoint; or a folder exported as safetensors."""
+    run: tyro.conf.Positional[str]
+    """Run folder, whose best.pt is taken; a checkpoint; a folder exported as safetensors; or
+    pretrained, the network that comes with the package."""
     format: tuple[Format, ...] = ("onnx",)
     """One or more, into one folder."""
     output: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
@@ -348,12 +406,22 @@ class Export:
     """Write README.md, the model card: data, results, use, limits."""
     overwrite: bool = False
     """Replace files of an earlier export, and README.md."""
+    weights: Literal["float32", "float16"] = "float32"
+    """Type of the weights in model.safetensors. float16 halves the file; they are float32 again
+    when it is read, and what the rounding costs is printed and in the card."""
+    name: str | None = None
+    """Title of the card. None: the name of the run."""
+    results: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    """What cfmrfn.evaluate wrote of this network (evaluation/NAME.json), for the card: results with
+    intervals, per class, with and without duplicates, and calibration. None: the run's report.json,
+    which has fewer."""
 
 
 @errors.memory_options("name one --format at a time")
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.export") -> None:
     """The command line."""
     tool = parse(Export, sys.argv[1:] if args is None else args, prog=prog)
+    trained.announce(tool.run)
     exported = export(
         tool.run,
         tool.format,
@@ -362,9 +430,14 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.export") -
         opset=tool.opset,
         card=tool.card,
         overwrite=tool.overwrite,
+        weights=tool.weights,
+        name=tool.name,
+        results=tool.results,
     )
     for file, difference in exported.differences.items():
         print(f"{file}: largest difference from PyTorch {difference:.1e} (at most {TOLERANCE:.0e})")
+    if exported.rounding is not None:
+        print(exported.rounding)
     print(errors.printable(f"written to {exported.folder}: {', '.join(exported.files)}"))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -215,3 +216,15 @@ def brier_score(probabilities: np.ndarray, labels: np.ndarray) -> float:
     """
     errors = probabilities - np.eye(probabilities.shape[1])[labels]
     return float(np.square(errors).sum(1).mean())
+
+
+def wilson_interval(hits: int, images: int) -> tuple[float, float]:
+    """The 95 % interval of a share, `hits` of `images`, by the formula of Wilson (1927).
+
+    It is right for few images too, and has a width where all or none are hits.
+    """
+    z = 1.959964
+    share, z2 = hits / images, z * z / images
+    middle = (share + z2 / 2) / (1 + z2)
+    half = z * math.sqrt(share * (1 - share) / images + z2 / images / 4) / (1 + z2)
+    return max(0.0, middle - half), min(1.0, middle + half)

@@ -1,6 +1,7 @@
 """The model card of an exported network: README.md, with the front matter that hubs read.
 
-Every figure in it is from the run's own files; what they do not hold is said to be missing.
+Every figure in it is from the run's own files, or from what `cfmrfn.evaluate` wrote of the same
+weights; what these do not hold is said to be missing.
 """
 
 from __future__ import annotations
@@ -13,8 +14,12 @@ from typing import Any
 
 import yaml
 
+from cfmrfn import pretrained
 from cfmrfn.checkpoint import About
 from cfmrfn.config import Config
+from cfmrfn.errors import ConfigError
+from cfmrfn.metrics import Calibration, wilson_interval
+from cfmrfn.terms import DRAWN, Terms, terms_of
 
 _CHOSEN = {
     "val": "the best on the validation images",
@@ -29,9 +34,12 @@ class Card:
 
     Attributes:
         about: of the network.
-        name: of the run.
+        name: title, such as the run's.
         source: name and SHA-256 of the file that the weights come from.
         report: the run's `report.json`; None: there is none.
+        evaluation: what `cfmrfn.evaluate` wrote of these weights, see `read_evaluation`; None:
+            results are those of the report.
+        rounding: what float16 weights cost, a sentence; None: they are as they were trained.
         files: SHA-256 of the exported files by name.
         differences: by file, the largest one from PyTorch, as its check printed it.
         takes_pixels: whether ONNX and torch files take pixels.
@@ -42,6 +50,8 @@ class Card:
     name: str
     source: tuple[str, str]
     report: Mapping[str, Any] | None
+    evaluation: Mapping[str, Any] | None
+    rounding: str | None
     files: Mapping[str, str]
     differences: Mapping[str, str]
     takes_pixels: bool
@@ -58,8 +68,9 @@ class Card:
             f"## Results\n\n{self._results()}",
             f"## Use\n\n{self._use()}",
             f"## Images\n\n{self._images()}",
-            f"## Intended use\n\n{_INTENDED}",
+            f"## Intended use\n\n{self._intended()}",
             f"## Limits and bias\n\n{self._limits()}",
+            f"## Licence\n\n{self._terms.licence}",
             f"## Training\n\n{self._training()}",
             f"## Files\n\n{self._files()}",
         ]
@@ -71,17 +82,26 @@ class Card:
 
     @property
     def _is_drawn(self) -> bool:
-        return self._config.images.data is None
+        return is_drawn(self.about)
 
     @property
     def _set_name(self) -> str:
-        if self.report is not None and isinstance(self.report.get("data"), str):
-            return str(self.report["data"])
-        return "drawn faces" if self._is_drawn else Path(self._config.images.data or "").name
+        return set_name(self.about, self.report)
 
     @property
-    def _held_out(self) -> Mapping[str, Any] | None:
+    def _terms(self) -> Terms:
+        return terms(self.about, self.report)
+
+    @property
+    def _tested_on(self) -> str:
+        """Name of the data set that the results are on."""
+        return self._set_name if self.evaluation is None else str(self.evaluation["set"])
+
+    @property
+    def _measured(self) -> Mapping[str, Any] | None:
         """The results of exactly these weights."""
+        if self.evaluation is not None:
+            return self.evaluation
         try:
             results = (self.report or {})["held_out"][self.about.chosen_on or "last"]
             return results if results["epoch"] == self.about.epoch else None
@@ -90,12 +110,12 @@ class Card:
 
     def _front_matter(self) -> dict[str, Any]:
         values: dict[str, Any] = {
-            "license": "unknown",
+            **self._terms.front_matter(),
             "library_name": "timm" if "config.json" in self.files else "onnx",
             "pipeline_tag": "image-classification",
             "tags": ["facial-expression-recognition", "cfmrfn"],
         }
-        if (results := self._held_out) is not None:
+        if (results := self._measured) is not None:
             values["model-index"] = [
                 {
                     "name": self.name,
@@ -103,8 +123,8 @@ class Card:
                         {
                             "task": {"type": "image-classification"},
                             "dataset": {
-                                "name": f"{self._set_name}, held-out images",
-                                "type": "-".join(self._set_name.lower().split()),
+                                "name": f"{self._tested_on}, held-out images",
+                                "type": "-".join(self._tested_on.lower().split()),
                             },
                             "metrics": [
                                 {"type": kind, "name": name, "value": round(results[key], 4)}
@@ -121,7 +141,8 @@ class Card:
         return (
             f"A network of the CFMRFN family (`{self._config.network.preset}`) that sorts images "
             f"of one face each into {len(classes)} expressions: "
-            f"{', '.join(map(_text, classes))}. Trained on {_text(self._set_name)}."
+            f"{', '.join(map(_text, classes))}. Trained on {_text(self._set_name)}"
+            + (f", {self._terms.purpose}: see the licence below." if self._terms.purpose else ".")
         )
 
     def _data(self) -> str:
@@ -137,7 +158,7 @@ class Card:
                 f"- {100 * images.validation:g} % of the training images were set aside for "
                 "validation."
             )
-        if (results := self._held_out) is not None:
+        if (results := self._measured) is not None:
             lines.append(f"- Held out: {results['images']} images.")
         if not self._is_drawn:
             lines.append("- Number of training images: not recorded in the run's report.")
@@ -147,39 +168,50 @@ class Card:
         if isinstance(left_out, Mapping) and left_out:
             counts = (f"{count} ({_text(str(reason))})" for reason, count in left_out.items())
             lines.append(f"- Left out: {'; '.join(counts)}.")
+        lines += [f"- {each}" for each in self._terms.images]
         return "\n".join(lines)
 
     def _results(self) -> str:
-        results = self._held_out
+        results = self._measured
         if results is None:
             return (
                 "None are given: there was no report of these weights beside their checkpoint. "
                 "`python -m cfmrfn.evaluate` measures them on images with known expressions."
             )
-        per_class = results["per_class"]
-        rows = [
-            f"| {_text(name)} | {'no images' if value is None else f'{value:.4f}'} |"
-            for name, value in per_class.items()
-        ]
-        return "\n".join(
-            [
-                f"Measured on the {results['images']} held-out images of "
-                f"{_text(self._set_name)}, on these weights, of epoch {self.about.epoch}: "
-                f"{_CHOSEN[self.about.chosen_on]}.",
-                "",
-                "| | |",
-                "|---|---|",
-                *(f"| {name} | {results[key]:.4f} |" for _, name, key in _METRICS),
-                f"| Cross-entropy | {results['loss']:.4f} |",
-                "",
-                "| Expression | Accuracy (recall) |",
-                "|---|---|",
-                *rows,
-                "",
-                "Not measured: other data sets, calibration, and results by age, gender or skin "
-                "colour.",
-            ]
+        split = f" of split {results['split']}" if "split" in results else ""
+        measured = (
+            f"Measured on the {results['images']} held-out images of {_text(self._tested_on)}"
+            f"{split}, on these weights, of epoch {self.about.epoch}: "
+            f"{_CHOSEN[self.about.chosen_on]}."
         )
+        if results.get("flip"):
+            measured += " Probabilities are the mean over each image and its mirror image."
+        columns = {"": results}
+        if without := results.get("without_duplicates"):
+            copies = results["images"] - without["images"]
+            columns = {
+                f"All {results['images']} images": results,
+                f"Without the {copies} that are training images too, pixel for pixel": without,
+            }
+        parts = [measured, _overall(columns), _of_classes(columns)]
+        if "bootstrap" in results or "confusion_matrix" in results:
+            parts.append(
+                "In brackets: 95 % intervals, of single classes by Wilson's formula, of the others "
+                "by a bootstrap over the images. They say how far a figure depends on which images "
+                "were tested, and not on the seed of training."
+            )
+        if "calibration" in results:
+            parts.append(
+                "ECE is the expected calibration error (Guo et al. 2017, "
+                f"{Calibration.BINS} bins), 0 where confidence is accuracy; the Brier score is "
+                "summed over the classes, 0 to 2."
+            )
+        calibration = "" if "calibration" in results else "calibration, "
+        parts.append(
+            f"Not measured: other data sets, {calibration}and results by age, gender or skin "
+            "colour."
+        )
+        return "\n\n".join(parts)
 
     def _use(self) -> str:
         parts = []
@@ -295,6 +327,10 @@ class Card:
             )
         return "\n".join(lines)
 
+    def _intended(self) -> str:
+        only = self._terms.license == "other"
+        return ("Within what the licence below allows:\n\n" if only else "") + _INTENDED
+
     def _limits(self) -> str:
         first = (
             "- **Drawn faces only.** The network has seen drawings by a program, and no person. "
@@ -302,12 +338,21 @@ class Card:
             if self._is_drawn
             else ""
         )
-        return first + _LIMITS
+        measured = self._measured or {}
+        trust = (
+            "How far they can be trusted as probabilities is in the calibration error above, for "
+            "images like the tested ones alone."
+            if "calibration" in measured
+            else "How far they can be trusted as probabilities was not measured here."
+        )
+        return f"{first}{_LIMITS} {trust}"
 
     def _training(self) -> str:
         optim, network = self._config.optim, self._config.network
         started = [
-            f"{name} from `{Path(path).name}`"
+            f"{name} that comes with the package"
+            if path == pretrained.NAME
+            else f"{name} from `{Path(path).name}`"
             for name, path in (
                 ("expression backbone", network.ir50),
                 ("landmark backbone", network.landmarks),
@@ -352,6 +397,7 @@ class Card:
                 *rows,
                 "",
                 f"Made of `{_text(name)}`, SHA-256 `{digest}`.",
+                *([] if self.rounding is None else ["", self.rounding]),
             ]
         )
 
@@ -365,6 +411,94 @@ def read_report(folder: Path) -> Mapping[str, Any] | None:
     return report if isinstance(report, dict) else None
 
 
+def read_evaluation(path: Path) -> Mapping[str, Any]:
+    """The results of a network in a JSON file that `cfmrfn.evaluate` wrote.
+
+    Raises:
+        ConfigError: it cannot be read, or holds no such results.
+    """
+    try:
+        results = json.loads(path.read_text("utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read results {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ConfigError(f"results {path} are damaged: {error}") from error
+    if not isinstance(results, dict) or "weights" not in results:
+        raise ConfigError(
+            f"results {path} are not those of one network; legal is NAME.json as python -m "
+            "cfmrfn.evaluate writes it now"
+        )
+    return results
+
+
+def is_drawn(about: About) -> bool:
+    """Whether a network has seen drawn faces alone."""
+    return about.config.images.data is None
+
+
+def set_name(about: About, report: Mapping[str, Any] | None) -> str:
+    """Name of the data set that a network learned from, as its run's report has it."""
+    if report is not None and isinstance(report.get("data"), str):
+        return str(report["data"])
+    return "drawn faces" if is_drawn(about) else Path(about.config.images.data or "").name
+
+
+def terms(about: About, report: Mapping[str, Any] | None) -> Terms:
+    """What a network may be used for, by its data set."""
+    if is_drawn(about):
+        return DRAWN
+    return terms_of(about.config.images.layout, set_name(about, report))
+
+
+def _overall(columns: Mapping[str, Mapping[str, Any]]) -> str:
+    """Table of the results on all classes; `columns` are results by their titles."""
+    rows = []
+    for label, keys in [*((name, (key,)) for _, name, key in _METRICS), *_MORE]:
+        cells = []
+        for results in columns.values():
+            value: Any = results
+            for key in keys:
+                value = value.get(key) if isinstance(value, Mapping) else None
+            interval = results.get("bootstrap", {}).get(keys[-1])
+            cells.append("" if value is None else f"{value:.4f}{_interval(interval)}")
+        if any(cells):
+            rows.append([label, *cells])
+    return _table(["", *columns], rows)
+
+
+def _of_classes(columns: Mapping[str, Mapping[str, Any]]) -> str:
+    """Table of the classes' accuracies, with the number of images where it is known."""
+    header = ["Expression"]
+    for title, results in columns.items():
+        header.append(f"Accuracy (recall){f': {title}' if title else ''}")
+        header += ["Images"] if "confusion_matrix" in results else []
+    rows = []
+    first, *_ = columns.values()
+    for place, name in enumerate(first["per_class"]):
+        row = [_text(name)]
+        for results in columns.values():
+            value = results["per_class"][name]
+            cell = "no images" if value is None else f"{value:.4f}"
+            if "confusion_matrix" in results:
+                counts = results["confusion_matrix"][place]
+                if images := sum(counts):
+                    cell += _interval(wilson_interval(counts[place], images))
+                row += [cell, str(images)]
+            else:
+                row.append(cell)
+        rows.append(row)
+    return _table(header, rows)
+
+
+def _interval(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f" ({ends[0]:.4f} to {ends[1]:.4f})"
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+
+
 def _text(value: str) -> str:
     """Text as Markdown shows it, on one line; bytes of a name that are no UTF-8 as escapes."""
     plain = value.encode("utf-8", "backslashreplace").decode()
@@ -376,6 +510,14 @@ _METRICS: Sequence[tuple[str, str, str]] = (
     ("accuracy", "Accuracy", "accuracy"),
     ("recall", "Mean accuracy of the classes", "mean_class_accuracy"),
     ("f1", "Macro F1", "macro_f1"),
+)
+
+# Further results: the reader's name and where they are in an evaluation.
+_MORE: Sequence[tuple[str, tuple[str, ...]]] = (
+    ("Cross-entropy", ("loss",)),
+    ("Brier score", ("brier_score",)),
+    ("ECE", ("calibration", "ece")),
+    ("Mean confidence", ("calibration", "mean_confidence")),
 )
 
 _INTENDED = """\
@@ -401,9 +543,4 @@ _LIMITS = """\
   and so are expressions within each group. Error rates may differ between groups; they were not
   measured here. Measure them on your own users before you rely on an answer.
 - **It always answers.** Every image gets probabilities that sum to one, also a face turned away,
-  covered or blurred, and an image of no face at all. How far they can be trusted as probabilities
-  was not measured here.
-- **Licence.** That of the software is not that of the weights. Owners of face data sets commonly
-  allow non-commercial research only (RAF-DB and AffectNet do), and may bind what is learned from
-  their images. Whoever publishes these weights must state their licence, in the first line of this
-  file."""
+  covered or blurred, and an image of no face at all."""
