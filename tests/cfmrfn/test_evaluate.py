@@ -681,13 +681,6 @@ def test_a_missing_run_is_found_before_anything_is_computed(save_run, classes, t
     assert not (tmp_path / "results").exists()
 
 
-def test_no_run_at_all(classes, capsys):
-    with pytest.raises(SystemExit) as stop:
-        errors.run(lambda: evaluate.main(["--data", str(classes)]))
-    assert stop.value.code == 2
-    assert "error: nothing to evaluate: give a run folder" in capsys.readouterr().err
-
-
 def test_many_runs_have_a_comparison_of_a_short_name(save_run, classes, run_tool):
     names = [f"{letter * 60}" for letter in "abc"]
     results, _ = run_tool(*map(save_run, names), "--data", classes)

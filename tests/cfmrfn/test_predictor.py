@@ -386,7 +386,5 @@ def test_wrong_options_of_streams(predictor):
 
 
 def test_no_checkpoint(tmp_path):
-    with pytest.raises(ConfigError, match="give a checkpoint"):
-        cfmrfn.Predictor()
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         cfmrfn.Predictor(tmp_path / "best.pt")

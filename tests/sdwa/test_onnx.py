@@ -95,7 +95,7 @@ def test_network():
     """ONNX export of a whole network"""
     timm = pytest.importorskip("timm")
     pytest.importorskip("cfmrfn")
-    module = timm.create_model("cfmrfn_tiny")
+    module = timm.create_model("cfmrfn_tiny", img_size=224)
     shapes = [(3, 224, 224)]
     assert_parity(export(module, shapes, ("x",)), module, shapes, tolerance=1e-4)
 
