@@ -45,7 +45,7 @@ else:
             pytest.skip(missing[0])
         root = Path(__file__).parents[2]
         done = subprocess.run(
-            [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", __file__],
+            [sys.executable, "-m", "pytest", "-n0", "-q", "-x", "--no-header", __file__],
             env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": str(root)},
             cwd=root,
             capture_output=True,
