@@ -100,7 +100,7 @@ class Splits:
             for samples in (self.validation, self.held_out)
         )
         if not held_out:
-            raise DataError(f"{self.name}: there are only held-out images {reason}")
+            raise DataError(f"{self.name}: no held-out image is left, each is one {reason}")
         dropped = dict(self.dropped)
         for what, before, after in (
             ("validation", self.validation, validation),
@@ -145,7 +145,7 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
     return Splits(opened.name, opened.class_names, train, validation, held_out, opened.dropped)
 
 
-def held_duplicates(splits: Splits, drop: bool) -> frozenset[Sample] | None:
+def find_duplicates(splits: Splits, drop: bool) -> frozenset[Sample] | None:
     """Evaluation images that are pixel for pixel training images.
 
     None where that is not known: the files have more bytes than are read unasked, without `drop`.

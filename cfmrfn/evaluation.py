@@ -87,19 +87,20 @@ def evaluate(
         DataError: there are no images.
     """
     classes = len(class_names)
-    # of images that are not among the training images, and of those that are
+    # of images that are no training images, and of those that are
     matrices = torch.zeros(2, classes, classes, dtype=torch.int64, device=world.device)
     losses = torch.zeros(2, dtype=sum_dtype(world.device), device=world.device)
     first = 0
     for scores, labels in scored_batches(network, loader, world, precision):
-        kinds = torch.zeros_like(labels)
+        is_copy = torch.zeros_like(labels, dtype=torch.bool)
         if duplicates:
-            kinds = torch.tensor(duplicates[first : first + len(labels)]).to(labels)
+            is_copy = torch.tensor(duplicates[first : first + len(labels)], device=labels.device)
         first += len(labels)
-        cells = (kinds * classes + labels) * classes + scores.argmax(1)
-        matrices += torch.bincount(cells, minlength=matrices.numel()).view_as(matrices)
+        predictions = scores.argmax(1)
         each = F.cross_entropy(scores, labels, reduction="none").to(losses.dtype)
-        losses.index_add_(0, kinds, each)
+        for kind, chosen in enumerate((~is_copy, is_copy)):
+            matrices[kind] += confusion_matrix(predictions[chosen], labels[chosen], classes)
+            losses[kind] += each[chosen].sum()
     world.sum(matrices)
     world.sum(losses)
     counts = matrices.sum((1, 2))
@@ -174,7 +175,7 @@ class Evaluation:
 
     @cached_property
     def is_duplicate(self) -> np.ndarray | None:
-        """(images,): which are training images too; None: not known, or they are left out."""
+        """(images,): which are training images too; None: that is not known."""
         copies = self.images.duplicates
         if copies is None:
             return None
@@ -195,7 +196,7 @@ class Evaluation:
         return replace(
             self,
             report=_report(self.class_names, probabilities[read], labels[read]),
-            images=replace(self.images, samples=samples, training=()),
+            images=replace(self.images, samples=samples, left_out_duplicates=[]),
             probabilities=probabilities,
             labels=labels,
         )
@@ -241,7 +242,7 @@ class Evaluation:
         }
 
     def _named_duplicates(self) -> dict[str, Any] | None:
-        if self.images.left_out_duplicates:
+        if self.images.left_out_duplicates is not None:
             return {"left_out": True, "images": list(self.images.left_out_duplicates)}
         if self.images.duplicates is None:
             return None
@@ -249,7 +250,7 @@ class Evaluation:
 
     def remarks(self) -> list[str]:
         """What a reader of the results should know of the images and predictions, in lines."""
-        lines = self.images.remarks()
+        lines = [*self.images.remarks(), *self.images.about_duplicates()]
         if self.unreadable:
             lines.append(f"left out: {len(self.unreadable)} images that cannot be read")
         shared, own = self.images.shared_classes, self.about.class_names

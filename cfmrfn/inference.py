@@ -74,7 +74,8 @@ class Split:
         set_classes: of the data set.
         published: images of this split by class, as the owners of the set print them.
         training: images of the set's training split; empty where it has none, or this is it.
-        left_out_duplicates: files that were left out because they are training images too.
+        left_out_duplicates: files that were left out because they are training images too; None:
+            such files are not left out.
     """
 
     data: str
@@ -89,7 +90,7 @@ class Split:
     set_classes: tuple[str, ...]
     published: Mapping[str, int]
     training: Sequence[Sample] = ()
-    left_out_duplicates: Sequence[str] = ()
+    left_out_duplicates: Sequence[str] | None = None
 
     @cached_property
     def duplicates(self) -> frozenset[Sample] | None:
@@ -97,6 +98,8 @@ class Split:
 
         None where that is not known: there is none, or more bytes than are read unasked.
         """
+        if self.left_out_duplicates is not None:
+            return frozenset()
         if not self.training:
             return None
         return copies_of_training_images(self.samples, self.training, UNASKED)
@@ -121,7 +124,7 @@ class Split:
                 "--drop-duplicates they are evaluated"
             )
         names = [sample.path for sample in self.samples if sample in copies]
-        return replace(self, samples=left, training=(), left_out_duplicates=names)
+        return replace(self, samples=left, left_out_duplicates=names)
 
     @property
     def shared_classes(self) -> list[str]:
@@ -146,25 +149,28 @@ class Split:
             f"left out of the whole set: {count}, {reason}"
             for reason, count in self.dropped.items()
         ]
-        if names := self.left_out_duplicates:
-            lines.append(
-                f"left out: {len(names)} images that are pixel for pixel training images, "
-                f"{_first(names)}"
-            )
-        if self.training and self.duplicates is None:
-            lines.append(NOT_LOOKED_FOR)
-        elif self.duplicates:
-            names = sorted(sample.path for sample in self.duplicates)
-            lines.append(
-                f"{len(names)} images are pixel for pixel training images, {_first(names)}; "
-                "--drop-duplicates leaves them out"
-            )
         return lines
+
+    def about_duplicates(self) -> list[str]:
+        """What a reader of results should know of images that are training images too, in lines."""
+        if self.left_out_duplicates is not None:
+            names = self.left_out_duplicates
+            return [
+                f"left out: {len(names)} images that are pixel for pixel training images"
+                f"{_first(names)}"
+            ]
+        if self.duplicates:
+            names = sorted(sample.path for sample in self.duplicates)
+            return [
+                f"{len(names)} images are pixel for pixel training images{_first(names)}; "
+                "--drop-duplicates leaves them out"
+            ]
+        return [NOT_LOOKED_FOR] if self.training and self.duplicates is None else []
 
 
 def _first(paths: Sequence[str], most: int = 3) -> str:
     more = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return f"{', '.join(printable(path) for path in paths[:most])}{more}"
+    return "".join(f", {printable(path)}" for path in paths[:most]) + more
 
 
 def open_split(

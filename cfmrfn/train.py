@@ -31,8 +31,8 @@ from cfmrfn.batches import (
     cache_splits,
     check_images,
     evaluation_loader,
+    find_duplicates,
     framing_of,
-    held_duplicates,
     open_splits,
     training_dataset,
     training_loader,
@@ -115,7 +115,7 @@ class Trainer:
         self.checked = self.world.on_main(lambda: check_images(splits, run.on_broken))
         self.splits = splits.without(self.checked.unreadable.keys())
         self.duplicates = self.world.on_main(
-            lambda: held_duplicates(self.splits, images.drop_duplicates)
+            lambda: find_duplicates(self.splits, images.drop_duplicates)
         )
         if images.drop_duplicates and self.duplicates:
             self.splits = self.splits.without(self.duplicates, "that is a training image too")

@@ -221,11 +221,9 @@ def test_after_an_error_nothing_is_left(save_checkpoint, faces, tmp_path, monkey
     assert not (tmp_path / "new").exists()
 
 
-def test_titles_name_the_run_and_not_where_it_lies(
-    save_checkpoint, faces, tmp_path, monkeypatch, capsys
-):
+def test_figures_of_a_data_set(save_checkpoint, faces, tmp_path, monkeypatch, capsys):
     pytest.importorskip("sklearn")
-    titles = []
+    titles, save = [], pictures._save
 
     def keep(figure, path):
         titles.append(figure.get_suptitle())
@@ -235,29 +233,21 @@ def test_titles_name_the_run_and_not_where_it_lies(
         extent = figure._suptitle.get_window_extent(renderer)
         assert 0 < extent.x0 < extent.x1 < figure.bbox.x1
         assert extent.y1 <= figure.bbox.y1
+        save(figure, path)
 
     monkeypatch.setattr(pictures, "_save", keep)
-    folder = tmp_path / "some where" / ("drawn-20261127-" * 15)
+    folder, output = tmp_path / "some where" / ("drawn-20261127-" * 15), tmp_path / "figures"
     folder.mkdir(parents=True)
     shutil.copy(save_checkpoint(), folder / "best.pt")
     args = (folder, "--data", faces, "--perplexity", 5, "--workers", 0)
-    assert run_tool(*args, "--output", tmp_path / "figures") == 0
+    assert run_tool(*args, "--output", output) == 0
+
+    # titles name the run and not where it lies
     assert len(titles) == 9
     for title in titles:
         assert title.startswith(f"{folder.name}/best.pt")
         assert "some where" not in title
 
-
-def test_figures_of_a_data_set(save_checkpoint, faces, tmp_path, capsys):
-    pytest.importorskip("sklearn")
-    output = tmp_path / "figures"
-    save_checkpoint()
-    analyze.main(
-        [
-            *(str(tmp_path), "--data", str(faces), "--perplexity", "5"),
-            *("--workers", "0", "--output", str(output)),
-        ]
-    )
     heads = {f"heads-{number}.png" for number in range(1, 8)}
     written = {file.name for file in output.iterdir()}
     assert written == {"analysis.html", "faces.png", "tsne.png", "tsne.csv", *heads}

@@ -125,5 +125,5 @@ def test_images_are_opened_before_training(pictures):
     assert (left.train, left.held_out) == (pictures[2:], pictures[:1])
     assert left.dropped == {"held-out image that cannot be read": 1}
     none_left = Splits("set", ("a", "b"), pictures[:1], [], pictures[1:2])
-    with pytest.raises(DataError, match="only held-out images that cannot be read"):
+    with pytest.raises(DataError, match="each is one that cannot be read"):
         none_left.without({pictures[1]})

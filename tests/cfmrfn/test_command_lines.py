@@ -1,6 +1,7 @@
 """`cfmrfn TOOL`, `python -m cfmrfn TOOL` and `python -m cfmrfn.TOOL` are the same tool."""
 
 import importlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,16 +14,10 @@ from cfmrfn import errors
 ROOT = Path(__file__).parents[2]
 
 
-def run_python(*args):
-    return subprocess.run(
-        [sys.executable, *args], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-
-
-def test_without_a_tool_all_are_listed():
-    done = run_python("-m", "cfmrfn")
-    assert done.returncode == 0, done.stderr
-    first, *lines = done.stdout.splitlines()
+def test_without_a_tool_all_are_listed(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cfmrfn"])
+    runpy.run_path(str(ROOT / "cfmrfn" / "__main__.py"), run_name="__main__")
+    first, *lines = capsys.readouterr().out.splitlines()
     assert first == "usage: python -m cfmrfn TOOL [OPTIONS]"
     for name in tools.TOOLS:
         assert sum(line.startswith(f"  {name} ") for line in lines) == 1
@@ -54,7 +49,8 @@ def test_help_names_the_program_as_it_was_called(name, capsys):
 
 
 def test_a_tool_gets_its_arguments_and_its_status():
-    done = run_python("-m", "cfmrfn", "predict", "nowhere.pt", "a.jpg")
+    command = [sys.executable, "-m", "cfmrfn", "predict", "nowhere.pt", "a.jpg"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == "error: there is no checkpoint nowhere.pt\n"
 

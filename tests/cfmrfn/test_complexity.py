@@ -8,6 +8,7 @@ import timm
 import torch
 
 import cfmrfn.models  # noqa: F401  registers the presets
+from cfmrfn import complexity, errors
 from cfmrfn.complexity import measure
 
 DEPTHS = {2: "38.92", 3: "42.61", 4: "46.30", 5: "49.99", 6: "53.68", 7: "57.37"}
@@ -102,16 +103,9 @@ def test_activations_are_what_autograd_keeps():
     assert ours == 4 * (fused + statistics + pooled + relu + gate + gated)
 
 
-def run_tool(*args):
-    return subprocess.run(
-        [sys.executable, "-m", "cfmrfn.complexity", *args], capture_output=True, text=True
-    )
-
-
-def test_paper_tables():
-    result = run_tool("--paper")
-    assert result.returncode == 0, result.stderr
-    lines = [line.split() for line in result.stdout.splitlines()]
+def test_paper_tables(capsys):
+    complexity.main(["--paper"])
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     for depth, printed in DEPTHS.items():
         assert [str(depth), printed, printed] in lines
     assert ["8", "61.03", "61.06"] in [line[:3] for line in lines]
@@ -126,7 +120,9 @@ def test_paper_tables():
 
 
 def test_tool_prints_the_table_of_any_option():
-    result = run_tool("--model", "cfmrfn_tiny", "--streams", "landmark", "--batch-size", "3")
+    command = [sys.executable, "-m", "cfmrfn.complexity", "--model", "cfmrfn_tiny"]
+    more = ["--streams", "landmark", "--batch-size", "3"]
+    result = subprocess.run([*command, *more], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert result.stdout.startswith("cfmrfn_tiny, 3 x 224 x 224")
     assert "landmark backbone" in result.stdout
@@ -144,9 +140,11 @@ def test_tool_prints_the_table_of_any_option():
         (["--ir50", "a.pth"], "ir50"),
     ],
 )
-def test_tool_explains_a_mistake_in_one_line(args, message):
-    result = run_tool(*args)
-    assert result.returncode == 2
-    assert result.stderr.startswith("error: ")
-    assert message in result.stderr
-    assert result.stderr.count("\n") == 1
+def test_tool_explains_a_mistake_in_one_line(args, message, capsys):
+    with pytest.raises(SystemExit) as stop:
+        errors.run(lambda: complexity.main(args))
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert message in said
+    assert said.count("\n") == 1

@@ -1,7 +1,7 @@
 """``python -m cfmrfn.data``: verify, draw and prepare."""
 
+import io
 import os
-import subprocess
 import sys
 
 import pytest
@@ -100,18 +100,17 @@ def test_verify_takes_what_can_be_evaluated_on_only(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
-def test_verify_prints_any_name_on_any_terminal(tmp_path, encoding):
+def test_verify_prints_any_name_on_any_terminal(tmp_path, encoding, monkeypatch):
     root = public_sets.class_folders(tmp_path, ["happy", "sad"])
     for name in (b"f\xe2ch\xe9.jpg", "été.jpg".encode()):
         with open(os.fsencode(root / "test/sad") + b"/" + name, "wb"):
             pass
-    done = subprocess.run(
-        [sys.executable, "-m", "cfmrfn.data", "verify", root, "--workers", "1"],
-        env={**os.environ, "PYTHONIOENCODING": f"{encoding}:strict"},
-        capture_output=True,
-    )
-    assert done.returncode == 1, done.stderr
-    lines = done.stdout.decode(encoding).splitlines()
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, encoding, "strict"))
+    with pytest.raises(SystemExit) as stop:
+        errors.run(lambda: tool.main(["verify", str(root), "--workers", "1"]))
+    assert stop.value.code == 1
+    lines = terminal.getvalue().decode(encoding).splitlines()
     assert f"{root}/test/sad/f\\xe2ch\\xe9.jpg: empty file" in lines
     shown = "été" if encoding == "utf-8" else "\\xe9t\\xe9"
     assert f"{root}/test/sad/{shown}.jpg: empty file" in lines

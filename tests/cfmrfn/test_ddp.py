@@ -1,17 +1,13 @@
-"""Two processes under torchrun give what one process gives with the same global batch."""
+"""Two processes give what one process gives with the same global batch."""
 
 import csv
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-import cfmrfn
 from cfmrfn.config import parse_config
 from cfmrfn.train import Trainer
+from tests.cfmrfn.processes import forked, torchrun
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -21,32 +17,20 @@ def rows(folder):
         return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
 
 
-def torchrun(args, program=("-m", "cfmrfn.train")):
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(cfmrfn.__file__).parents[1])}
-    return subprocess.run(
-        [*command, "2", *program, *args],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=environment,
-    )
-
-
 @pytest.mark.parametrize(
-    ("together", "alone"),
+    ("launch", "together", "alone"),
     [
         # batch statistics over both processes: one process with the whole batch at once
-        (["--drop-path-rate", "0"], []),
+        (torchrun, ["--drop-path-rate", "0"], []),
         # batch statistics of each: one process with as many micro-batches, stochastic depth too
-        (["--drop-path-rate", "0.3", "--no-sync-batchnorm"], ["--accumulate", "2"]),
+        (forked, ["--drop-path-rate", "0.3", "--no-sync-batchnorm"], ["--accumulate", "2"]),
     ],
     ids=["whole batch", "micro-batches"],
 )
-def test_two_processes_equal_one(options, tmp_path, together, alone):
+def test_two_processes_equal_one(options, tmp_path, launch, together, alone):
     # a small learning rate: the comparison is of arithmetic, not of how chaos magnifies rounding
     shared = [*options, *together, "--lr", "1e-4", "--clip", "1", "--ema", "0.5"]
-    result = torchrun([*shared, "--output", str(tmp_path / "two")])
+    result = launch([*shared, "--output", str(tmp_path / "two")])
     assert result.returncode == 0, result.stderr
     Trainer(parse_config([*shared, *alone, "--output", str(tmp_path / "one")])).train()
     two, one = rows(tmp_path / "two"), rows(tmp_path / "one")
@@ -68,17 +52,17 @@ errors.run(lambda: train.main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(
-    ("more", "message"),
+    ("launch", "more", "message"),
     [
         # of one process, while the other waits for it: training image 3, held-out images 0 and 1
-        (["train_00003"], "train_00003_aligned.jpg"),
-        (["test_00001"], "test_00001_aligned.jpg"),
-        (["test_00002"], "test_00002_aligned.jpg"),
+        (torchrun, ["train_00003"], "train_00003_aligned.jpg"),
+        (forked, ["test_00001"], "test_00001_aligned.jpg"),
+        (forked, ["test_00002"], "test_00002_aligned.jpg"),
         # of both
-        ([], "batch-size must be a multiple"),
+        (forked, [], "batch-size must be a multiple"),
     ],
 )
-def test_an_error_is_told_once(options, faces, tmp_path, more, message):
+def test_an_error_is_told_once(options, faces, tmp_path, launch, more, message):
     root = tmp_path / "faces"
     shutil.copytree(faces, root)
     for name in more:
@@ -88,7 +72,7 @@ def test_an_error_is_told_once(options, faces, tmp_path, more, message):
     args = [*options, "--data", str(root), "--output", str(tmp_path / "run")]
     if not more:
         args += ["--batch-size", "7"]
-    result = torchrun(args, [str(program)])
+    result = launch(args, [str(program)])
     assert result.returncode != 0
     lines = result.stderr.splitlines()
     told = [line for line in lines if line.startswith("error: ")]

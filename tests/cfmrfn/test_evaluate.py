@@ -5,8 +5,6 @@ import dataclasses
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +12,6 @@ import pytest
 import torch
 from PIL import Image
 
-import cfmrfn
 from cfmrfn import (
     bootstrap,
     checkpoint,
@@ -30,6 +27,7 @@ from cfmrfn.data import open_set
 from cfmrfn.errors import CheckpointError, ConfigError, DataError
 from cfmrfn.inference import open_split
 from tests.cfmrfn import public_sets
+from tests.cfmrfn.processes import forked
 
 CLASSES = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
 
@@ -786,18 +784,7 @@ def test_two_processes_give_the_same_numbers(save_run, faces, tmp_path):
     shared = [*runs, "--data", str(root / "faces"), "--workers", "0", "--device", "cpu", "--flip"]
     shared += ["--on-broken", "skip", "--csv"]
     evaluate.main([*shared, "--output", str(tmp_path / "one")])
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    done = subprocess.run(
-        [
-            *(sys.executable, *launcher, "-m", "cfmrfn.evaluate", *shared),
-            *("--output", str(tmp_path / "two")),
-        ],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env={**os.environ, "PYTHONPATH": str(Path(cfmrfn.__file__).parents[1])},
-        check=False,
-    )
+    done = forked([*shared, "--output", str(tmp_path / "two")], ("-m", "cfmrfn.evaluate"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("overall accuracy") == 2  # one process prints
     files = {path.name for path in (tmp_path / "one").iterdir()}

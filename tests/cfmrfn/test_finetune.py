@@ -23,7 +23,8 @@ from cfmrfn.metrics import Report
 from cfmrfn.optim import build_ema
 from cfmrfn.pictures import plot_confusion, plot_tsne
 from cfmrfn.train import Trainer
-from tests.cfmrfn.test_ddp import rows, torchrun
+from tests.cfmrfn.processes import forked
+from tests.cfmrfn.test_ddp import rows
 from tests.cfmrfn.test_resume import assert_equal, state
 from tests.cfmrfn.test_weights import poster_tensors, random_tensors
 
@@ -395,7 +396,8 @@ ALL = ["--class-weights", "balanced", "--ema", "0.5", "--layer-decay", "0.7", "-
 def test_two_processes_equal_one(own_options, source_run, tmp_path, freeze):
     shared = [*own_options, *ALL, "--init", str(source_run), "--freeze", *freeze]
     shared += ["--lr", "1e-4", "--drop-path-rate", "0"]
-    torchrun([*shared, "--output", str(tmp_path / "two")])
+    done = forked([*shared, "--output", str(tmp_path / "two")])
+    assert done.returncode == 0, done.stderr
     Trainer(parse_config([*shared, "--output", str(tmp_path / "one")])).train()
     accumulated = [*shared, "--accumulate", "3", "--output", str(tmp_path / "three")]
     if freeze == ["all-but-head"]:  # else batch statistics differ

@@ -172,19 +172,20 @@ def test_tables_go_to_pipes(run_folder, images):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
-def test_names_of_any_bytes_where_output_is_strict(run_folder, images, tmp_path, encoding):
+def test_names_of_any_bytes_where_output_is_strict(
+    run_folder, images, tmp_path, encoding, monkeypatch
+):
     named = os.fsencode(images[0].parent) + b"/\xe9t\xe9 \xc3\xa9\n2.jpg"
     shutil.copy(images[0], named)
     table = tmp_path / "table.csv"
-    done = subprocess.run(
-        [sys.executable, "-m", "cfmrfn.predict", run_folder, named, "--csv", table],
-        env={**os.environ, "PYTHONIOENCODING": encoding},
-        capture_output=True,
-    )
-    assert done.returncode == 0, done.stderr
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, *encoding.split(":")))
+    args = [str(run_folder), os.fsdecode(named), "--csv", str(table)]
+    errors.run(lambda: predict.main(args))
+    printed = terminal.getvalue()
     shown = b"\xc3\xa9" if encoding.startswith("utf-8") else b"\\xe9"
-    assert done.stdout.count(b"\n") == 1
-    assert b"/\xe9t\xe9 " + shown + b"\\n2.jpg  " in done.stdout
+    assert printed.count(b"\n") == 1
+    assert b"/\xe9t\xe9 " + shown + b"\\n2.jpg  " in printed
     text = io.StringIO(table.read_bytes().decode("utf-8", "surrogateescape"), newline="")
     (row,) = csv.DictReader(text)
     assert os.fsencode(row["path"]) == named

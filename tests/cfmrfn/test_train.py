@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 
 import numpy as np
@@ -16,7 +15,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cfmrfn import checkpoint, errors, evaluate, precision, predict, run_folder, train
+from cfmrfn import batches, checkpoint, errors, evaluate, precision, predict, run_folder, train
 from cfmrfn.config import (
     Config,
     ImageConfig,
@@ -239,17 +238,14 @@ def test_results_are_given_with_and_without_duplicates(run, faces, tmp_path):
     assert row["test_without_duplicates_accuracy"] == row_alone["test_accuracy"]
 
 
-def test_one_line_about_a_worker_that_failed(options, broken, tmp_path):
+def test_one_line_about_a_worker_that_failed(options, broken, tmp_path, monkeypatch, capfd):
     # that of a run whose images break after they were opened
-    code = (
-        "import sys; from cfmrfn import batches, errors, train; batches.CHECK_SECONDS = 0; "
-        "errors.run(lambda: train.main(sys.argv[1:]))"
-    )
+    monkeypatch.setattr(batches, "CHECK_SECONDS", 0)
     args = [*options, "--data", str(broken), "--workers", "2", "--output", str(tmp_path / "run")]
-    command = [sys.executable, "-c", code, *args]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert result.returncode == 2
-    line = result.stderr.strip()
+    with pytest.raises(SystemExit) as stop:
+        errors.run(lambda: train.main(args))
+    assert stop.value.code == 2
+    line = capfd.readouterr().err.strip()
     assert "\n" not in line
     assert line.startswith("error: cannot read image ")
     assert line.endswith(f"python -m cfmrfn.train --resume {tmp_path / 'run'} --on-broken skip")
