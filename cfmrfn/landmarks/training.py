@@ -108,10 +108,13 @@ class Learner:
         """Steps of the whole training."""
         return self.batches.epochs * self.batches.steps
 
-    def run_epoch(self, workers: int) -> Iterator[float]:
-        """Trains for one epoch; the loss of each step."""
-        first = self.epoch * self.batches.steps
-        steps = range(first, first + self.batches.steps)
+    def run(self, workers: int) -> Iterator[float]:
+        """Trains to the end; yields the loss of each step, when its epoch is counted if it ends it.
+
+        Args:
+            workers: processes that make crops; 0: this one does.
+        """
+        steps = range(self.epoch * self.batches.steps, self.total)
         loader = DataLoader(
             self.batches,
             batch_size=None,
@@ -121,8 +124,9 @@ class Learner:
             worker_init_fn=_leave_ctrl_c_to_main,
         )
         for step, (images, points) in zip(steps, loader, strict=True):
-            yield self._step(step, images.to(self.device), points.to(self.device))
-        self.epoch += 1
+            loss = self._step(step, images.to(self.device), points.to(self.device))
+            self.epoch = (step + 1) // self.batches.steps
+            yield loss
 
     def _step(self, step: int, images: Tensor, points: Tensor) -> float:
         done = (step + 0.5) / self.total

@@ -1,5 +1,7 @@
 """The landmark backbone: crops of drawn faces, its training, and the weights of the package."""
 
+from itertools import islice
+
 import numpy as np
 import pytest
 import timm
@@ -21,7 +23,7 @@ from cfmrfn.weights import load_landmarks, with_chosen_landmarks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TINY_RUN = ("--faces", "4", "--held-out", "1", "--batch-size", "4", "--workers", "0")
+TINY_RUN = ("--faces", "8", "--held-out", "1", "--batch-size", "4", "--workers", "0")
 
 
 @pytest.fixture(scope="module")
@@ -67,20 +69,22 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch, 
     tool.main(["train", str(tmp_path / "whole.safetensors"), *command])
     with Image.open(tmp_path / "whole.png") as picture:
         assert picture.size == (448, 224)
-    assert "1 faces of other people" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert [line[:11] for line in printed.splitlines()[:2]] == ["epoch   1/2", "epoch   2/2"]
+    assert "1 faces of other people" in printed
 
-    run_epoch = Learner.run_epoch
+    run = Learner.run
 
     def stopped(self, workers):
-        if self.epoch:
-            raise KeyboardInterrupt
-        yield from run_epoch(self, workers)
+        yield from islice(run(self, workers), 3)  # of two in each epoch
+        raise KeyboardInterrupt
 
     file = tmp_path / "stopped.safetensors"
-    monkeypatch.setattr(Learner, "run_epoch", stopped)
+    monkeypatch.setattr(Learner, "run", stopped)
     with pytest.raises(KeyboardInterrupt):
         tool.main(["train", str(file), *command])
     assert not file.exists()
+    assert "the same command goes on after epoch 1" in capsys.readouterr().out
     monkeypatch.undo()
     with pytest.raises(ConfigError, match=r"other options \(lr 1.0, not 0.003\)"):
         tool.main(["train", str(file), *command, "--lr", "1"])
