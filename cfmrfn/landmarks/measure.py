@@ -70,7 +70,7 @@ class Drawn:
             lines.append(
                 f"{name}: error {error.mean():.2%} of the distance between the outer corners of "
                 f"the eyes, {(error > FAILED).float().mean():.1%} of {len(true)} faces above "
-                f"{FAILED:.0%} (the mean face, wherever the face is: "
+                f"{FAILED:.0%} (their mean landmarks, the same for all: "
                 f"{errors_of(true.mean(0, keepdim=True), true).mean():.2%})"
             )
         return "\n".join(lines)
