@@ -7,6 +7,7 @@ weights; what these do not hold is said to be missing.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,7 +125,7 @@ class Card:
                             "task": {"type": "image-classification"},
                             "dataset": {
                                 "name": f"{self._tested_on}, held-out images",
-                                "type": "-".join(self._tested_on.lower().split()),
+                                "type": "-".join(re.findall(r"\w+", self._tested_on.lower())),
                             },
                             "metrics": [
                                 {"type": kind, "name": name, "value": round(results[key], 4)}
@@ -178,7 +179,7 @@ class Card:
                 "None are given: there was no report of these weights beside their checkpoint. "
                 "`python -m cfmrfn.evaluate` measures them on images with known expressions."
             )
-        split = f" of split {results['split']}" if "split" in results else ""
+        split = f" (split {results['split']})" if "split" in results else ""
         measured = (
             f"Measured on the {results['images']} held-out images of {_text(self._tested_on)}"
             f"{split}, on these weights, of epoch {self.about.epoch}: "
@@ -189,10 +190,11 @@ class Card:
         columns = {"": results}
         if without := results.get("without_duplicates"):
             copies = results["images"] - without["images"]
-            columns = {
-                f"All {results['images']} images": results,
-                f"Without the {copies} that are training images too, pixel for pixel": without,
-            }
+            measured += (
+                f" {copies} of the images are training images too, pixel for pixel; the other "
+                f"{without['images']} are given beside all."
+            )
+            columns = {"All images": results, "Without duplicates": without}
         parts = [measured, _overall(columns), _of_classes(columns)]
         if "bootstrap" in results or "confusion_matrix" in results:
             parts.append(
@@ -468,9 +470,9 @@ def _overall(columns: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _of_classes(columns: Mapping[str, Mapping[str, Any]]) -> str:
     """Table of the classes' accuracies, with the number of images where it is known."""
-    header = ["Expression"]
+    header = ["Expression" if "" in columns else "Accuracy (recall)"]
     for title, results in columns.items():
-        header.append(f"Accuracy (recall){f': {title}' if title else ''}")
+        header.append(title or "Accuracy (recall)")
         header += ["Images"] if "confusion_matrix" in results else []
     rows = []
     first, *_ = columns.values()
