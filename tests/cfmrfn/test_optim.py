@@ -256,15 +256,18 @@ def test_learning_rate_schedules():
     )
 
 
-def test_moving_average_by_hand():
+@pytest.mark.parametrize("warmup", [False, True])
+def test_moving_average_by_hand(warmup):
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    ema = build_ema(network, 0.9)
-    expected = None
-    for value in (1.0, 2.0, 4.0):
+    ema = build_ema(network, 0.5, warmup)
+    expected = 0.0
+    # 1 - 3 ** (-2/3) = 0.519 is above the decay that was asked for
+    decays = (0.0, 1 - 2 ** (-2 / 3), 0.5, 0.5) if warmup else (0.0, 0.5, 0.5, 0.5)
+    for value, decay in zip((1.0, 2.0, 4.0, 8.0), decays, strict=True):
         with torch.no_grad():
             network[0].weight.fill_(value)
             network[1].running_mean.fill_(value)
         ema.update_parameters(network)
-        expected = value if expected is None else 0.9 * expected + 0.1 * value
+        expected = decay * expected + (1 - decay) * value
     assert ema.module[0].weight[0, 0].item() == pytest.approx(expected)
     assert ema.module[1].running_mean[0].item() == pytest.approx(expected)
