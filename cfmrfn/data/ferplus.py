@@ -29,6 +29,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from cfmrfn.data.files import is_visible
 from cfmrfn.data.label_files import check_name, place, rows_of
 from cfmrfn.data.samples import AS_FOUND, ExpressionSet, Sample, SetOptions
 from cfmrfn.errors import DataError
@@ -161,6 +162,11 @@ def load(
         if folders[usage] not in absent:
             splits[split] = []
     dropped: Counter[str] = Counter()
+    unnamed = {
+        usage: set(filter(is_visible, os.listdir(folder)))
+        for usage, folder in folders.items()
+        if folder not in absent
+    }
     for row in _rows(root):
         split = _USAGES[row.usage][0]
         if split not in splits:
@@ -168,6 +174,7 @@ def load(
         if not row.image:
             dropped["no image name"] += 1
             continue
+        unnamed[row.usage].discard(row.image)
         verdict = rules[split](row.votes)
         if verdict.label is None:
             dropped[verdict.reason] += 1
@@ -177,6 +184,7 @@ def load(
         path = os.path.join(folders[row.usage], row.image)
         check_name(path, f"{os.path.join(root, VOTES_FILE)}, line {row.line}")
         splits[split].append(Sample(path, verdict.label, votes=votes))
+    dropped[f"file that {VOTES_FILE} does not name"] = sum(map(len, unnamed.values()))
     published = {
         split: dict(zip(CLASS_NAMES, _PUBLISHED[chosen.__name__][split], strict=True))
         for split, chosen in rules.items()
@@ -184,7 +192,7 @@ def load(
     name = f"FERPlus ({rule.__name__})"
     if evaluation_rule is not None:
         name = f"FERPlus ({rule.__name__} to train, {evaluation_rule.__name__} to evaluate)"
-    loaded = ExpressionSet(name, CLASS_NAMES, splits, dropped=dict(dropped), published=published)
+    loaded = ExpressionSet(name, CLASS_NAMES, splits, dropped=+dropped, published=published)
     return loaded.mapped_to(CLASS_NAMES[:7]) if options.classes == 7 else loaded
 
 

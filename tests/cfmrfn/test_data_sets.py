@@ -190,6 +190,7 @@ def test_ferplus_joins_by_row_and_keeps_soft_votes(tmp_path):
     ]
     root = str(public_sets.ferplus_files(tmp_path, rows))
     counts = ferplus_module.prepare(root, progress=False)
+    public_sets.save_image(tmp_path / "FER2013Test/fer0000009.png")
     assert counts == {"FER2013Train": 2, "FER2013Valid": 1, "FER2013Test": 1}
     with Image.open(tmp_path / "FER2013Train/fer0000002.png") as image:
         assert (image.size, image.mode, image.getextrema()) == ((48, 48), "L", (2, 2))
@@ -201,10 +202,18 @@ def test_ferplus_joins_by_row_and_keeps_soft_votes(tmp_path):
     }
     assert loaded.splits["train"][0].votes == pytest.approx((0, 6 / 9, 3 / 9, 0, 0, 0, 0, 0))
     assert loaded.splits["test"] == []
-    assert loaded.dropped == {"no image name": 1, "unknown or no face": 1}
+    assert loaded.dropped == {
+        **{"no image name": 1, "unknown or no face": 1},
+        "file that fer2013new.csv does not name": 1,
+    }
     plain = ferplus_module.load(root, rule=ferplus_module.argmax8)
     assert plain.splits["train"][0].votes == pytest.approx((0, 0.6, 0.3, 0.1, 0, 0, 0, 0))
     assert names_by_file(plain, "test") == {"fer0000004.png": "neutral"}
+    # all votes to train on, and the owners' images to evaluate on
+    votes = open_set(root, "ferplus-votes", training=False)
+    assert votes.splits["train"] == plain.splits["train"]
+    assert votes.splits["test"] == []
+    assert votes.dropped == loaded.dropped
 
 
 @pytest.mark.parametrize(
@@ -213,6 +222,7 @@ def test_ferplus_joins_by_row_and_keeps_soft_votes(tmp_path):
         ("ferplus", (25060, 3199, 3153)),
         ("ferplus-argmax10", (28389, 3553, 3546)),
         ("ferplus-argmax8", (28559, 3579, 3573)),
+        ("ferplus-votes", (28559, 3199, 3153)),
     ],
 )
 def test_ferplus_published_counts_are_those_of_the_rule(tmp_path, layout, counts):
