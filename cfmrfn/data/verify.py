@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from cfmrfn.data.duplicates import Copy, Fingerprint, Group, find_groups, fingerprint
 from cfmrfn.data.parallel import parallel_map
@@ -20,12 +21,14 @@ class Verification:
         problems: one line per missing or broken image.
         duplicates: groups of images that are one picture, the worst first.
         shown: how many of the groups `str` names.
+        sizes: (width, height) of the images as they are seen -> their number, and one of them.
     """
 
     checked: ExpressionSet
     problems: tuple[str, ...]
     duplicates: tuple[Group, ...] = ()
     shown: int = 20
+    sizes: Mapping[tuple[int, int], tuple[int, str]] = field(default_factory=dict)
 
     def __str__(self) -> str:
         total = sum(map(len, self.checked.splits.values()))
@@ -33,8 +36,17 @@ class Verification:
         if self.problems:
             verdict = f"{len(self.problems)} of {total} images are missing or broken"
         lines = [count_table(self.checked), *why_not_for_training(self.checked)]
-        lines += [*self._about_duplicates(), *self.problems, verdict]
+        lines += [self._about_sizes(), *self._about_duplicates(), *self.problems, verdict]
         return "\n".join(lines)
+
+    def _about_sizes(self) -> str:
+        sizes = sorted(self.sizes.items(), key=lambda size: -size[1][0])
+        texts = [f"{count} of {width} x {height}" for (width, height), (count, _) in sizes[:3]]
+        if rest := sizes[3:]:
+            texts.append(f"{sum(count for _, (count, _) in rest)} of {len(rest)} other sizes")
+        if 1 < len(sizes) < 10:  # a few among many others may be strays
+            texts[-1] += f", such as {printable(sizes[-1][1][1])}"
+        return f"sizes in pixels: {', '.join(texts) or 'none'}"
 
     def _about_duplicates(self) -> list[str]:
         lines = []
@@ -76,20 +88,24 @@ def verify(
         progress=progress,
     )
     copies, fingerprints, problems = [], [], []
+    sizes: dict[tuple[int, int], tuple[int, str]] = {}
     for sample, split, found in zip(samples, splits, seen, strict=True):
-        if isinstance(found, Fingerprint):
-            copies.append(Copy(sample.path, split, opened.class_names[sample.label]))
-            fingerprints.append(found)
-        else:
+        if isinstance(found, str):
             problems.append(found)
+            continue
+        seen_as, size = found
+        copies.append(Copy(sample.path, split, opened.class_names[sample.label]))
+        fingerprints.append(seen_as)
+        sizes[size] = (sizes.get(size, (0, ""))[0] + 1, sample.path)
     groups = find_groups(copies, fingerprints)
-    return Verification(opened, tuple(problems), tuple(groups), shown)
+    return Verification(opened, tuple(problems), tuple(groups), shown, sizes)
 
 
-def _look(sample: Sample) -> Fingerprint | str:
-    """The fingerprint of an image, or `"path: reason"` why it cannot be decoded."""
+def _look(sample: Sample) -> tuple[Fingerprint, tuple[int, int]] | str:
+    """Fingerprint and size of an image, or `"path: reason"` why it cannot be decoded."""
     try:
-        return fingerprint(read_image(sample))
+        image = read_image(sample)
+        return fingerprint(image), image.size
     except UNREADABLE as error:
         return f"{printable(sample.path)}: {reason(sample.path, error)}"
 
