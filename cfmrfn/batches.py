@@ -139,8 +139,10 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
         train, validation = stratified_split(train, images.validation, seed)
     held_out = opened.splits[opened.held_out]
     if not held_out:
+        reasons = "".join(f"; {line}" for line in opened.left_out())
         raise DataError(
             f"{opened.name}: no image in the {opened.held_out} split, which results are reported on"
+            f"{reasons}"
         )
     return Splits(opened.name, opened.class_names, train, validation, held_out, opened.dropped)
 
@@ -236,19 +238,22 @@ def cache_splits(splits: Splits, at_least: int, wanted: bool) -> Caches:
         return Caches(None, None, None, "images are read from their files in each epoch")
     samples = [*splits.train, *splits.validation, *splits.held_out]
     limit = memory_limit()
-    allowed = f"the {limit / 1e6:.0f} MB that --cache may take"
+    allowed = f"the {limit / 1e6:.1f} MB that --cache may take"
     try:
         cache = cached(samples, at_least, limit, min(8, _cores()))
     except DataError as error:
         remark = f"images are read from their files in each epoch: {error} would be more than "
         return Caches(None, None, None, remark + allowed)
+    remark = f"decoded images are kept in memory: {cache.nbytes / 1e6:.1f} MB of {allowed}"
+    if cache.unreadable:
+        remark += f"; {cache.unreadable} of {len(cache)} cannot be read"
     trained = len(splits.train)
     evaluated = trained + len(splits.validation)
     return Caches(
         cache.part(slice(trained)),
         cache.part(slice(trained, evaluated)),
         cache.part(slice(evaluated, None)),
-        f"decoded images are kept in memory: {cache.nbytes / 1e6:.0f} MB of {allowed}",
+        remark,
     )
 
 

@@ -58,6 +58,11 @@ class ImageCache:
         return ImageCache(self.pieces, self.places[places])
 
     @property
+    def unreadable(self) -> int:
+        """How many of the images could not be read."""
+        return int((self.places[:, 2] == 0).sum())
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the images take."""
         return sum(map(len, self.pieces))
@@ -97,7 +102,7 @@ def cached(samples: Sequence[Sample], at_least: int | None, limit: int, threads:
                     waiting, held = [], 0
             done = first + len(some)
             if (expected := total * len(samples) // done) > limit:
-                raise DataError(f"about {expected / 1e6:.0f} MB")
+                raise DataError(f"about {expected / 1e6:.1f} MB")
             bar.update(len(some))
     if waiting:
         pieces.append(torch.from_numpy(np.concatenate(waiting)))

@@ -245,6 +245,8 @@ def test_bad_recipe_files(tmp_path, text, message):
         (["--ema", "1"], "ema must be 0 or more and below 1, got 1.0"),
         (["--classes", "1"], "classes must be 2 or more, got 1"),
         (["--erasing-scale", "0.2", "0.1"], "erasing-scale must be 0 < smallest <= largest < 1"),
+        (["--scale", "1.2", "0.8"], "scale must be 0 < smallest <= largest, got (1.2, 0.8)"),
+        (["--translate", "1"], "translate must be 0 or more and below 1, got 1.0"),
         (["--recipe", "fer2013"], "recipe must be one of affectnet7"),
         (["--recipe", "none.yaml"], "cannot read configuration none.yaml"),
         (["--resume", "nowhere"], "cannot resume: there is no nowhere. --resume takes"),
