@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw
 
 from cfmrfn.errors import printable
 from cfmrfn.metrics import Calibration, Report
@@ -54,6 +55,21 @@ def plot_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
     _save(figure, path)
+
+
+def plot_batch(path: Path, images: np.ndarray, captions: Sequence[str]) -> None:
+    """A contact sheet of images (images, height, width, 3), uint8, each over its caption."""
+    height, width = images.shape[1:3]
+    columns = max(1, math.ceil(math.sqrt(len(images) * height / width)))
+    line, gap = 14, 4
+    rows = math.ceil(len(images) / columns)
+    sheet = Image.new("RGB", (columns * (width + gap), rows * (height + line + gap)), "white")
+    pen = ImageDraw.Draw(sheet)
+    for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
+        left, top = index % columns * (width + gap), index // columns * (height + line + gap)
+        sheet.paste(Image.fromarray(image), (left, top))
+        pen.text((left, top + height), printable(caption), fill="black")
+    sheet.save(path, compress_level=1)
 
 
 def plot_confusion(path: Path, report: Report, title: str) -> None:

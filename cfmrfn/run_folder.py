@@ -4,6 +4,7 @@
 
     config.yaml     the resolved configuration
     log.txt         what was printed
+    batch.png       images of the first batch, as the network saw them, with their labels
     metrics.csv     one line per epoch
     curves.png      the same, drawn
     last.pt         the latest checkpoint, from which --resume continues

@@ -46,7 +46,7 @@ from cfmrfn.evaluation import HOW_CHOSEN, evaluate
 from cfmrfn.losses import ExpressionLoss, class_weights
 from cfmrfn.metrics import Report
 from cfmrfn.optim import build_ema, build_optimizer, learning_rate_factor, set_learning_rate
-from cfmrfn.pictures import plot_confusion, plot_curves
+from cfmrfn.pictures import plot_batch, plot_confusion, plot_curves
 from cfmrfn.run_folder import Row, RunFolder
 from cfmrfn.step import StepResult, TrainingStep
 
@@ -54,6 +54,10 @@ MEMORY_OPTIONS = (
     "start a new run with a lower --batch-size or --image-size, with --accumulate 2 or more, which "
     "takes a batch in parts, or with --precision bf16"
 )
+
+
+MOST_NAMED = 20  # unreadable images in a line or a list of the log
+MOST_SHOWN = 32  # images of the first batch in its picture
 
 
 @dataclass
@@ -206,6 +210,8 @@ class Trainer:
                 images_seen = len(self.batches) * self.batches.batch_size
                 for images, targets in self._training_batches():
                     waited += time.perf_counter() - waiting_since
+                    if not self._step_number() and self.world.is_main:
+                        self._show(images, targets)
                     result = self._train_step(images, targets)
                     bar.update(self.batches.batch_size)
                     bar.set_postfix(epoch=self.progress.epoch + 1, loss=f"{result.loss:.3f}")
@@ -304,8 +310,12 @@ class Trainer:
         )
         broken = self.world.sum(self.dataset.is_broken.int().to(self.world.device)).nonzero()
         if len(broken):
-            names = ", ".join(self.splits.train[index].path for index in broken.flatten().tolist())
-            self.log(f"skipped {len(broken)} unreadable images so far: {names}")
+            names = [self.splits.train[index].path for index in broken.flatten().tolist()]
+            more = f"; and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+            self.log(
+                f"skipped {len(names)} unreadable images so far, each for the next one: "
+                f"{', '.join(names[:MOST_NAMED])}{more}"
+            )
 
     def _report(self) -> Path:
         """Prints and writes the final results, and returns the path of the run folder."""
@@ -497,7 +507,7 @@ class Trainer:
             f"classes {', '.join(self.class_names)}",
             *(f"left out: {count}, {reason}" for reason, count in splits.dropped.items()),
             *self._about_duplicates(),
-            *(f"left out of evaluation: {why}" for why in self.checked.unreadable.values()),
+            *self._left_out_of_evaluation(),
             str(self.checked),
             self.caches.remark,
             self._framing(),
@@ -535,6 +545,13 @@ class Trainer:
             "them out"
         ]
 
+    def _left_out_of_evaluation(self) -> list[str]:
+        reasons = list(self.checked.unreadable.values())
+        lines = [f"left out of evaluation: {why}" for why in reasons[:MOST_NAMED]]
+        if len(reasons) > MOST_NAMED:
+            lines.append(f"left out of evaluation: {len(reasons) - MOST_NAMED} more")
+        return lines
+
     def _framing(self) -> str:
         if self.about.framing is None:
             return "how the images frame their faces is unknown: see cfmrfn predict --framing"
@@ -543,6 +560,20 @@ class Trainer:
             f"the images have eyes {right - left:.0%} of the side apart at {eyes:.0%} of the "
             f"height, and the mouth at {mouth:.0%}: cfmrfn predict frames faces so"
         )
+
+    def _show(self, images: torch.Tensor, targets: torch.Tensor) -> None:
+        """Draws the images of a batch, as they are after augmentation, and their labels."""
+        images, targets = images[:MOST_SHOWN], targets[:MOST_SHOWN].cpu()
+        mean, std = (images.new_tensor(v)[:, None, None] for v in (self.about.mean, self.about.std))
+        pixels = ((images * std + mean) * 255).round().clamp(0, 255).to("cpu", torch.uint8)
+        if self.about.color == "BGR":
+            pixels = pixels.flip(1)
+        captions = (
+            [self.class_names[label] for label in targets.tolist()]
+            if targets.ndim == 1
+            else [f"{self.class_names[votes.argmax()]} {votes.max():.0%}" for votes in targets]
+        )
+        plot_batch(self.folder.path / "batch.png", pixels.permute(0, 2, 3, 1).numpy(), captions)
 
     def _unreadable(self, error: DataError) -> DataError:
         return DataError(

@@ -52,6 +52,7 @@ def read_metrics(folder):
 def test_a_run_leaves_everything(run):
     folder = run("--validation", "0.25")
     assert {path.name for path in folder.iterdir()} == {
+        "batch.png",
         "best.pt",
         "config.yaml",
         "confusion.png",
