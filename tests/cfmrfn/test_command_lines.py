@@ -48,11 +48,12 @@ def test_help_names_the_program_as_it_was_called(name, capsys):
     assert by_script.startswith(f"usage: cfmrfn {name} ")
 
 
-def test_a_tool_gets_its_arguments_and_its_status():
-    command = [sys.executable, "-m", "cfmrfn", "predict", "nowhere.pt", "a.jpg"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert done.stderr == "error: there is no checkpoint nowhere.pt\n"
+def test_a_tool_gets_its_arguments_and_its_status(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["cfmrfn", "predict", "nowhere.pt", "a.jpg"])
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(ROOT / "cfmrfn" / "__main__.py"), run_name="__main__")
+    assert stop.value.code == 2
+    assert capsys.readouterr().err == "error: there is no checkpoint nowhere.pt\n"
 
 
 def test_an_unknown_tool_is_one_line(capsys):

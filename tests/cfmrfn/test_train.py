@@ -217,7 +217,7 @@ def test_results_are_given_with_and_without_duplicates(run, faces, tmp_path):
     shutil.copytree(faces, root)
     aligned = root / "Image" / "aligned"
     shutil.copy(aligned / "train_00003_aligned.jpg", aligned / "test_00001_aligned.jpg")
-    args = ["--data", str(root), "--epochs", "1", "--rho", "0"]
+    args = ["--data", str(root), "--epochs", "1", "--rho", "0", "--image-size", "32"]
     folder = run(*args)
     report = json.loads((folder / "report.json").read_text())
     leak = str(aligned / "test_00001_aligned.jpg")
