@@ -111,7 +111,8 @@ def cached(samples: Sequence[Sample], at_least: int | None, limit: int, threads:
 
 def memory_limit() -> int:
     """Bytes that this process may keep images in."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    sysconf = getattr(os, "sysconf", None)  # Windows has none, and does not tell
+    physical = 4 << 30 if sysconf is None else sysconf("SC_PHYS_PAGES") * sysconf("SC_PAGE_SIZE")
     group = Path("/sys/fs/cgroup/memory.max")
     text = group.read_text() if group.exists() else "max"
     memory = min(physical, int(text)) if text.strip().isdecimal() else physical
