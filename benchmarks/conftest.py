@@ -7,3 +7,4 @@ import pytest
 def pytest_configure(config):
     if config.getoption("benchmark_only", default=False):
         config.option.benchmark_disable = False
+        config.option.dist, config.option.tx = "no", []  # one process, which nothing disturbs

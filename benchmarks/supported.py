@@ -134,8 +134,8 @@ def main() -> int:
     )
     options = parser.parse_args()
     collected = Collect()
-    arguments: list[Any] = ["-q", "--rootdir", str(ROOT), *(str(ROOT / file) for file in FILES)]
-    status = pytest.main(arguments, plugins=[collected])
+    files = [str(ROOT / file) for file in FILES]
+    status = pytest.main(["-q", "-n0", "--rootdir", str(ROOT), *files], plugins=[collected])
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.output.write_text(page(collected.outcomes, setting(device)), "utf-8")
     return int(status)

@@ -220,7 +220,7 @@ def tests(files: str, processes: int, chosen: str) -> tuple[str, ...]:
     """The command of tests of the operator, chosen by names and spread over processes."""
     names = [f"tests/sdwa/test_{name}.py" for name in files.split()]
     plugins = ("-p", "xdist.plugin", "-p", "pytest_timeout", "-p", "pytest_benchmark.plugin")
-    spread = ("-n", str(processes), "--dist", "worksteal")
+    spread = ("-n", str(processes), "--maxprocesses", str(processes), "--dist", "worksteal")
     # Warnings of the machine's versions are not what is asked.
     options = ("-q", "--tb=short", "--disable-warnings", "-o", "filterwarnings=default")
     limits = ("--maxfail=20", "--timeout=90")
