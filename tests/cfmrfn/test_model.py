@@ -158,7 +158,7 @@ def test_untrained_backbones_give_features_of_ordinary_size(images, preset):
 
 def test_spatial_tokens_are_places(tiny, images):
     """Token (i, j) is made of the backbone's pixels (2i..2i+1, 2j..2j+1), and of no others."""
-    features = torch.randn(1, 64, 14, 14)
+    features = torch.randn(1, tiny.image_backbone.out_channels, 14, 14)
     tiny.image_backbone.forward = lambda x: features
     before = tiny.image_tokens(images[:1])
     features[:, :, 4:6, 8:10] += 1
@@ -168,9 +168,10 @@ def test_spatial_tokens_are_places(tiny, images):
 
 def test_poster_view_is_the_memory_cut_in_pieces(images):
     model = make_tiny(tokens="poster_view").eval()
-    features = torch.randn(2, 64, 14, 14).contiguous(memory_format=torch.channels_last)
+    channels = model.image_backbone.out_channels
+    features = torch.randn(2, channels, 14, 14).contiguous(memory_format=torch.channels_last)
     model.image_backbone.forward = lambda x: features
-    pieces = features.contiguous().view(2, 49, 256)
+    pieces = features.contiguous().view(2, 49, 4 * channels)
     expected = model.image_embed(pieces).view(2, 7, 7, -1) + model.position
     torch.testing.assert_close(model.image_tokens(images), expected)
 

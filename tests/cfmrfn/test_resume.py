@@ -181,7 +181,7 @@ def other_faces(tmp_path):
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_an_image_that_breaks_in_the_middle(options, tmp_path, monkeypatch, split):
     """What was trained is kept, and the run goes on as if nothing had happened."""
-    args = [*options, "--ema", "0.9", "--batch-size", "4", "--validation", "0.25"]
+    args = [*options, "--ema", "0.9", "--batch-size", "4", "--validation", "0.25", "--no-cache"]
     whole = train_here(*args, "--output", str(tmp_path / "whole"))
     trainer = Trainer(parse_config([*args, "--output", str(tmp_path / "run")]))
     index = trainer.batches.batch(5)[0][0] if split == "train" else 4
@@ -209,7 +209,8 @@ def test_an_image_that_breaks_in_the_middle(options, tmp_path, monkeypatch, spli
 def test_broken_images_may_be_skipped_on_resume(options, tmp_path, faces):
     root = tmp_path / "faces"
     shutil.copytree(faces, root)
-    args = [*options, "--data", str(root), "--epochs", "2", "--output", str(tmp_path / "run")]
+    args = [*options, "--data", str(root), "--output", str(tmp_path / "run")]
+    args += ["--epochs", "2", "--no-cache"]
     trainer = Trainer(parse_config(args))
     bad = root / "Image" / "aligned" / "test_00005_aligned.jpg"
     bad.write_bytes(b"not a picture")
