@@ -132,6 +132,9 @@ class NetworkConfig:
     """Streams in use (Table 6)."""
     tokens: Literal["spatial", "poster_view"] | None = None
     """How the backbone's map becomes tokens; poster_view reshapes without moving pixels."""
+    gray: bool | None = None
+    """See only how light images are, not their colors: for a network that learns from grey images,
+    such as FERPlus, and is used on photographs."""
     q_proj: bool | None = None
     """Project the query (equation 1 does, the paper's counts do not)."""
     token_mixing: bool | None = None

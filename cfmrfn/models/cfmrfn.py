@@ -36,6 +36,8 @@ ATTENTION = ("dilated", "window", "global")
 STREAMS = ("both", "expression", "landmark")
 PADDING_MODES = ("zeros", "masked")
 
+LUMA = (0.299, 0.587, 0.114)  # what red, green and blue add to it, ITU-R BT.601
+
 KERNEL_SIZE = 3  # the paper's window; dilation r makes its reach 2 r + 1
 
 # What `CFMRFN.freeze` takes -> the children that are frozen. The classifier always trains.
@@ -70,6 +72,30 @@ class Description(NamedTuple):
     attention: Tensor
 
 
+class Luma(nn.Module):
+    """Images as if they were grey: each channel the weighted sum of all, ITU-R BT.601's luma.
+
+    Both images are normalised by the mean and standard deviation of ImageNet, whose channels
+    differ, so that the three channels of a grey image do too. A grey image stays as it is.
+    """
+
+    weights: Tensor
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        mean, std = torch.tensor([IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD])
+        parts = torch.tensor(LUMA)
+        constants = {"weights": parts * std, "scale": 1 / std, "shift": (parts @ mean - mean) / std}
+        for name, values in constants.items():
+            self.register_buffer(name, values.view(3, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, 3, height, width), the same"""
+        return (x * self.weights).sum(1, keepdim=True) * self.scale + self.shift
+
+
 class CFMRFN(nn.Module):
     """Facial expressions from an image stream and a frozen landmark stream that query each other.
 
@@ -83,6 +109,8 @@ class CFMRFN(nn.Module):
         img_size: side, or (height, width), of the images that positions and token mixing are made
             for. Other sizes work: both are interpolated.
         in_chans: must be 3; it is here because timm passes it.
+        gray: see only how light images are, `Luma`. For a network that learnt from grey images
+            and is used on photographs.
         embed_dim, depth, num_heads, mlp_ratio: of the encoder.
         tokens: how the image backbone's map becomes tokens. "spatial": 2 x 2 pixels each.
             "poster_view": the map's memory cut into equal pieces, as POSTER does; such tokens are
@@ -117,6 +145,7 @@ class CFMRFN(nn.Module):
         img_size: int | tuple[int, int] = 224,
         *,
         in_chans: int = 3,
+        gray: bool = False,
         embed_dim: int = 512,
         depth: int = 6,
         num_heads: int = 8,
@@ -162,6 +191,7 @@ class CFMRFN(nn.Module):
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
         self.tokens = tokens
         self.attention = attention
+        self.luma: nn.Module = Luma() if gray else nn.Identity()
         self._frozen = {"landmark_backbone"}
         self.image_backbone: IRBackbone | None = None
         self.landmark_backbone: MobileFaceNet | None = None
@@ -273,7 +303,12 @@ class CFMRFN(nn.Module):
         if self.image_backbone is None:
             raise ValueError('there are no image tokens with streams="landmark"')
         token_grid(x.shape[-2:])
-        return self.to_tokens(self.image_backbone(_half(x)))
+        return self.to_tokens(self.image_backbone(self._half(x)))
+
+    def _half(self, x: Tensor) -> Tensor:
+        """What backbones see: half the sides, each the mean of 2 x 2 pixels, channels-last"""
+        half = F.interpolate(x, size=(x.shape[2] // 2, x.shape[3] // 2), mode="bilinear")
+        return cast(Tensor, self.luma(half)).contiguous(memory_format=torch.channels_last)
 
     def to_tokens(self, features: Tensor) -> Tensor:
         """(batch, channels, 2 height, 2 width) -> (batch, height, width, embed_dim)
@@ -306,7 +341,7 @@ class CFMRFN(nn.Module):
         if self.landmark_backbone is None:
             return None
         token_grid(x.shape[-2:])
-        return self.landmark_backbone.forward_features(_half(x))
+        return self.landmark_backbone.forward_features(self._half(x))
 
     @torch.no_grad()
     def landmarks(self, x: Tensor) -> Tensor | None:
@@ -322,7 +357,10 @@ class CFMRFN(nn.Module):
             x.new_tensor(v)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         )
         face = F.interpolate(
-            x * std + mean, size=(NATIVE_SIZE, NATIVE_SIZE), mode="bilinear", antialias=True
+            self.luma(x) * std + mean,
+            size=(NATIVE_SIZE, NATIVE_SIZE),
+            mode="bilinear",
+            antialias=True,
         )
         return self.landmark_backbone(face) * x.new_tensor([x.shape[-1], x.shape[-2]])
 
@@ -464,12 +502,6 @@ def _options_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
     if (position := tensors.get("position")) is not None:
         options["img_size"] = tuple(PIXELS_PER_TOKEN * side for side in position.shape[:2])
     return options
-
-
-def _half(x: Tensor) -> Tensor:
-    """(batch, 3, height, width) -> half its sides, the mean of 2 x 2 pixels, channels-last"""
-    half = F.interpolate(x, size=(x.shape[2] // 2, x.shape[3] // 2), mode="bilinear")
-    return half.contiguous(memory_format=torch.channels_last)
 
 
 def _choose_dilations(

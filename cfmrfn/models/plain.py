@@ -90,7 +90,7 @@ class PlainNetwork(nn.Module):
             (batch, num_classes), or it and (batch, 68, 2), x and y in pixels.
         """
         network = self.network
-        half = F.avg_pool2d(images, 2)
+        half = network.luma(F.avg_pool2d(images, 2))
         streams = []
         if network.image_backbone is not None:
             streams.append(network.to_tokens(network.image_backbone(half)))
@@ -101,7 +101,8 @@ class PlainNetwork(nn.Module):
         if not self.has_landmarks:
             return logits
         assert network.landmark_backbone is not None
-        face = self.reduction @ images @ self.reduction.T * self.std + self.mean
+        face = network.luma(self.reduction @ images @ self.reduction.T)
+        face = face * self.std + self.mean
         return logits, network.landmark_backbone(face) * self.image_size
 
 

@@ -3,10 +3,12 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
 
 from cfmrfn.models import CFMRFN, IRBackbone, MobileFaceNet
@@ -216,6 +218,7 @@ OPTIONS = [
     {"token_mixing": False},
     {"cross_fusion": False},
     {"pre_norm": False},
+    {"gray": True},
     {"streams": "expression"},
     {"streams": "landmark"},
 ]
@@ -330,6 +333,36 @@ def test_landmarks_come_from_an_image_in_0_to_1(tiny):
     assert seen[0].shape == (1, 3, 112, 112)
     torch.testing.assert_close(seen[0].mean(), face.mean(), rtol=1e-3, atol=0)
     assert seen[0].min() > -1e-5
+
+
+@pytest.mark.parametrize("streams", ["both", "expression", "landmark"])
+def test_gray_sees_images_as_pillow_turns_them_gray(streams):
+    """An image in color gives what its gray version gives, to a network with `gray` or without."""
+    color = torch.randint(0, 256, (64, 96, 3), generator=torch.Generator().manual_seed(2)).byte()
+    color[:, :, 1] //= 2  # neither all channels alike nor gray on the whole
+    as_pillow = torch.from_numpy(np.array(Image.fromarray(color.numpy()).convert("L")))
+    gray = as_pillow.unsqueeze(-1).expand_as(color)
+    sees_color, sees_gray = (
+        make_tiny(streams=streams, gray=value).eval() for value in (False, True)
+    )
+    mean, std = (torch.tensor(sees_gray.default_cfg[key]) for key in ("mean", "std"))
+    color, gray = (((image / 255 - mean) / std).permute(2, 0, 1)[None] for image in (color, gray))
+
+    def results(model, image):
+        return [model(image), *([] if streams == "expression" else [model.landmarks(image)])]
+
+    for expected, of_color, of_gray, without in zip(
+        results(sees_color, gray),
+        results(sees_gray, color),
+        results(sees_gray, gray),
+        results(sees_color, color),
+        strict=True,
+    ):
+        effect = (without - expected).abs().max().item()
+        assert effect > 0
+        torch.testing.assert_close(of_gray, expected, rtol=0, atol=1e-3 * effect)
+        # Pillow rounds to one of 256 levels
+        torch.testing.assert_close(of_color, expected, rtol=0, atol=0.02 * effect)
 
 
 # Speed: what the compilers and the memory format need

@@ -57,6 +57,7 @@ PLAIN = {
     "tiny at 224, landmarks": {"size": 224, "landmarks": True},
     "masked, at 96": {"options": ["--padding-mode", "masked"], "size": 96, "landmarks": True},
     "poster_view": {"options": ["--tokens", "poster_view"], "size": 128},
+    "gray, landmarks": {"options": ["--gray", "True"], "size": 96, "landmarks": True},
     "global": {"options": ["--attention", "global"]},
     "window, not crossed, norm after": {
         "options": ["--attention", "window", "--cross-fusion", "False", "--pre-norm", "False"]
