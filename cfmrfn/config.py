@@ -301,6 +301,11 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
+    def __post_init__(self) -> None:
+        if self.network.gray:
+            legal = "RGB with gray, which weighs red, green and blue differently"
+            _require(self.images.color == "RGB", "color", self.images.color, legal)
+
     def sections(self) -> dict[str, dict[str, Any]]:
         """Section name -> {field: value} of plain values that YAML can hold."""
         return {

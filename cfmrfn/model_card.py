@@ -159,13 +159,17 @@ class Card:
                 f"- {100 * images.validation:g} % of the training images were set aside for "
                 "validation."
             )
+        report = self.report or {}
+        if not self._is_drawn:
+            count = report.get("training_images", "not recorded in the run's report")
+            lines.append(f"- Training images: {count}.")
+        if report.get("validation_images"):
+            lines.append(f"- Validation images: {report['validation_images']}.")
         if (results := self._measured) is not None:
             lines.append(f"- Held out: {results['images']} images.")
-        if not self._is_drawn:
-            lines.append("- Number of training images: not recorded in the run's report.")
         if images.only:
             lines.append(f"- Of its classes these were used: {', '.join(map(_text, images.only))}.")
-        left_out = (self.report or {}).get("left_out")
+        left_out = report.get("left_out")
         if isinstance(left_out, Mapping) and left_out:
             counts = (f"{count} ({_text(str(reason))})" for reason, count in left_out.items())
             lines.append(f"- Left out: {'; '.join(counts)}.")
@@ -313,6 +317,11 @@ class Card:
             f"- Channels in the order {about.color}, divided by 255, less the mean "
             f"{list(about.mean)}, divided by the standard deviation {list(about.std)}.",
         ]
+        if self._config.network.gray:
+            lines.append(
+                "- Within the network colours become grey (luma of ITU-R BT.601): colour images "
+                "need no preparation, and nothing depends on their colours."
+            )
         if self.takes_pixels:
             lines.append(
                 "- `model.onnx` and `model.pt2` take uint8 pixels in RGB, (batch, height, width, "

@@ -348,6 +348,8 @@ class Trainer:
             self.folder.write_report(
                 {
                     "data": self.splits.name,
+                    "training_images": len(self.splits.train),
+                    "validation_images": len(self.splits.validation),
                     "left_out": dict(self.splits.dropped),
                     "duplicates": self._named_duplicates(),
                     "chosen_on": self.chosen_on,

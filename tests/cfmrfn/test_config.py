@@ -60,6 +60,7 @@ PAPER = {
     "cross_fusion": None,
     "streams": None,
     "tokens": None,
+    "gray": None,
     "q_proj": None,
     "token_mixing": None,
     "padding_mode": None,
@@ -112,13 +113,14 @@ RECIPES = {
         "smooth_weight": 0.0,
         "clip": 5.0,
     },
-    "ferplus": {**PAPER, "layout": "ferplus", "classes": 8},
+    "ferplus": {**PAPER, "layout": "ferplus", "classes": 8, "gray": True},
     "ferplus-tiny": {
         **PAPER,
         "layout": "ferplus-votes",
         "classes": 8,
         "soft_labels": True,
         "model": "cfmrfn_tiny",
+        "gray": True,
         "image_size": 128,
         "rotation": 15.0,
         "translate": 0.075,
@@ -215,6 +217,12 @@ def test_the_former_name_of_layout_is_still_read(tmp_path):
 def test_overrides_are_what_departs_from_the_preset():
     config = parse_config(["--streams", "landmark", "--depth", "3", "--no-crop"])
     assert config.network.overrides() == {"streams": "landmark", "depth": 3}
+
+
+def test_gray_needs_the_order_that_its_weights_are_for():
+    assert parse_config(["--gray", "True"]).network.overrides() == {"gray": True}
+    with pytest.raises(ConfigError, match="color must be RGB with gray, .*, got BGR"):
+        parse_config(["--gray", "True", "--color", "BGR"])
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,14 @@ def make_run(folder, options=(), classes=7, *, report=True, **more):
         "per_class": {name: 0.1 * n for n, name in enumerate(about.class_names)},
     }
     if report:
-        text = json.dumps({"data": "My|faces", "left_out": {}, "held_out": {"test": results}})
+        text = json.dumps(
+            {
+                "data": "My|faces",
+                "training_images": 60,
+                "left_out": {},
+                "held_out": {"test": results},
+            }
+        )
         (folder / "report.json").write_text(text)
     return network, about
 
@@ -374,6 +381,7 @@ def test_card_has_the_report_and_its_figures(exported):
         "f1": 0.3125,
     }
     assert "15 held-out images of My\\|faces" in body
+    assert "Training images: 60." in body
     assert "optimistic" in body
     for row in ("| Accuracy | 0.5625 |", "| surprise | 0.0000 |", "| neutral | 0.6000 |"):
         assert row in body
@@ -394,6 +402,7 @@ def test_card_invents_no_figures(epoch, tmp_path):
     front, body = card_of(tmp_path / "out")
     assert "model-index" not in front
     assert "None are given" in body
+    assert ("Training images: 60." if epoch else "Training images: not recorded") in body
     assert "0.5625" not in body
 
 
@@ -408,10 +417,18 @@ def test_card_says_what_drawn_faces_are_good_for(drawn, tmp_path):
     assert ("Drawn faces only." in card_of(tmp_path / "out")[1]) == drawn
 
 
+@pytest.mark.parametrize("gray", (True, False))
+def test_card_says_that_colors_are_not_seen(gray, tmp_path):
+    make_run(tmp_path / "run", ["--gray", str(gray)])
+    export.export(tmp_path / "run", ("safetensors",), tmp_path / "out")
+    assert ("colours become grey" in card_of(tmp_path / "out")[1]) == gray
+
+
 @pytest.mark.parametrize(
     "options, more",
     [
         (("--color", "BGR"), {"landmarks": True}),
+        (("--gray", "True"), {"landmarks": True}),
         ((), {"pixels": True, "formats": ("onnx", "torch")}),
         ((), {"formats": ("torch",)}),
     ],

@@ -66,6 +66,7 @@ def test_a_run_leaves_everything(run):
     assert [row["epoch"] for row in rows] == [1, 2]
     report = json.loads((folder / "report.json").read_text())
     assert report["chosen_on"] == "val"
+    assert (report["training_images"], report["validation_images"]) == (42, 14)
     assert set(report["held_out"]) == {"val", "test", "last"}
     for result in report["held_out"].values():
         assert result["images"] == 15
