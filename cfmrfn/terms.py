@@ -39,8 +39,8 @@ class Terms:
 
 
 _FER2013 = (
-    "Each image is one face of 48 x 48 grey pixels. Colour was never seen, nor detail that so few "
-    "pixels do not hold: a larger photograph is shown to the network as blurred as that.",
+    "Each image is one face of 48 x 48 grey pixels: colour was never seen, nor detail that so few "
+    "pixels do not hold.",
     "The faces were found by an image search for words of emotion, and cropped by a program.",
     "A label sums up the votes of ten people who saw nothing but that image. By the rule "
     "`majority` images on which they disagree are left out, so that clear ones are left.",

@@ -524,6 +524,12 @@ class Trainer:
             pairs = zip(self.class_names, self.class_weights.tolist(), strict=True)
             lines.append("class weights: " + ", ".join(f"{name} {w:.3g}" for name, w in pairs))
         lines += origin
+        kept = self.caches.train
+        if kept is not None and kept.is_grey and not self.config.network.gray:
+            lines.append(
+                "all images to train on are grey: without --gray True the network may go wrong on "
+                "photographs in colour"
+            )
         if self.world.device.type == "cpu" and torch.backends.mps.is_available():
             lines.append("Apple's GPU is not used, as it is untried; --device mps tries it")
         if self._step_number():
@@ -565,7 +571,7 @@ class Trainer:
 
     def _show(self, images: torch.Tensor, targets: torch.Tensor) -> None:
         """Draws the images of a batch, as they are after augmentation, and their labels."""
-        images, targets = images[:MOST_SHOWN], targets[:MOST_SHOWN].cpu()
+        images, targets = self.network.luma(images[:MOST_SHOWN]), targets[:MOST_SHOWN].cpu()
         mean, std = (images.new_tensor(v)[:, None, None] for v in (self.about.mean, self.about.std))
         pixels = ((images * std + mean) * 255).round().clamp(0, 255).to("cpu", torch.uint8)
         if self.about.color == "BGR":

@@ -63,6 +63,11 @@ class ImageCache:
         return int((self.places[:, 2] == 0).sum())
 
     @property
+    def is_grey(self) -> bool:
+        """Whether every image that could be read is grey."""
+        return bool((self.places[:, 2] <= 1).all())
+
+    @property
     def nbytes(self) -> int:
         """Bytes that the images take."""
         return sum(map(len, self.pieces))

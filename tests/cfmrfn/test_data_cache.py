@@ -66,6 +66,8 @@ def test_what_is_kept(samples, kept):
     assert kept[5].shape == (3, 70, 70)
     assert kept.nbytes == sum(kept[index].numel() for index in range(7))
     assert torch.equal(kept.part(slice(3, 5))[1], kept[4])
+    assert not kept.is_grey
+    assert kept.part(slice(6, 8)).is_grey
 
 
 @pytest.mark.parametrize("color", ["RGB", "BGR"])

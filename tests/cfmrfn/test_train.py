@@ -263,6 +263,14 @@ def test_what_the_set_leaves_out_is_kept(run, faces, tmp_path):
     assert json.loads((folder / "report.json").read_text())["left_out"] == {reason: 1}
 
 
+@pytest.mark.parametrize("gray", ["True", "None"])
+def test_training_on_grey_images_alone_is_remarked(gray, run, tmp_path):
+    root = public_sets.class_folders(tmp_path / "set", ["anger", "joy"])
+    folder = run("--data", str(root), "--batch-size", "2", "--epochs", "1", "--gray", gray)
+    remark = "all images to train on are grey: without --gray True"
+    assert (remark in (folder / "log.txt").read_text()) == (gray == "None")
+
+
 def test_names_that_are_no_text(options, tmp_path, monkeypatch):
     root = public_sets.class_folders(tmp_path / "set", ["anger", "joy"])
     name = os.fsdecode(b"bl\xe9")
