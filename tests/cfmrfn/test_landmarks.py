@@ -120,8 +120,6 @@ def test_what_cannot_be_done_is_said_at_once(args, message):
 @pytest.mark.parametrize("preset", ["cfmrfn_tiny", "cfmrfn_base"])
 def test_the_weights_of_the_package_find_landmarks(drawn, preset):
     path = pretrained.landmarks(preset)
-    if path is None:
-        pytest.skip("no weights for it come with the package")
     network = timm.create_model(preset)
     random = measure_drawn(network.landmark_backbone, drawn, 0).errors("framed as drawn sets")
     load_landmarks(network, path)
