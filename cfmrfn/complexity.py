@@ -123,12 +123,12 @@ def measure(
         model: name of the preset.
         batch_size: images of the batch.
         image_size: side of the images, in pixels.
-        **options: of `CFMRFN`.
+        **options: of `CFMRFN`; without `img_size`, the network is one for images of that size.
 
     Raises:
         TypeError, ValueError: an option is unknown or not legal.
     """
-    network = build_uninitialised(model, **options).train()
+    network = build_uninitialised(model, **{"img_size": image_size, **options}).train()
     with FakeTensorMode(allow_non_fake_inputs=True) as fake:
         x = torch.empty(batch_size, 3, image_size, image_size)
         # This pass also loads sdwa's operators, before the counter looks for their formulas.
