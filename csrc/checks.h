@@ -67,24 +67,43 @@ inline Tensor allocate(const Tensor& query, const std::vector<int64_t>& shape, S
 inline constexpr int64_t kMaxKernelSize = 255;
 inline constexpr int64_t kMaxExtent = int64_t(1) << 30;
 
-inline Problem make_problem(const Tensor& query, const std::vector<int64_t>& kernel_size,
-                            const std::vector<int64_t>& dilation, double scale, bool masked) {
+// The arguments of the operators after the tensors.
+struct WindowArguments {
+  const std::vector<int64_t>& kernel_size;
+  const std::vector<int64_t>& dilation;
+  double scale;
+  bool masked, shifted, causal_h, causal_w;
+};
+
+inline Problem make_problem(const Tensor& query, const WindowArguments& window) {
+  const auto& [kernel_size, dilation, scale, masked, shifted, causal_h, causal_w] = window;
   STD_TORCH_CHECK(query.dim() == 5,
                   "sdwa: query must be (batch, height, width, heads, head_dim), got ", query.dim(),
                   " dimensions");
   STD_TORCH_CHECK(kernel_size.size() == 2 && kernel_size[0] > 0 && kernel_size[1] > 0 &&
-                      kernel_size[0] % 2 == 1 && kernel_size[1] % 2 == 1 &&
-                      kernel_size[0] <= kMaxKernelSize && kernel_size[1] <= kMaxKernelSize,
-                  "sdwa: kernel_size must hold two odd numbers up to ", kMaxKernelSize);
+                      kernel_size[0] <= kMaxKernelSize && kernel_size[1] <= kMaxKernelSize &&
+                      (shifted || (kernel_size[0] % 2 == 1 && kernel_size[1] % 2 == 1)),
+                  "sdwa: kernel_size must hold two numbers up to ", kMaxKernelSize,
+                  ", odd ones unless windows are shifted");
+  STD_TORCH_CHECK(masked || !shifted, "sdwa: shifted windows must be masked");
   STD_TORCH_CHECK(query.size(1) <= kMaxExtent && query.size(2) <= kMaxExtent,
                   "sdwa: query must have height and width up to ", kMaxExtent, ", got ",
                   query.size(1), " and ", query.size(2));
   STD_TORCH_CHECK(dilation.size() == static_cast<size_t>(2 * query.size(3)),
                   "sdwa: dilation must hold two numbers per head");
   for (int64_t d : dilation) STD_TORCH_CHECK(d >= 1, "sdwa: dilation must be at least 1, got ", d);
-  return {query.size(0), query.size(1),  query.size(2),  query.size(3),
-          query.size(4), kernel_size[0], kernel_size[1], dilation.data(),
-          scale,         masked,         dtype_of(query)};
+  Problem problem{};
+  problem.batch = query.size(0);
+  problem.height = query.size(1);
+  problem.width = query.size(2);
+  problem.heads = query.size(3);
+  problem.head_dim = query.size(4);
+  problem.dilation = dilation.data();
+  problem.scale = scale;
+  problem.masked = masked;
+  problem.dtype = dtype_of(query);
+  problem.set_windows(kernel_size[0], kernel_size[1], shifted, causal_h, causal_w);
+  return problem;
 }
 
 inline bool same_shape(const Tensor& a, const Tensor& b) {
@@ -136,10 +155,8 @@ struct ForwardCall {
 inline ForwardCall prepare_forward(const Tensor& query, const Tensor& key, const Tensor& value,
                                    const std::optional<Tensor>& bias,
                                    const std::optional<Tensor>& key_mask,
-                                   const std::vector<int64_t>& kernel_size,
-                                   const std::vector<int64_t>& dilation, double scale,
-                                   bool masked) {
-  Problem problem = make_problem(query, kernel_size, dilation, scale, masked);
+                                   const WindowArguments& window) {
+  Problem problem = make_problem(query, window);
   Tensor out = allocate(
       query, {problem.batch, problem.height, problem.width, problem.heads, problem.head_dim},
       query.scalar_type());
@@ -150,7 +167,7 @@ inline ForwardCall prepare_forward(const Tensor& query, const Tensor& key, const
                    input_view(key, query, "key"),
                    input_view(value, query, "value"),
                    optional_data(bias, query, accumulation_type(query),
-                                 {problem.heads, problem.kernel_h, problem.kernel_w}, "bias"),
+                                 {problem.heads, problem.bias_h(), problem.bias_w()}, "bias"),
                    key_mask_data(key_mask, query),
                    out.mutable_data_ptr(),
                    lse.mutable_data_ptr()};
@@ -166,10 +183,8 @@ inline BackwardCall prepare_backward(const Tensor& grad_out, const std::optional
                                      const Tensor& query, const Tensor& key, const Tensor& value,
                                      const std::optional<Tensor>& bias,
                                      const std::optional<Tensor>& key_mask, const Tensor& out,
-                                     const Tensor& lse, const std::vector<int64_t>& kernel_size,
-                                     const std::vector<int64_t>& dilation, double scale,
-                                     bool masked) {
-  Problem problem = make_problem(query, kernel_size, dilation, scale, masked);
+                                     const Tensor& lse, const WindowArguments& window) {
+  Problem problem = make_problem(query, window);
   STD_TORCH_CHECK(out.is_contiguous(), "sdwa: out must be contiguous");
   std::vector<int64_t> shape{problem.batch, problem.height, problem.width, problem.heads,
                              problem.head_dim};
@@ -177,7 +192,7 @@ inline BackwardCall prepare_backward(const Tensor& grad_out, const std::optional
   Tensor grad_query = allocate(query, shape, query.scalar_type());
   Tensor grad_key = allocate(query, shape, query.scalar_type());
   Tensor grad_value = allocate(query, shape, query.scalar_type());
-  std::vector<int64_t> bias_shape{problem.heads, problem.kernel_h, problem.kernel_w};
+  std::vector<int64_t> bias_shape{problem.heads, problem.bias_h(), problem.bias_w()};
   const ScalarType accumulation = accumulation_type(query);
   Tensor grad_bias = allocate(query, bias ? bias_shape : std::vector<int64_t>{0}, accumulation);
   BackwardArgs args{problem,

@@ -5,17 +5,21 @@
 
 STABLE_TORCH_LIBRARY(sdwa, m) {
   // query, key, value: (batch, height, width, heads, head_dim), last stride 1
-  // bias: (heads, kernel_h, kernel_w) in the accumulation type
+  // bias: (heads, kernel_h, kernel_w) in the accumulation type, of a causal axis the taps up to the
+  // query; with shifted windows (heads, 2 kernel_h - 1, 2 kernel_w - 1), by distance
   // key_mask: (batch, height, width) bool; a key where it is false is left out of every softmax
   // kernel_size: [kernel_h, kernel_w]; dilation: [dilation_h, dilation_w] of each head, flattened
+  // masked: taps off the map are left out; shifted, which must be masked too: windows move inwards
   // out: like query, contiguous; lse: (batch, height, width, heads) in the accumulation type
   m.def(
       "attention_forward(Tensor query, Tensor key, Tensor value, Tensor? bias, Tensor? key_mask, "
-      "int[] kernel_size, int[] dilation, float scale, bool masked) -> (Tensor out, Tensor lse)");
+      "int[] kernel_size, int[] dilation, float scale, bool masked, bool shifted=False, "
+      "bool causal_h=False, bool causal_w=False) -> (Tensor out, Tensor lse)");
   // grad_bias is empty, of shape (0,), where bias is None
   m.def(
       "attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
       "Tensor value, Tensor? bias, Tensor? key_mask, Tensor out, Tensor lse, int[] kernel_size, "
-      "int[] dilation, float scale, bool masked) -> (Tensor grad_query, Tensor grad_key, "
-      "Tensor grad_value, Tensor grad_bias)");
+      "int[] dilation, float scale, bool masked, bool shifted=False, bool causal_h=False, "
+      "bool causal_w=False) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, "
+      "Tensor grad_bias)");
 }

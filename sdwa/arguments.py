@@ -17,6 +17,7 @@ from sdwa.problem import (
     MAX_KERNEL_SIZE,
     PADDING_MODES,
     AttentionProblem,
+    Causal,
     Dilation,
     Size,
     dtype_names,
@@ -33,6 +34,7 @@ def make_problem(
     scale: float | None,
     padding_mode: str,
     key_mask: Tensor | None = None,
+    is_causal: Causal = False,
 ) -> AttentionProblem:
     """The problem that the operator's arguments ask for, once they are checked.
 
@@ -46,10 +48,11 @@ def make_problem(
     _check_tensors(query, key, value)
     check_padding_mode(padding_mode)
     *pixels, heads, head_dim = query.shape
-    kernel = as_kernel_size(kernel_size)
+    shifted = padding_mode == "shifted"
+    kernel = as_kernel_size(kernel_size, shifted)
     pairs = as_dilation(dilation, heads, query.shape)
     if bias is not None:
-        _check_bias(bias, query, (heads, *kernel))
+        _check_bias(bias, query, kernel, shifted)
     if key_mask is not None:
         _check_key_mask(key_mask, query)
     return AttentionProblem(
@@ -57,24 +60,131 @@ def make_problem(
         kernel_size=kernel,
         flat_dilation=tuple(step for pair in pairs for step in pair),
         scale=as_scale(scale, head_dim),
-        masked=padding_mode == "masked",
+        masked=padding_mode != "zeros",
+        shifted=shifted,
+        is_causal=as_causal(is_causal),
         dtype=query.dtype,
         device=query.device,
     )
 
 
-def as_kernel_size(kernel_size: Size) -> tuple[int, int]:
-    """(kernel_h, kernel_w) of an odd int or a pair of them."""
+class Line:
+    """The arguments of a call for sequences, (batch, length, ...), as those for maps of one row.
+
+    Attributes:
+        query, key, value, kernel_size, dilation, bias, key_mask, is_causal: for maps. What is not
+            legal in them is left for `make_problem` to refuse.
+
+    Raises:
+        TypeError, ValueError: an argument that is for maps of two axes, or illegal so that it has
+            no counterpart there.
+    """
+
+    def __init__(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kernel_size: Size,
+        dilation: Dilation,
+        bias: Tensor | None,
+        key_mask: Tensor | None,
+        is_causal: Causal,
+    ) -> None:
+        for name, tensor in (("key", key), ("value", value)):
+            if not isinstance(tensor, Tensor):
+                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+            if tensor.dim() != 4:
+                raise ValueError(
+                    f"query and {name} must both be (batch, height, width, heads, head_dim), or "
+                    f"both (batch, length, heads, head_dim): got shapes {tuple(query.shape)} and "
+                    f"{tuple(tensor.shape)}"
+                )
+        self.query, self.key, self.value = (t.unsqueeze(1) for t in (query, key, value))
+        self.kernel_size = as_line_kernel_size(kernel_size)
+        self.dilation = as_line_dilation(dilation)
+        self.bias = _unsqueezed("bias", bias, 2, "(heads, kernel) or (heads, 2 * kernel - 1)")
+        self.key_mask = _unsqueezed("key_mask", key_mask, 2, "(batch, length)")
+        if isinstance(is_causal, Sequence) and len(is_causal) == 1:
+            is_causal = is_causal[0]
+        if not isinstance(is_causal, bool):
+            raise TypeError(f"is_causal must be a bool for sequences, got {is_causal!r}")
+        self.is_causal = False, is_causal
+
+
+def as_line_kernel_size(kernel_size: Size) -> tuple[int, int]:
+    """(1, kernel) of the kernel size of sequences, an int or a sequence of one."""
+    if isinstance(kernel_size, Sequence) and len(kernel_size) == 1:
+        kernel_size = kernel_size[0]
+    if not is_int(kernel_size):
+        raise TypeError(
+            f"kernel_size must be an int for (batch, length, heads, head_dim), got {kernel_size!r}"
+        )
+    return 1, int(kernel_size)  # type: ignore[arg-type]
+
+
+def as_line_dilation(dilation: Dilation) -> Dilation:
+    """The dilation of maps of one row, from that of sequences: an int, or one entry per head."""
+    if not isinstance(dilation, Sequence) or isinstance(dilation, (str, bytes)):
+        return dilation
+    entries: list[Sequence[int]] = []
+    for entry in dilation:
+        if isinstance(entry, Sequence) and len(entry) == 1:
+            entry = entry[0]
+        if not is_int(entry):
+            raise TypeError(
+                "dilation entries must be ints for (batch, length, heads, head_dim), "
+                f"got {entry!r} in {dilation!r}"
+            )
+        entries.append((1, int(entry)))  # type: ignore[arg-type]
+    return tuple(entries)
+
+
+def _unsqueezed(name: str, tensor: Tensor | None, dims: int, legal: str) -> Tensor | None:
+    """The argument `name` of sequences as that of maps of one row."""
+    if tensor is None:
+        return None
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"{name} must be a tensor or None, got {type(tensor).__name__}")
+    if tensor.dim() != dims:
+        raise ValueError(f"{name} must be {legal}, got shape {tuple(tensor.shape)}")
+    return tensor.unsqueeze(1)
+
+
+def as_kernel_size(kernel_size: Size, shifted: bool = False) -> tuple[int, int]:
+    """(kernel_h, kernel_w) of an int or a pair of them, odd unless windows are shifted."""
     pair = _as_pair(kernel_size)
     if pair is None:
         raise TypeError(
-            f"kernel_size must be an odd int or a pair (kernel_h, kernel_w), got {kernel_size!r}"
+            f"kernel_size must be an {'' if shifted else 'odd '}int or a pair (kernel_h, "
+            f"kernel_w), got {kernel_size!r}"
         )
-    if any(not 1 <= size <= MAX_KERNEL_SIZE or size % 2 == 0 for size in pair):
+    if not all(1 <= size <= MAX_KERNEL_SIZE for size in pair):
         raise ValueError(
-            f"kernel_size must be odd and from 1 to {MAX_KERNEL_SIZE}, got {kernel_size!r}"
+            f"kernel_size must be {'' if shifted else 'odd and '}from 1 to {MAX_KERNEL_SIZE}, "
+            f"got {kernel_size!r}"
+        )
+    if not shifted and any(size % 2 == 0 for size in pair):
+        raise ValueError(
+            f"kernel_size must be odd and from 1 to {MAX_KERNEL_SIZE}, got {kernel_size!r} "
+            '(padding_mode="shifted" takes even ones)'
         )
     return pair
+
+
+def as_causal(is_causal: Causal) -> tuple[bool, bool]:
+    """Whether the windows are causal along the height and along the width."""
+    if isinstance(is_causal, bool):
+        return is_causal, is_causal
+    if (
+        isinstance(is_causal, Sequence)
+        and len(is_causal) == 2
+        and all(isinstance(axis, bool) for axis in is_causal)
+    ):
+        return is_causal[0], is_causal[1]
+    raise TypeError(
+        f"is_causal must be a bool or a pair (height, width) of them, got {is_causal!r}"
+    )
 
 
 def as_dilation(
@@ -156,7 +266,8 @@ def check_scale_tensor(scale: Tensor, query: Tensor) -> None:
 def check_padding_mode(padding_mode: str) -> None:
     """Raises ValueError where it is not one of `PADDING_MODES`."""
     if padding_mode not in PADDING_MODES:
-        legal = " or ".join(f'"{mode}"' for mode in PADDING_MODES)
+        *others, last = (f'"{mode}"' for mode in PADDING_MODES)
+        legal = f"{', '.join(others)} or {last}"
         raise ValueError(f"padding_mode must be {legal}, got {padding_mode!r}")
 
 
@@ -212,8 +323,8 @@ def check_tensor(name: str, tensor: Tensor) -> None:
         )
     if tensor.dim() != 5:
         raise ValueError(
-            f"{name} must be (batch, height, width, heads, head_dim), "
-            f"got shape {tuple(tensor.shape)}"
+            f"{name} must be (batch, height, width, heads, head_dim), or (batch, length, heads, "
+            f"head_dim) as query, key and value are, got shape {tuple(tensor.shape)}"
         )
     if tensor.dtype not in DTYPES:
         raise TypeError(f"{name} must be {dtype_names(DTYPES)}, got {tensor.dtype}")
@@ -255,15 +366,19 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
             )
 
 
-def _check_bias(bias: Tensor, query: Tensor, shape: tuple[int, int, int]) -> None:
+def _check_bias(bias: Tensor, query: Tensor, kernel: tuple[int, int], shifted: bool) -> None:
     if not isinstance(bias, Tensor):
         raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
-    if tuple(bias.shape) != shape:
+    heads = query.shape[3]
+    by_tap, by_distance = (heads, *kernel), (heads, *(2 * size - 1 for size in kernel))
+    if tuple(bias.shape) not in ((by_distance,) if shifted else (by_tap, by_distance)):
+        legal = f"(heads, 2 * kernel_h - 1, 2 * kernel_w - 1) = {by_distance}"
+        if shifted:
+            legal += ' with padding_mode="shifted"'
+        else:
+            legal = f"(heads, kernel_h, kernel_w) = {by_tap} or {legal}"
         hint = _heads_first_hint(query.shape, bias.shape[0] if bias.dim() else 0)
-        raise ValueError(
-            f"bias must be (heads, kernel_h, kernel_w) = {shape}, got shape {tuple(bias.shape)}"
-            f"{hint}"
-        )
+        raise ValueError(f"bias must be {legal}, got shape {tuple(bias.shape)}{hint}")
     if bias.dtype not in DTYPES:
         raise TypeError(f"bias must be {dtype_names(DTYPES)}, got {bias.dtype}")
     if bias.device != query.device:

@@ -28,6 +28,9 @@ def forward(
     dilation: Sequence[int],
     scale: float,
     masked: bool,
+    shifted: bool = False,
+    causal_h: bool = False,
+    causal_w: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse) of the forward operator's arguments."""
     problem = AttentionProblem(
@@ -36,6 +39,8 @@ def forward(
         flat_dilation=tuple(dilation),
         scale=scale,
         masked=masked,
+        shifted=shifted,
+        is_causal=(causal_h, causal_w),
         dtype=query.dtype,
         device=query.device,
     )
@@ -82,7 +87,7 @@ def second_derivative(
     Args:
         saved: grad_out, grad_lse, query, key, value, bias, as the backward operator took them.
         key_mask: as well.
-        window: kernel_size, dilation, scale, masked.
+        window: the arguments that follow.
         grads: gradients of grad_query, grad_key, grad_value, grad_bias.
 
     Returns:

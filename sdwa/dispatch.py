@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,14 +12,14 @@ from torch.nn.functional import pad
 
 from sdwa.arguments import is_int, make_problem
 from sdwa.backends import BACKENDS, Backend
-from sdwa.problem import AttentionProblem, Call, Dilation, Size
+from sdwa.problem import AttentionProblem, Call, Causal, Dilation, Size
 from sdwa.torch_private import trace_paused
 
 # At most so many calls are kept: more than any model makes, and a bound where shapes never repeat.
 MOST_PREPARED = 4096
-# Each with the kernel size and the dilation that it was made of: (1, 2) and (1, 2.0) are equal, but
-# only one is legal.
-_prepared: dict[Any, tuple[Call, Size, Dilation]] = {}
+# Each with the arguments that it was made of and that may equal others which are not legal: (1, 2)
+# equals (1, 2.0), and False equals 0.
+_prepared: dict[Any, tuple[Call, Size, Dilation, Causal]] = {}
 
 
 class BackendError(ValueError, RuntimeError):
@@ -35,6 +36,7 @@ def prepare(
     scale: float | None,
     padding_mode: str,
     key_mask: Tensor | None,
+    is_causal: Causal,
     backend: str | None,
 ) -> Call:
     """Validates a call, chooses its backend, and returns what computes (out, lse).
@@ -58,28 +60,35 @@ def prepare(
                 value.shape, value.dtype, value.device, value.stride(4),
                 None if bias is None else (bias.shape, bias.dtype, bias.device),
                 None if key_mask is None else (key_mask.shape, key_mask.dtype, key_mask.device),
-                kernel_size, dilation, scale, scale.__class__, padding_mode, backend,
+                kernel_size, dilation, scale, scale.__class__, padding_mode, is_causal, backend,
             )  # fmt: skip
             known = _prepared.get(facts)
         except (AttributeError, IndexError, TypeError, RuntimeError):
             known = facts = None  # not dense tensors of 5 dimensions, or lists, which have no hash
-            if isinstance(kernel_size, list) or isinstance(dilation, list):
+            if any(isinstance(given, list) for given in (kernel_size, dilation, is_causal)):
                 sizes = _as_tuples(kernel_size), _as_tuples(dilation)
+                causal = _as_tuples(is_causal)
                 return prepare(
-                    query, key, value, *sizes, bias, scale, padding_mode, key_mask, backend
+                    *(query, key, value, *sizes, bias, scale, padding_mode),
+                    *(key_mask, causal, backend),
                 )
         if (
             known is not None
             and (known[2] is dilation or repr(known[2]) == repr(dilation))
             and (known[1] is kernel_size or repr(known[1]) == repr(kernel_size))
+            and (is_causal is False or repr(known[3]) == repr(is_causal))
         ):
             return known[0]
     with trace_paused():
         problem = make_problem(
-            query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask
+            *(query, key, value, kernel_size, dilation, bias, scale, padding_mode),
+            *(key_mask, is_causal),
         )
         widths = query.shape[4], value.shape[4]
+        bias_parts = [] if bias is None else problem.bias_parts(bias.shape)
     call = select(problem, backend).bind(problem)
+    if bias_parts:
+        call = _with_part_of_bias(call, bias_parts)
     if widths[0] != widths[1]:
         call = _padded(call, widths[1], problem.shape[4])
     # Within `torch.jit.trace` the facts hold tensors, new each time: they are not found again.
@@ -87,11 +96,12 @@ def prepare(
         facts is not None
         and _is_fixed(kernel_size)
         and _is_fixed(dilation)
+        and isinstance(is_causal, bool | tuple)
         and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
     ):
         if len(_prepared) >= MOST_PREPARED:
             _prepared.clear()
-        _prepared[facts] = call, kernel_size, dilation
+        _prepared[facts] = call, kernel_size, dilation, is_causal
     return call
 
 
@@ -118,6 +128,23 @@ def _padded(call: Call, value_dim: int, head_dim: int) -> Call:
         return out[..., :value_dim], lse
 
     return padded
+
+
+def _with_part_of_bias(call: Call, parts: Sequence[tuple[int, int, int]]) -> Call:
+    """A call that takes the bias as the user gave it, made of one that takes that of its taps.
+
+    A bias by distance is cut to the window, and one of a causal window to the taps that are left.
+    """
+
+    def cut(
+        query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, key_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        assert bias is not None
+        for part in parts:
+            bias = bias.narrow(*part)
+        return call(query, key, value, bias.contiguous(), key_mask)
+
+    return cut
 
 
 def select(problem: AttentionProblem, name: str | None) -> Backend:

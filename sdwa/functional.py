@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from sdwa import reference
-from sdwa.arguments import check_scale_tensor, make_problem
+from sdwa.arguments import Line, check_scale_tensor, make_problem
 from sdwa.autocast import autocast_tensors
 from sdwa.dispatch import prepare
-from sdwa.problem import Dilation, Size, accumulation_dtype
+from sdwa.problem import Causal, Dilation, Size, accumulation_dtype
 from sdwa.torch_private import any_autocast, trace_paused, varies
 
 
@@ -28,6 +28,7 @@ def sliding_dilated_window_attention(
     scale: float | Tensor | None = None,
     padding_mode: str = "zeros",
     key_mask: Tensor | None = None,
+    is_causal: Causal = False,
     return_lse: Literal[False] = False,
     backend: str | None = None,
 ) -> Tensor: ...
@@ -45,6 +46,7 @@ def sliding_dilated_window_attention(
     scale: float | Tensor | None = None,
     padding_mode: str = "zeros",
     key_mask: Tensor | None = None,
+    is_causal: Causal = False,
     return_lse: Literal[True],
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]: ...
@@ -61,6 +63,7 @@ def sliding_dilated_window_attention(
     scale: float | Tensor | None = None,
     padding_mode: str = "zeros",
     key_mask: Tensor | None = None,
+    is_causal: Causal = False,
     return_lse: bool = False,
     backend: str | None = None,
 ) -> Tensor | tuple[Tensor, Tensor]:
@@ -74,6 +77,11 @@ def sliding_dilated_window_attention(
 
     These are eqs. 8-10 of the CFMRFN paper; there the query comes from the other stream.
 
+    Sequences of one axis are given without the height: query, key and value as (batch, length,
+    heads, head_dim), and then kernel_size, each entry of dilation and is_causal are those of one
+    axis, bias is (heads, kernel) or (heads, 2 * kernel - 1), key_mask (batch, length), and lse
+    (batch, length, heads).
+
     Args:
         query, key, value: (batch, height, width, heads, head_dim), float32, bfloat16, float16 or
             float64, of one shape, dtype and device. Any strides, so slices of a packed projection
@@ -82,22 +90,34 @@ def sliding_dilated_window_attention(
             heads come first, (batch, heads, height, width, head_dim), would be read as maps of
             heads x height: pass `query.permute(0, 2, 3, 1, 4)`. They may be DTensors, sharded over
             batch and heads without communication; `sdwa.sharding` says what holds there.
-        kernel_size: taps along each side of the window, odd, up to 255; or (kernel_h, kernel_w).
+        kernel_size: taps along each side of the window, up to 255, or (kernel_h, kernel_w). They
+            are odd, but with padding_mode="shifted": there a window of even size has one tap more
+            before the query than after it.
         dilation: distance of neighbouring taps in pixels: one for all heads, or a sequence with one
             entry per head, an int or (dilation_h, dilation_w). It may exceed the map. (2, 1) is two
             heads; 2 rows and 1 column apart in all heads is `((2, 1),) * heads`.
-        bias: (heads, kernel_h, kernel_w), added to the scores; any of the dtypes above.
+        bias: added to the scores, by tap, (heads, kernel_h, kernel_w), or by the distance in taps
+            from query to key, (heads, 2 * kernel_h - 1, 2 * kernel_w - 1), whose middle is for the
+            query's own pixel. Centred windows use the middle kernel_h x kernel_w of the latter;
+            "shifted" takes no other. Any of the dtypes above.
         scale: factor of the scores; None: `head_dim ** -0.5` of query. 0.0 is a value like any
             other. A tensor of shape (), (1,) or (heads,) may be learned: the query is multiplied by
             it, and the product is rounded to the dtype of query.
         padding_mode: what a tap off the map is. "zeros": a zero key and a zero value, which keep
-            their place in the softmax, as `torch.nn.Unfold` pads; "masked": left out.
+            their place in the softmax, as `torch.nn.Unfold` pads; "masked": left out. "shifted",
+            neighborhood attention (Hassani et al. 2023): there is none, as a window that would
+            leave the map moves inwards, by whole dilations, and is no longer centred on its query.
+            Where the map has fewer pixels a dilation apart than the window has taps, a query
+            attends to all of them.
         key_mask: (batch, height, width) bool; a key where it is False, such as the padding of a
             smaller image, is left out of every softmax. (`key_padding_mask` of
             `torch.nn.MultiheadAttention` is the other way round.) What is left out must be finite
             all the same. Off the map padding_mode holds: with "masked", a padded image comes out as
             it does alone. With "zeros" it does so without key_mask, if key and value are 0 in the
             padding.
+        is_causal: leave out the taps after the query, along both axes or as (height, width) says.
+            With "shifted", as NATTEN has it, a causal window has all kernel_size taps, the last of
+            them at the query, and those before the first pixel are left out.
         return_lse: also return lse.
         backend: "cuda", "triton", "cpu" or "reference"; None: the best that fits.
 
@@ -123,17 +143,23 @@ def sliding_dilated_window_attention(
     if not (query.__class__ is key.__class__ is value.__class__ is Tensor):
         results = _of_other_classes(
             *(query, key, value, kernel_size, dilation, bias, scale),
-            *(padding_mode, key_mask, return_lse, backend),
+            *(padding_mode, key_mask, is_causal, return_lse, backend),
         )
         if results is not None:
             return results  # type: ignore[no-any-return]
+    if query.dim() == 4:
+        return _one_axis(  # type: ignore[no-any-return]
+            *(query, key, value, kernel_size, dilation, bias, scale),
+            *(padding_mode, key_mask, is_causal, return_lse, backend),
+        )
     if any_autocast():
         query, key, value = autocast_tensors(query, key, value)
     # The operators take scale as a constant, which neither of these is.
     if scale is not None and (isinstance(scale, Tensor) or varies(scale)):
         query, scale = _scaled(query, scale), 1.0
     call = prepare(
-        query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask, backend
+        *(query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask),
+        *(is_causal, backend),
     )
     if bias is not None:
         bias = bias.to(accumulation_dtype(query.dtype)).contiguous()
@@ -153,6 +179,7 @@ def attention_weights(
     scale: float | Tensor | None = None,
     padding_mode: str = "zeros",
     key_mask: Tensor | None = None,
+    is_causal: Causal = False,
 ) -> Tensor:
     """The weights by which `sliding_dilated_window_attention` adds up the values, for looking at.
 
@@ -160,15 +187,17 @@ def attention_weights(
     fused kernels never hold them. On any device, differentiable.
 
     Args:
-        query, key, kernel_size, dilation, bias, scale, padding_mode, key_mask: as for
+        query, key, kernel_size, dilation, bias, scale, padding_mode, key_mask, is_causal: as for
             `sliding_dilated_window_attention`, but no DTensors.
 
     Returns:
-        (batch, height, width, heads, kernel_h, kernel_w), float32 (float64 for float64 tensors).
+        (batch, height, width, heads, kernel_h, kernel_w), or (batch, length, heads, kernel) for
+        sequences; float32 (float64 for float64 tensors).
         Entry [b, y, x, n, i, j] is the weight, for the query of head n at (y, x), of the value at
         (y + (i - kernel_h // 2) * dilation_h, x + (j - kernel_w // 2) * dilation_w), with the
         dilation of head n. The weights of a window add up to 1; with "zeros" those of taps off the
-        map are among them. Where every tap is left out all are 0.
+        map are among them. Where every tap is left out all are 0. With "shifted", i and j count
+        from the first tap of the window where it has moved to.
 
     Raises:
         TypeError, ValueError: an argument that is not legal; the message names it.
@@ -178,6 +207,17 @@ def attention_weights(
         >>> attention_weights(q, k, 3, (1, 1, 2, 2, 2, 3, 3, 3)).shape
         torch.Size([1, 7, 7, 8, 3, 3])
     """
+    if isinstance(query, Tensor) and query.dim() == 4:
+        line = Line(query, key, key, kernel_size, dilation, bias, key_mask, is_causal)
+        weights = attention_weights(
+            *(line.query, line.key, line.kernel_size, line.dilation),
+            bias=line.bias,
+            scale=scale,
+            padding_mode=padding_mode,
+            key_mask=line.key_mask,
+            is_causal=line.is_causal,
+        )
+        return weights[:, 0, :, :, 0]
     # Below, key stands for the value, on which the weights do not depend.
     if any_autocast():
         query, key, _ = autocast_tensors(query, key, key)
@@ -185,9 +225,42 @@ def attention_weights(
         query, scale = _scaled(query, scale), 1.0
     with trace_paused():
         problem = make_problem(
-            query, key, key, kernel_size, dilation, bias, scale, padding_mode, key_mask
+            *(query, key, key, kernel_size, dilation, bias, scale, padding_mode),
+            *(key_mask, is_causal),
         )
+        bias_parts = [] if bias is None else problem.bias_parts(bias.shape)
+    for part in bias_parts:
+        bias = bias.narrow(*part)  # type: ignore[union-attr]
     return reference.attention_weights(problem, query, key, bias, key_mask)
+
+
+def _one_axis(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Size,
+    dilation: Dilation,
+    bias: Tensor | None,
+    scale: float | Tensor | None,
+    padding_mode: str,
+    key_mask: Tensor | None,
+    is_causal: Causal,
+    return_lse: bool,
+    backend: str | None,
+) -> Any:
+    """What `sliding_dilated_window_attention` returns for sequences: maps of one row."""
+    line = Line(query, key, value, kernel_size, dilation, bias, key_mask, is_causal)
+    results = sliding_dilated_window_attention(
+        *(line.query, line.key, line.value, line.kernel_size, line.dilation),
+        bias=line.bias,
+        scale=scale,
+        padding_mode=padding_mode,
+        key_mask=line.key_mask,
+        is_causal=line.is_causal,
+        return_lse=return_lse,  # type: ignore[call-overload]
+        backend=backend,
+    )
+    return tuple(t.squeeze(1) for t in results) if return_lse else results.squeeze(1)
 
 
 def _of_other_classes(
@@ -200,6 +273,7 @@ def _of_other_classes(
     scale: float | Tensor | None,
     padding_mode: str,
     key_mask: Tensor | None,
+    is_causal: Causal,
     return_lse: bool,
     backend: str | None,
 ) -> Any:
@@ -221,6 +295,7 @@ def _of_other_classes(
             scale=scale,
             padding_mode=padding_mode,
             key_mask=key_mask,
+            is_causal=is_causal,
             return_lse=return_lse,
             backend=backend,
         )
@@ -230,6 +305,11 @@ def _of_other_classes(
         *(bias.__class__, scale.__class__, key_mask.__class__),
     ):
         return None
+    if query.dim() == 4:
+        return _one_axis(
+            *(query, key, value, kernel_size, dilation, bias, scale),
+            *(padding_mode, key_mask, is_causal, return_lse, backend),
+        )
     from sdwa import sharding
 
     results = sharding.attention(
@@ -243,6 +323,7 @@ def _of_other_classes(
         scale=scale,
         padding_mode=padding_mode,
         key_mask=key_mask,
+        is_causal=is_causal,
         backend=backend,
     )
     return results if return_lse else results[0]

@@ -13,8 +13,11 @@ from torch.compiler import is_compiling
 
 from sdwa import reference
 from sdwa.arguments import (
+    as_causal,
     as_dilation,
     as_kernel_size,
+    as_line_dilation,
+    as_line_kernel_size,
     as_scale,
     check_count,
     check_padding_mode,
@@ -26,7 +29,7 @@ from sdwa.autocast import autocast_tensors
 from sdwa.dilateformer import layer_weights
 from sdwa.dispatch import named
 from sdwa.functional import sliding_dilated_window_attention
-from sdwa.problem import MAX_HEAD_DIM, Dilation, Size
+from sdwa.problem import MAX_HEAD_DIM, Causal, Dilation, Size
 from sdwa.torch_private import trace_paused
 
 PAPER_DILATION = (1, 2, 3)  # dealt to groups of heads, see Table 4
@@ -100,7 +103,9 @@ class SlidingDilatedWindowAttention(nn.Module):
     Args:
         dim: channels of the input and the output; a multiple of num_heads.
         num_heads: number of heads, of `dim / num_heads` channels each.
-        kernel_size: taps along each side of the window, odd; or (kernel_h, kernel_w).
+        kernel_size: taps along each side of the window, or (kernel_h, kernel_w); odd, but with
+            "shifted". One entry, (kernel,), makes a layer for sequences, (batch, length, dim);
+            its dilations and is_causal are those of one axis as well.
         dilation: one for all heads, one per head, or a shorter list dealt to consecutive groups of
             heads, as equal as possible, later groups taking the remainder: 8 heads and (1, 2, 3)
             give (1, 1, 2, 2, 2, 3, 3, 3), the paper's best allocation (Table 4). None: (1, 2, 3),
@@ -111,7 +116,9 @@ class SlidingDilatedWindowAttention(nn.Module):
         context_dim: channels of the context that key and value come from; None: dim.
         scale: factor of the scores, a number; None: `head_dim ** -0.5`. One that is learned is for
             `sdwa.sliding_dilated_window_attention`.
-        relative_bias: learn a bias for each tap of each head, zero at first.
+        relative_bias: learn a bias for each head, zero at first: for each tap, (num_heads,
+            kernel_h, kernel_w), or, with "shifted", for each distance in taps, (num_heads,
+            2 * kernel_h - 1, 2 * kernel_w - 1); in a layer for sequences without the height.
         attn_drop: dropout of the attention weights, in training. The fused kernels keep no weights,
             so a training step with attn_drop > 0 runs the reference implementation, slower and with
             far more memory: on one core of a CPU 2.5 times the time and 3.4 times the memory for
@@ -119,7 +126,9 @@ class SlidingDilatedWindowAttention(nn.Module):
             56 x 56 x 128 with a window of 7 x 7.
             A warning says so once, unless backend is "reference".
         proj_drop: dropout of the output.
-        padding_mode: "zeros" or "masked", see `sdwa.sliding_dilated_window_attention`.
+        padding_mode: "zeros", "masked" or "shifted", see `sdwa.sliding_dilated_window_attention`.
+        is_causal: leave out the taps after the query, along both axes or as (height, width) says;
+            see there too.
         backend: "cuda", "triton", "cpu" or "reference"; None: the best that fits.
         device, dtype: of the parameters, as for PyTorch's layers.
 
@@ -142,6 +151,7 @@ class SlidingDilatedWindowAttention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         padding_mode: str = "zeros",
+        is_causal: Causal = False,
         backend: str | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
@@ -176,10 +186,17 @@ class SlidingDilatedWindowAttention(nn.Module):
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
         self.context_dim = dim if context_dim is None else context_dim
-        self.kernel_size = as_kernel_size(kernel_size)
+        shifted = padding_mode == "shifted"
+        self.is_line = isinstance(kernel_size, Sequence) and len(kernel_size) == 1
         if dilation is None:
             dilation = PAPER_DILATION[:num_heads]
+        if self.is_line:
+            kernel_size = as_line_kernel_size(kernel_size)
+            dilation = as_line_dilation(dilation if isinstance(dilation, Sequence) else (dilation,))
+            is_causal = (False, is_causal) if isinstance(is_causal, bool) else is_causal
+        self.kernel_size = as_kernel_size(kernel_size, shifted)
         self.dilation = deal_dilation(dilation, num_heads)
+        self.is_causal = as_causal(is_causal)
         self.scale = as_scale(scale, self.head_dim)
         self.padding_mode = padding_mode
         self.backend = backend
@@ -189,8 +206,9 @@ class SlidingDilatedWindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim, **factory)
         self.attn_drop = attn_drop
         self.proj_drop = nn.Dropout(proj_drop)
+        sizes = [2 * size - 1 if shifted else size for size in self.kernel_size]
         self.relative_bias = (
-            nn.Parameter(torch.zeros(num_heads, *self.kernel_size, **factory))
+            nn.Parameter(torch.zeros(num_heads, *sizes[self.is_line :], **factory))
             if relative_bias
             else None
         )
@@ -212,7 +230,8 @@ class SlidingDilatedWindowAttention(nn.Module):
         """Attention of x to context, or to itself.
 
         Args:
-            x: (batch, height, width, dim), the map that asks.
+            x: (batch, height, width, dim), the map that asks; (batch, length, dim) in a layer for
+                sequences, and the others without the height likewise.
             context: (batch, height, width, context_dim), the map that is looked at; None: x.
             key_mask: (batch, height, width) bool of the map that is looked at; a pixel where it is
                 False, such as the padding of a smaller image, is not attended to; with
@@ -220,7 +239,7 @@ class SlidingDilatedWindowAttention(nn.Module):
                 are attended to.
 
         Returns:
-            (batch, height, width, dim).
+            (batch, height, width, dim), as x.
 
         Raises:
             TypeError: a map that is not a tensor, or a key_mask that is not bool.
@@ -228,11 +247,16 @@ class SlidingDilatedWindowAttention(nn.Module):
                 dim.
             BackendError: as `sdwa.sliding_dilated_window_attention`.
         """
+        if self.is_line:
+            x, context, key_mask = _as_maps(x, context, key_mask)
         context = _checked_context(x, context, self.dim, self.context_dim)
         batch, height, width, _ = x.shape
         packed = self.kv(context).view(batch, height, width, 2, self.num_heads, self.head_dim)
         key, value = packed.unbind(3)
         query = _unit_stride(self.q(x)).view(batch, height, width, self.num_heads, self.head_dim)
+        bias: Tensor | None = self.relative_bias
+        if bias is not None and self.is_line:
+            bias = bias.unsqueeze(1)
         if self.training and self.attn_drop:
             if self.backend is None and not is_compiling():  # warnings cannot be compiled
                 _warn_of_attn_drop()
@@ -242,10 +266,11 @@ class SlidingDilatedWindowAttention(nn.Module):
                 value,
                 self.kernel_size,
                 self.dilation,
-                self.relative_bias,
+                bias,
                 self.scale,
                 self.padding_mode,
                 key_mask,
+                self.is_causal,
                 self.attn_drop,
             )
         else:
@@ -255,23 +280,26 @@ class SlidingDilatedWindowAttention(nn.Module):
                 value,
                 self.kernel_size,
                 self.dilation,
-                bias=self.relative_bias,
+                bias=bias,
                 scale=self.scale,
                 padding_mode=self.padding_mode,
                 key_mask=key_mask,
+                is_causal=self.is_causal,
                 backend=self.backend,
             )
         out: Tensor = self.proj(attended.view(batch, height, width, self.dim))
         # To call a module that does nothing takes time that counts on a small map.
         if self.training and self.proj_drop.p:
             out = self.proj_drop(out)
-        return out
+        return out.squeeze(1) if self.is_line else out
 
     def extra_repr(self) -> str:
-        steps = tuple(h if h == w else (h, w) for h, w in self.dilation)
+        steps = tuple(w if h == w or self.is_line else (h, w) for h, w in self.dilation)
+        causal = self.is_causal if any(self.is_causal) else False
         return (
-            f"{self.dim}, num_heads={self.num_heads}, kernel_size={self.kernel_size}, "
-            f"dilation={steps}, padding_mode={self.padding_mode!r}"
+            f"{self.dim}, num_heads={self.num_heads}, "
+            f"kernel_size={self.kernel_size[self.is_line :]}, dilation={steps}, "
+            f"padding_mode={self.padding_mode!r}" + (f", is_causal={causal}" if causal else "")
         )
 
     @classmethod
@@ -338,6 +366,32 @@ class SlidingDilatedWindowAttention(nn.Module):
 
 
 @torch.fx.wrap
+def _as_maps(
+    x: Tensor, context: Tensor | None, key_mask: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Sequences, (batch, length, channels), and their key_mask as maps of one row.
+
+    Raises:
+        TypeError, ValueError: they are something else.
+    """
+    for name, sequence in (("x", x), ("context", context)):
+        if sequence is None and name == "context":
+            continue
+        if not isinstance(sequence, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(sequence).__name__}")
+        if sequence.dim() != 3:
+            raise ValueError(
+                f"{name} must be (batch, length, channels) for a kernel_size of one entry, "
+                f"got shape {tuple(sequence.shape)}"
+            )
+    if isinstance(key_mask, Tensor):
+        if key_mask.dim() != 2:
+            raise ValueError(f"key_mask must be (batch, length), got shape {tuple(key_mask.shape)}")
+        key_mask = key_mask.unsqueeze(1)
+    return x.unsqueeze(1), None if context is None else context.unsqueeze(1), key_mask
+
+
+@torch.fx.wrap
 def _checked_context(x: Tensor, context: Tensor | None, dim: int, context_dim: int) -> Tensor:
     """The map that key and value come from: the context, or x where it is None.
 
@@ -382,14 +436,19 @@ def _attend_with_dropout(
     scale: float,
     padding_mode: str,
     key_mask: Tensor | None,
+    is_causal: Causal,
     dropout: float,
 ) -> Tensor:
     """out of the reference, with that share of the attention weights dropped."""
     query, key, value = autocast_tensors(query, key, value)
     with trace_paused():
         problem = make_problem(
-            query, key, value, kernel_size, dilation, bias, scale, padding_mode, key_mask
+            *(query, key, value, kernel_size, dilation, bias, scale, padding_mode),
+            *(key_mask, is_causal),
         )
+        bias_parts = [] if bias is None else problem.bias_parts(bias.shape)
+    for part in bias_parts:
+        bias = bias.narrow(*part)  # type: ignore[union-attr]
     return reference.attention(problem, query, key, value, bias, key_mask, dropout)[0]
 
 
@@ -411,6 +470,7 @@ def _check_map(name: str, x: Tensor, channels: int) -> None:
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     shape = x.shape
     if len(shape) != 4 or shape[3] != channels:
+        hint = ": a layer for sequences has a kernel_size of one entry" if len(shape) == 3 else ""
         raise ValueError(
-            f"{name} must be (batch, height, width, {channels}), got shape {tuple(shape)}"
+            f"{name} must be (batch, height, width, {channels}), got shape {tuple(shape)}{hint}"
         )

@@ -1,4 +1,4 @@
-"""Sliding dilated window attention in plain PyTorch: pad, unfold, softmax.
+"""Sliding dilated window attention in plain PyTorch: cut windows out, softmax.
 
 This file defines what the operator means. It runs on any device, in any floating dtype, can be
 differentiated any number of times, and imports no kernel. Every other backend is tested against it.
@@ -6,14 +6,14 @@ differentiated any number of times, and imports no kernel. Every other backend i
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 
 import torch
 from torch import Tensor
 
 from sdwa.autocast import autocast_off
-from sdwa.problem import AttentionProblem, accumulation_dtype
+from sdwa.problem import AttentionProblem, WindowAxis, accumulation_dtype
 
 
 def attention(
@@ -30,7 +30,8 @@ def attention(
     Args:
         problem: kernel size, dilation of each head, scale and padding mode.
         query, key, value: (batch, height, width, heads, head_dim).
-        bias: (heads, kernel_h, kernel_w), added to the scores, or None.
+        bias: of the shape `problem.bias_shape`, added to the scores, or None: by tap, or by the
+            distance from query to key where the windows are shifted.
         key_mask: (batch, height, width) bool, or None; a key where it is False is left out.
         dropout: probability to drop an attention weight.
 
@@ -48,7 +49,7 @@ def attention(
             weights, lse = softmax(scores(problem, query, key, bias, key_mask, heads, dilation))
             if dropout:
                 weights = torch.nn.functional.dropout(weights, dropout)
-            v = unfold(value[..., heads, :].to(accumulate), problem.kernel_size, dilation)
+            v = windows(problem, value[..., heads, :].to(accumulate), dilation)
             outs.append((weights.unsqueeze(-2) @ v).squeeze(-2))
             lses.append(lse)
         return torch.cat(outs, dim=3).to(query.dtype), torch.cat(lses, dim=3)
@@ -61,7 +62,7 @@ def attention_weights(
     bias: Tensor | None,
     key_mask: Tensor | None,
 ) -> Tensor:
-    """What each query gives to each tap of its window.
+    """What each query gives to each tap of its window; 0 to those after a causal query.
 
     Args:
         problem, query, key, bias, key_mask: as for `attention`.
@@ -75,7 +76,12 @@ def attention_weights(
             for heads, dilation in heads_by_dilation(problem)
         ]
     together = torch.cat(weights, dim=3)
-    return together.view(*together.shape[:-1], *problem.kernel_size)
+    sizes = [axis.size for axis in problem.axes]
+    together = together.view(*together.shape[:-1], *sizes)
+    if sizes == list(problem.kernel_size):
+        return together
+    after = [full - size for full, size in zip(problem.kernel_size, sizes, strict=True)]
+    return torch.nn.functional.pad(together, (0, after[1], 0, after[0]))
 
 
 def heads_by_dilation(problem: AttentionProblem) -> Iterator[tuple[slice, tuple[int, int]]]:
@@ -99,21 +105,23 @@ def scores(
     """Scores of those heads, (batch, height, width, heads, taps); -inf for what is left out."""
     accumulate = accumulation_dtype(query.dtype)
     q = query[..., heads, :].to(accumulate)
-    k = unfold(key[..., heads, :].to(accumulate), problem.kernel_size, dilation)
+    k = windows(problem, key[..., heads, :].to(accumulate), dilation)
     # (batch, height, width, heads, 1, head_dim) x (..., head_dim, taps) -> (..., heads, taps)
     result = (q.unsqueeze(-2) @ k.transpose(-2, -1)).squeeze(-2) * problem.scale
     if bias is not None:
-        result = result + bias[heads].flatten(1).to(accumulate)
-    # Beyond the border `unfold` gives 0. So with "masked" it takes what is kept, of which there is
+        of_heads = bias[heads].to(accumulate)
+        if problem.shifted:
+            of_heads = by_query(problem, of_heads, query.shape[1:3], dilation)
+        result = result + of_heads.flatten(-2)
+    # Beyond the border `windows` gives 0. So with "masked" it takes what is kept, of which there is
     # none there, and with "zeros" what is left out.
     kept = torch.ones_like(key[:1, :, :, 0, 0]) if key_mask is None else key_mask
     if problem.masked:
-        windows = unfold(kept[..., None, None].to(accumulate), problem.kernel_size, dilation)
-        result = result.masked_fill(windows.squeeze(-1) == 0, float("-inf"))
+        kept = windows(problem, kept[..., None, None].to(accumulate), dilation)
+        result = result.masked_fill(kept.squeeze(-1) == 0, float("-inf"))
     elif key_mask is not None:
-        left_out = ~key_mask[..., None, None]
-        windows = unfold(left_out.to(accumulate), problem.kernel_size, dilation)
-        result = result.masked_fill(windows.squeeze(-1) != 0, float("-inf"))
+        left_out = windows(problem, (~key_mask[..., None, None]).to(accumulate), dilation)
+        result = result.masked_fill(left_out.squeeze(-1) != 0, float("-inf"))
     return result
 
 
@@ -126,6 +134,69 @@ def softmax(scores: Tensor) -> tuple[Tensor, Tensor]:
     scores = scores.masked_fill(nothing, 0.0)
     weights = scores.softmax(-1).masked_fill(nothing, 0.0)
     return weights, scores.logsumexp(-1).masked_fill(nothing.squeeze(-1), float("-inf"))
+
+
+def windows(problem: AttentionProblem, x: Tensor, dilation: tuple[int, int]) -> Tensor:
+    """The window of every pixel, zero beyond the border.
+
+    Args:
+        x: (batch, height, width, heads, head_dim).
+
+    Returns:
+        (batch, height, width, heads, taps, head_dim), taps in row-major order of the window.
+    """
+    if all(axis.is_plain for axis in problem.axes):
+        return unfold(x, problem.kernel_size, dilation)
+    for dim, axis, step in zip((1, 3), problem.axes, dilation, strict=True):
+        length = x.shape[dim]
+        coordinate, _ = taps_along(axis, length, step, x.device)
+        on_map = (coordinate >= 0) & (coordinate < length)
+        taps = x.index_select(dim, coordinate.clamp(0, length - 1).flatten())
+        taps = taps.view(*x.shape[:dim], *coordinate.shape, *x.shape[dim + 1 :])
+        x = torch.where(on_map.view(*coordinate.shape, *(1,) * (taps.dim() - dim - 2)), taps, 0)
+    # (batch, height, kernel_h, width, kernel_w, heads, head_dim)
+    return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4, 5)
+
+
+def by_query(
+    problem: AttentionProblem, bias: Tensor, map_size: Sequence[int], dilation: tuple[int, int]
+) -> Tensor:
+    """The bias of each tap of each query, from that of each distance.
+
+    Args:
+        bias: (heads, 2 kernel_h - 1, 2 kernel_w - 1).
+
+    Returns:
+        (height, width, heads, kernel_h, kernel_w).
+    """
+    for dim, axis, length, step, size in zip(
+        (1, 3), problem.axes, map_size, dilation, problem.kernel_size, strict=True
+    ):
+        _, distance = taps_along(axis, length, step, bias.device)
+        of_taps = bias.index_select(dim, (distance + size - 1).flatten())
+        bias = of_taps.view(*bias.shape[:dim], *distance.shape, *bias.shape[dim + 1 :])
+    return bias.permute(1, 3, 0, 2, 4)  # from (heads, height, kernel_h, width, kernel_w)
+
+
+def taps_along(
+    axis: WindowAxis, length: int, dilation: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Which coordinate each tap of each pixel has along an axis, and how many taps away that is.
+
+    Pixels of equal coordinate modulo the dilation form a phase, on which the window is dense.
+
+    Returns:
+        coordinate: int64 (length, taps); it may lie off the axis.
+        distance: int64 (length, taps), in taps, from the pixel to there.
+    """
+    pixel = torch.arange(length, device=device)
+    place = pixel // dilation  # in its phase
+    start = place - axis.before
+    if axis.shifted:
+        phase_length = (length - pixel % dilation + dilation - 1) // dilation
+        start = torch.minimum(start, phase_length - axis.size).clamp(min=0)
+    distance = (start - place).unsqueeze(1) + torch.arange(axis.size, device=device)
+    return pixel.unsqueeze(1) + distance * dilation, distance
 
 
 def unfold(x: Tensor, kernel_size: tuple[int, int], dilation: tuple[int, int]) -> Tensor:

@@ -135,7 +135,8 @@ class OperatorPair:
         *grads, grad_bias = self.differentiate(
             grad_out, grad_lse, query, key, value, bias, key_mask, out, lse, *ctx.window
         )
-        return *grads, None if bias is None else grad_bias, None, None, None, None, None
+        nothing = (None,) * (1 + len(ctx.window))  # for key_mask and the window
+        return *grads, None if bias is None else grad_bias, *nothing
 
 
 def _describe(
@@ -176,7 +177,7 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
 def _differentiate_backward(ctx: Any, *grads: Tensor) -> tuple[Any, ...]:
     # out and lse are functions of the other inputs: all of the derivative is taken there.
     *saved, key_mask = ctx.saved_tensors
-    nothing = (None,) * 7
+    nothing = (None,) * (3 + len(ctx.window))  # for key_mask, out, lse and the window
     return *decompositions.second_derivative(saved, key_mask, ctx.window, grads), *nothing
 
 

@@ -135,10 +135,10 @@ def _one_by_one(
 
 
 def _repeat_heads(
-    size: int, kernel_size: Sequence[int], dilation: Sequence[int], scale: float, masked: bool
+    size: int, kernel_size: Sequence[int], dilation: Sequence[int], *others: Any
 ) -> Window:
     """The window's arguments for `size` times as many heads."""
-    return kernel_size, tuple(dilation) * size, scale, masked
+    return kernel_size, tuple(dilation) * size, *others
 
 
 # Operations, for `torch.utils.flop_counter`.

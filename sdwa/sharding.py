@@ -22,7 +22,7 @@ from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Placement, Re
 from sdwa.arguments import check_scale_tensor, make_problem
 from sdwa.autocast import autocast_tensors
 from sdwa.dispatch import select
-from sdwa.problem import Dilation, Size, accumulation_dtype
+from sdwa.problem import Causal, Dilation, Size, accumulation_dtype
 from sdwa.rules import HEADS
 from sdwa.torch_private import varies
 
@@ -41,6 +41,7 @@ def attention(
     scale: float | Tensor | None,
     padding_mode: str,
     key_mask: Tensor | None,
+    is_causal: Causal,
     backend: str | None,
 ) -> tuple[Tensor, Tensor]:
     """Calls `attend`, the function for plain tensors, with each rank's shards.
@@ -68,7 +69,8 @@ def attention(
     # A tensor, or a number that torch.compile keeps as a variable, is no constant of the problem.
     constant = None if isinstance(scale, Tensor) or varies(scale) else scale
     problem = make_problem(
-        query, key, value, kernel_size, dilation, bias, constant, padding_mode, key_mask
+        *(query, key, value, kernel_size, dilation, bias, constant, padding_mode),
+        *(key_mask, is_causal),
     )
     mesh = spread.device_mesh
     # Per dimension of the mesh: the dimension of query that it shards.
@@ -100,6 +102,7 @@ def attention(
             scale=scale,
             padding_mode=padding_mode,
             key_mask=key_mask,
+            is_causal=problem.is_causal,
             return_lse=True,
             backend=backend,
         )

@@ -42,7 +42,7 @@ from benchmarks.gpu import cuda_model, machine_code, warp_clock, warp_path
 from sdwa.backends.triton import interpreted
 from sdwa.backends.triton.blocks import Blocks
 from sdwa.backends.triton.geometry import head_tiles
-from sdwa.backends.triton.launch import KERNELS, Plan, attention_plan
+from sdwa.backends.triton.launch import KERNELS, Plan, Windows, attention_plan
 
 ARCHITECTURES = (86, 90)
 DTYPES = {"fp32": 4, "bf16": 2, "fp16": 2}
@@ -79,6 +79,13 @@ class Kernel(NamedTuple):
     masked: bool = False
     key_mask: bool = False
     side: int = 56
+    shifted: bool = False
+
+    @property
+    def windows(self) -> Windows:
+        """As the launch takes them."""
+        size = self.window, self.window
+        return Windows.of(size, self.masked or self.shifted, self.shifted, (False, False))
 
     def plan(self, blocks: Blocks | None = None) -> Plan:
         """The launch on a contiguous map."""
@@ -89,9 +96,8 @@ class Kernel(NamedTuple):
             (8, self.side, self.side, HEADS, self.head_dim),
             (strides,) * (4 if self.which == "backward" else 3),
             DTYPES[self.dtype],
-            (self.window, self.window),
+            self.windows,
             DILATION,
-            self.masked,
             blocks,
         )
 
@@ -111,7 +117,7 @@ class Resources(NamedTuple):
 def compile_kernel(kernel: Kernel, blocks: Blocks | None = None) -> Resources:
     """Compiles one specialisation, as a launch on aligned tensors would."""
     plan = kernel.plan(blocks)
-    function = KERNELS[kernel.which]
+    function = KERNELS[kernel.which][not kernel.windows.plain]
     signature: dict[str, Any] = {}
     constants: dict[str, Any] = {}
     present = {

@@ -39,30 +39,41 @@ class BackwardKernel {
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
         piece_(piece),
         layout_(window_.columns, window_.width, Pieces(problem_, plan, head)[piece],
-                window_.columns.reach(), false, scratch),
+                window_.columns.farthest(), false, scratch),
         step_(rows_per_block<A>(layout_)),
-        query_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
-        key_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
-        value_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
-        grad_out_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
-        limits_(args.key_mask, window_, layout_, ring_rows(), scratch),
+        query_(token_ring<A>(query_rows(), layout_, stride_, scratch)),
+        key_(token_ring<A>(key_rows(), layout_, stride_, scratch)),
+        value_(token_ring<A>(key_rows(), layout_, stride_, scratch)),
+        grad_out_(token_ring<A>(query_rows(), layout_, stride_, scratch)),
+        limits_(args.key_mask, window_, layout_, key_rows(), scratch),
         delta_(step_, layout_.slots, scratch),
         lse_(step_, layout_.slots, scratch),
-        probability_(ring_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
-        grad_score_(ring_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
+        probability_(query_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
+        grad_score_(query_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
+        end_pitch_(window_.columns.size + 2 * (kStripSize - 1)),
+        end_probability_(query_rows(), end_row_size(), scratch),
+        end_grad_score_(query_rows(), end_row_size(), scratch),
         partial_(scratch.take<Vec<A>>(window_.taps() * kStrips)),
         scores_(scratch.take<Vec<A>>(window_.taps())),
         grad_probability_(scratch.take<Vec<A>>(window_.taps())),
         grad_bias_(scratch.take<Vec<A>>(window_.taps())),
+        bias_sums_(scratch.take<A>(args.grad_bias ? problem_.bias_size() : 0)),
         result_(scratch.take<A>(int64_t(kStripSize) * stride_)),
         windows_(window_, stride_, scratch),
-        weight_rows_(scratch.take<const A*>(window_.rows.size)) {}
+        own_rows_(scratch.take<const A*>(window_.rows.size)),
+        token_rows_(scratch.take<const A*>(3 * window_.rows.most_queries())),
+        weight_rows_(scratch.take<const A*>(3 * window_.rows.most_queries())) {
+    if (own_rows_ == nullptr) return;
+    for (int32_t h = 0; h < window_.rows.size; ++h) {
+      own_rows_[h] = reinterpret_cast<const A*>(grad_probability_ + h * window_.columns.size);
+    }
+  }
 
   bool serves(int64_t head, int64_t piece) const {
     return piece == piece_ && window_.same_dilation(problem_, head);
   }
 
-  // grad_bias: (kernel_h, kernel_w) sums over the item's queries, or null.
+  // grad_bias: (bias_h, bias_w) sums over the item's queries, or null.
   template <typename Prefetch>
   void run(const ItemBounds& item, A* grad_bias, Prefetch& prefetch) {
     batch_ = item.batch;
@@ -71,30 +82,42 @@ class BackwardKernel {
     // Margins and rows of weights are read before they are written: as zeros.
     std::memset(probability_.data(), 0, sizeof(A) * probability_.size());
     std::memset(grad_score_.data(), 0, sizeof(A) * grad_score_.size());
+    // As are those of weights beside the taps of queries at ends.
+    std::memset(end_probability_.data(), 0, sizeof(A) * end_probability_.size());
+    std::memset(end_grad_score_.data(), 0, sizeof(A) * end_grad_score_.size());
     for (int32_t t = 0; t < taps; ++t) grad_bias_[t] = Vec<A>{};
+    if (grad_bias) std::memset(bias_sums_, 0, sizeof(A) * problem_.bias_size());
     for (int32_t phase = 0; phase < window_.rows.phases(window_.height); ++phase) {
       run_phase(phase, PhaseRows(window_.rows, window_.height, phase, item.row_begin, item.row_end),
                 prefetch);
     }
     if (grad_bias == nullptr) return;
-    for (int32_t t = 0; t < taps; ++t) grad_bias[t] = sum_lanes<A>(grad_bias_[t]);
+    if (!problem_.by_distance) {
+      for (int32_t t = 0; t < taps; ++t) bias_sums_[t] = sum_lanes<A>(grad_bias_[t]);
+    }
+    std::memcpy(grad_bias, bias_sums_, sizeof(A) * problem_.bias_size());
   }
 
  private:
-  int32_t ring_rows() const { return window_.ring_rows(step_); }
+  int32_t key_rows() const { return window_.key_rows(step_); }
+  int32_t query_rows() const { return window_.query_rows(step_); }
+  int64_t end_row_size() const {
+    return int64_t(window_.rows.size) * layout_.end_queries * end_pitch_;
+  }
 
   template <typename Prefetch>
   void run_phase(int32_t phase, const PhaseRows& rows, Prefetch& prefetch) {
     if (rows.first >= rows.last) return;
-    const int32_t reach = window_.rows.reach();
-    // Keys of the band are read by queries up to `reach` rows outside it.
-    const int32_t begin = rows.first > reach ? rows.first - reach : 0;
-    const int32_t end = rows.last + reach < rows.on_map ? rows.last + reach : rows.on_map;
-    int32_t read = begin > reach ? begin - reach : 0;
+    const WindowAxis& axis = window_.rows;
+    // Keys of the band are read by queries outside it, too.
+    const int32_t begin = first_query_row(rows.first);
+    const int32_t end = end_of_query_rows(rows.last - 1, rows);
+    int32_t read = axis.start(begin, rows.on_map) > 0 ? axis.start(begin, rows.on_map) : 0;
     int32_t key_row = rows.first;
     for (int32_t row = begin; row < end; row += step_) {
       const int32_t row_end = row + step_ < end ? row + step_ : end;
-      for (; read < row_end + reach && read < rows.on_map; ++read) read_keys(phase, read);
+      const int32_t keys_end = axis.start(row_end - 1, rows.on_map) + axis.size;
+      for (; read < keys_end && read < rows.on_map; ++read) read_keys(phase, read);
       Block block;
       for (int32_t r = row; r < row_end; ++r) {
         read_queries(phase, r);
@@ -106,9 +129,20 @@ class BackwardKernel {
       }
       if (block.count > 0) finish_queries(block, rows, prefetch);
       // Rows whose queries are all there.
-      const int32_t ready = row_end == end ? rows.last : row_end - reach;
-      for (; key_row < ready; ++key_row) finish_keys(phase, key_row, rows, row_end);
+      while (key_row < rows.last && end_of_query_rows(key_row, rows) <= row_end) {
+        finish_keys(phase, key_row++, rows, begin, row_end);
+      }
     }
+  }
+
+  // Rows of queries whose windows hold a row of keys.
+  int32_t first_query_row(int32_t key_row) const {
+    const int32_t row = window_.rows.first_query(key_row);
+    return row > 0 ? row : 0;
+  }
+  int32_t end_of_query_rows(int32_t key_row, const PhaseRows& rows) const {
+    const int32_t end = window_.rows.last_query(key_row, rows.on_map) + 1;
+    return end < rows.on_map ? end : rows.on_map;
   }
 
   void read_keys(int32_t phase, int32_t row) {
@@ -162,7 +196,7 @@ class BackwardKernel {
       return [&](const PlacedStrip& at) { return strip_tokens(at, ring, stride_); };
     };
     for (int32_t u = 0; u < block.count; ++u) {
-      windows_.find(u, block.strips[u], key_, 0, rows.on_map);
+      windows_.find(u, block.strips[u], key_, rows.on_map);
     }
     dot_block(block, of(query_), windows_, 0, window_, products_, partial_, scores_);
     dot_block(block, of(grad_out_), windows_, key_.shift_to(value_), window_, products_, partial_,
@@ -179,7 +213,7 @@ class BackwardKernel {
 
   // Whether the queries are the item's, and not worked on for the keys of others only.
   static bool is_own(const PlacedStrip& at, const PhaseRows& rows) {
-    return at.strip.around != Around::kHalo && at.row >= rows.first && at.row < rows.last;
+    return at.strip.own && at.row >= rows.first && at.row < rows.last;
   }
 
   // From <query, key> and <grad_out, value> to probability, grad_score and grad_bias.
@@ -206,67 +240,171 @@ class BackwardKernel {
     for (int32_t u = 0; u < block.count; ++u) {
       weights[u] = probability_.row(block.strips[u].row) + block.strips[u].strip.slot;
     }
+    const bool by_distance = args_.grad_bias && problem_.by_distance;
     for (int32_t t = 0; t < taps; ++t) {
       const Vec<A> probability = present ? exp<A>(scores_[t] - lse) : Vec<A>{};
       const Vec<A> grad_score = present ? probability * (grad_probability_[t] - delta) : Vec<A>{};
-      grad_bias_[t] += own ? grad_score : Vec<A>{};
+      if (by_distance) {
+        grad_bias_[t] = own ? grad_score : Vec<A>{};
+      } else {
+        grad_bias_[t] += own ? grad_score : Vec<A>{};
+      }
+      scores_[t] = probability;
+      grad_probability_[t] = grad_score * scale;
       const int64_t tap = int64_t(t) * layout_.slots;
-      save(block.count, weights, tap, probability);
-      save(block.count, weights, tap + probability_.shift_to(grad_score_), grad_score * scale);
+      save(block, weights, tap, probability);
+      save(block, weights, tap + probability_.shift_to(grad_score_), grad_probability_[t]);
+    }
+    for (int32_t u = 0; u < block.count; ++u) {
+      const PlacedStrip& at = block.strips[u];
+      if (at.strip.around == Around::kShared) save_end(at, u);
+      if (by_distance) add_grad_bias(at, u, rows.on_map);
     }
   }
 
   // Lanes without a query are zero: they fall on margins, or on slots that a later strip fills.
-  static void save(int32_t strips, A* const (&weights)[kStrips], int64_t shift, Vec<A> values) {
+  // Those of shared strips go elsewhere, and their slots stay zero.
+  static void save(const Block& block, A* const (&weights)[kStrips], int64_t shift, Vec<A> values) {
     A lanes[kWidth];
     store(lanes, values);
-    for (int32_t u = 0; u < strips; ++u) {
+    for (int32_t u = 0; u < block.count; ++u) {
+      if (block.strips[u].strip.around == Around::kShared) continue;
       std::memcpy(weights[u] + shift, lanes + u * kStripSize, sizeof(A) * kStripSize);
     }
   }
 
-  void write_grad_query(const PlacedStrip& at, int32_t u) {
+  // The weights of a shared strip, for the keys: query by query, the taps of each row next to each
+  // other, with zeros on either side for the keys of a strip that are not among them.
+  void save_end(const PlacedStrip& at, int32_t u) {
+    const auto* probability = reinterpret_cast<const A*>(scores_) + u * kStripSize;
+    const auto* grad_score = reinterpret_cast<const A*>(grad_probability_) + u * kStripSize;
     for (int32_t h = 0; h < window_.rows.size; ++h) {
-      weight_rows_[h] = grad_score_.row(at.row) +
-                        int64_t(h) * window_.columns.size * layout_.slots + at.strip.slot;
+      for (int32_t w = 0; w < window_.columns.size; ++w) {
+        for (int32_t i = 0; i < at.strip.count; ++i) {
+          const int64_t to = end_weights(h, at.strip.end + i) + kStripSize - 1 + w;
+          end_probability_.row(at.row)[to] = probability[i];
+          end_grad_score_.row(at.row)[to] = grad_score[i];
+        }
+        probability += kWidth;
+        grad_score += kWidth;
+      }
     }
-    products_.sum(windows_.of(u), StripWeights<A>{weight_rows_, 0, layout_.slots},
-                  StripTokens<A>{at.strip, result_, stride_});
+  }
+
+  // Where those of row h of taps of a query at an end begin in a row.
+  int64_t end_weights(int32_t h, int32_t query) const {
+    return (int64_t(h) * layout_.end_queries + query) * end_pitch_;
+  }
+
+  // Adds up the gradients of a strip's scores by distance.
+  void add_grad_bias(const PlacedStrip& at, int32_t u, int32_t rows_on_map) {
+    const DistanceBias of(window_, at, rows_on_map);
+    const auto* grad_score = reinterpret_cast<const A*>(grad_bias_) + u * kStripSize;
+    for (int32_t h = 0; h < window_.rows.size; ++h) {
+      A* const sums = bias_sums_ + of.first + h * of.row;
+      for (int32_t w = 0; w < window_.columns.size; ++w, grad_score += kWidth) {
+        for (int32_t i = 0; i < at.strip.count; ++i) sums[w - i * of.step] += grad_score[i];
+      }
+    }
+  }
+
+  void write_grad_query(const PlacedStrip& at, int32_t u) {
+    const StripWeights<A> weights{own_rows_, u * kStripSize, kWidth};
+    const StripTokens<A> results{at.strip, result_, stride_};
+    if (at.strip.around == Around::kShared) {
+      std::memset(result_, 0, sizeof(A) * kStripSize * stride_);
+      products_.add_shared(windows_.of(u), weights, results);
+    } else {
+      products_.sum(windows_.of(u), weights, results);
+    }
     write_result(at, args_.grad_query);
   }
 
-  void finish_keys(int32_t phase, int32_t row, const PhaseRows& rows, int32_t rows_ready) {
+  // The rows [begin, rows_ready) of queries are there.
+  void finish_keys(int32_t phase, int32_t row, const PhaseRows& rows, int32_t begin,
+                   int32_t rows_ready) {
     const int32_t y = phase + row * window_.rows.dilation;
-    const int32_t begin = rows.first > window_.rows.reach() ? rows.first - window_.rows.reach() : 0;
+    const QueryRows queries{window_.rows.first_query(row),
+                            window_.rows.last_query(row, rows.on_map) + 1, begin, rows_ready,
+                            rows.on_map};
     for (int32_t i = 0; i < layout_.strip_count; ++i) {
       const PlacedStrip at{row, y, layout_.strips[i]};
-      if (at.strip.around == Around::kHalo) continue;
-      windows_.find(0, at, query_, begin, rows_ready);
-      find_weights(at, begin, rows_ready);
-      write_gathered(at, 0, 0, args_.grad_key);
+      if (!at.strip.own) continue;
+      find_queries(at, queries);
+      write_gathered(at, 0, 0, 0, args_.grad_key);
       write_gathered(at, query_.shift_to(grad_out_), grad_score_.shift_to(probability_),
-                     args_.grad_value);
+                     end_grad_score_.shift_to(end_probability_), args_.grad_value);
     }
   }
 
-  // The query h, w taps away from a key reads it through the mirrored tap.
-  void find_weights(const PlacedStrip& at, int32_t rows_begin, int32_t rows_end) {
+  // The rows of queries whose windows hold a row of keys: of these, [begin, end) are there.
+  struct QueryRows {
+    int32_t first, last, begin, end, on_map;
+    int32_t count() const { return last - first; }
+  };
+
+  // Some columns of these rows, where the queries' tokens and weights are.
+  struct Queries {
+    int32_t rows, columns;
+    const A** tokens;
+    const A** weights;
+  };
+
+  // Finds the queries whose windows hold keys: around them, and at the ends of the row.
+  void find_queries(const PlacedStrip& at, const QueryRows& rows) {
     const WindowAxis& columns = window_.columns;
-    for (int32_t h = 0; h < window_.rows.size; ++h) {
-      const int32_t row = at.row + h - window_.rows.reach();
-      if (row < rows_begin || row >= rows_end) continue;
-      const int32_t tap = tap_index(columns, window_.rows.mirrored(h), columns.mirrored(0));
-      weight_rows_[h] =
-          grad_score_.row(row) + int64_t(tap) * layout_.slots + at.strip.slot - columns.reach();
+    // The queries from `after` before a key to `before` after it read it, each by the tap before.
+    const int32_t slot = at.strip.slot - columns.after();
+    around_ = find(rows, columns.size, slot, 0);
+    each_row(at, rows, [&](int32_t n, int32_t row, int32_t tap_h) {
+      const int32_t tap = tap_index(columns, tap_h, columns.size - 1);
+      around_.weights[n] = grad_score_.row(row) + int64_t(tap) * layout_.slots + slot;
+    });
+    for (int32_t e = 0; e < 2; ++e) {
+      at_end_[e].columns = 0;
+      if (!columns.shifted) continue;
+      const RowEnd& end = layout_.ends[2 * at.strip.phase + e];
+      const int32_t tap = at.strip.slot - end.window;  // that reads the first key
+      if (tap <= -at.strip.count || tap >= columns.size) continue;
+      at_end_[e] = find(rows, end.count, end.slot, 1 + e);
+      each_row(at, rows, [&](int32_t n, int32_t row, int32_t tap_h) {
+        at_end_[e].weights[n] =
+            end_grad_score_.row(row) + end_weights(tap_h, end.number) + kStripSize - 1 + tap;
+      });
     }
   }
 
-  // Sums the queries around keys, or what lies that far from them, with their weights.
+  Queries find(const QueryRows& rows, int32_t columns, int32_t slot, int32_t which) {
+    const int32_t place = which * window_.rows.most_queries();
+    find_rows(query_, rows.first, rows.count(), rows.begin, rows.end, int64_t(slot) * stride_,
+              token_rows_ + place);
+    return {rows.count(), columns, token_rows_ + place, weight_rows_ + place};
+  }
+
+  // Calls f(n, row, tap) for the rows of queries that are there, which read the key by that tap.
+  template <typename F>
+  SDWA_INLINE void each_row(const PlacedStrip& at, const QueryRows& rows, F&& f) const {
+    for (int32_t n = 0; n < rows.count(); ++n) {
+      const int32_t row = rows.first + n;
+      if (row < rows.begin || row >= rows.end) continue;
+      f(n, row, at.row - window_.rows.start(row, rows.on_map));
+    }
+  }
+
+  // Sums the queries found, or what lies that far from them, with their weights.
   void write_gathered(const PlacedStrip& at, int64_t token_shift, int64_t weight_shift,
-                      void* target) {
-    products_.sum(windows_.of(0, token_shift),
-                  StripWeights<A>{weight_rows_, weight_shift, 1 - layout_.slots},
-                  StripTokens<A>{at.strip, result_, stride_});
+                      int64_t end_weight_shift, void* target) {
+    const StripTokens<A> results{at.strip, result_, stride_};
+    const auto window = [&](const Queries& queries) {
+      return StripWindow<A>{queries.tokens, token_shift, queries.rows, queries.columns, stride_};
+    };
+    products_.sum(window(around_),
+                  StripWeights<A>{around_.weights, weight_shift, 1 - layout_.slots}, results);
+    for (const Queries& queries : at_end_) {
+      if (queries.columns == 0) continue;
+      products_.add_shared(window(queries),
+                           StripWeights<A>{queries.weights, end_weight_shift, end_pitch_}, results);
+    }
     write_result(at, target);
   }
 
@@ -292,20 +430,25 @@ class BackwardKernel {
   ScoreLimits<A> limits_;
   const RowRing<A> delta_, lse_;               // a number per slot
   const RowRing<A> probability_, grad_score_;  // (taps, slots) per row; grad_score is times scale
+  const int32_t end_pitch_;
+  const RowRing<A> end_probability_, end_grad_score_;  // (kernel_h, queries at ends, end_pitch_)
   Vec<A>* const partial_;
   Vec<A>* const scores_;
   Vec<A>* const grad_probability_;
   Vec<A>* const grad_bias_;
+  A* const bias_sums_;
   A* const result_;
   BlockWindows<A> windows_;
+  const A** const own_rows_;
+  const A** const token_rows_;
   const A** const weight_rows_;
+  Queries around_, at_end_[2];  // whose windows hold a strip of keys
 };
 
 template <typename T>
 void run_items(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_t end,
                void* grad_bias, char* buffer) {
   const Problem& problem = args.problem;
-  const int64_t taps = problem.kernel_h * problem.kernel_w;
   const InputView views[] = {args.query,
                              args.key,
                              args.value,
@@ -319,7 +462,7 @@ void run_items(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_
   for_each_item<BackwardKernel<T>>(
       args, plan, begin, end, buffer,
       [&](BackwardKernel<T>& kernel, const ItemBounds& bounds, int64_t item) {
-        kernel.run(bounds, sums ? sums + item * taps : nullptr, prefetch);
+        kernel.run(bounds, sums ? sums + item * problem.bias_size() : nullptr, prefetch);
       });
 }
 

@@ -27,6 +27,19 @@ SDWA_INLINE int32_t rows_per_block(const RowLayout& layout) {
   return layout.strip_count >= kStrips ? 1 : kStrips / layout.strip_count;
 }
 
+// Where element `first` of each of `count` rows from `row` on is in a ring that holds the rows
+// [begin, end); null for others.
+template <typename A>
+SDWA_INLINE void find_rows(const RowRing<A>& ring, int32_t row, int32_t count, int32_t begin,
+                           int32_t end, int64_t first, const A** rows) {
+  const A* data = ring.row(row < begin ? begin : row);
+  for (int32_t h = 0; h < count; ++h, ++row) {
+    const bool there = row >= begin && row < end;
+    rows[h] = there ? data + first : nullptr;
+    if (there) data = ring.next(data);
+  }
+}
+
 // Where the windows of a block's strips are in a ring of rows of tokens. They are found once for
 // all rings of one size.
 template <typename A>
@@ -37,19 +50,10 @@ class BlockWindows {
         stride_(stride),
         rows_(scratch.take<const A*>(kStripsPerBlock<A> * window.rows.size)) {}
 
-  // Finds the window of the block's strip u. The rows [rows_begin, rows_end) are in the ring.
-  SDWA_INLINE void find(int32_t u, const PlacedStrip& at, const RowRing<A>& ring,
-                        int32_t rows_begin, int32_t rows_end) {
-    const A** const rows = rows_ + u * window_.rows.size;
-    const int64_t first = int64_t(at.strip.slot - window_.columns.reach()) * stride_;
-    const int32_t above = at.row - window_.rows.reach();
-    const A* data = ring.row(above < rows_begin ? rows_begin : above);
-    for (int32_t h = 0; h < window_.rows.size; ++h) {
-      const int32_t row = above + h;
-      const bool there = row >= rows_begin && row < rows_end;
-      rows[h] = there ? data + first : nullptr;
-      if (there) data = ring.next(data);
-    }
+  // Finds the window of the block's strip u, on a phase of that many rows.
+  SDWA_INLINE void find(int32_t u, const PlacedStrip& at, const RowRing<A>& ring, int32_t on_map) {
+    find_rows(ring, window_.rows.start(at.row, on_map), window_.rows.size, 0, on_map,
+              int64_t(at.strip.window()) * stride_, rows_ + u * window_.rows.size);
   }
 
   // The window of strip u, in the ring that lies `shift` elements after the one it was found in.
@@ -79,7 +83,8 @@ SDWA_INLINE void dot_block(const Block& block, Queries&& queries, const BlockWin
   constexpr int kStrips = kStripsPerBlock<A>;
   for (int32_t u = 0; u < block.count; ++u) {
     const PlacedStrip& at = block.strips[u];
-    products.dot(queries(at), windows.of(u, shift), partial + u);
+    const auto dot = at.strip.around == Around::kShared ? products.dot_shared : products.dot;
+    dot(queries(at), windows.of(u, shift), partial + u);
   }
   for (int32_t t = 0; t < window.taps(); ++t) {
     result[t] = transposed<A, kStripSize>(fold_all<A, kStrips, kStrips>(partial + t * kStrips));

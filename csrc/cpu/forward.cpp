@@ -3,6 +3,7 @@
 // An item is one head of one band of one image, or a piece of it. Its rows are walked phase by
 // phase; the last kernel_h rows of key and value stay in scratch, converted to the accumulation
 // type, so each of their bytes is read from the tensors once (but for the item's halo).
+#include <cstring>
 #include <limits>
 #include <type_traits>
 
@@ -36,7 +37,7 @@ class ForwardKernel {
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
         piece_(piece),
         layout_(window_.columns, window_.width, Pieces(problem_, plan, head)[piece], 0,
-                window_.columns.size == 3, scratch),
+                window_.columns.size == 3 && window_.columns.plain(), scratch),
         step_(rows_per_block<A>(layout_)),
         query_(token_ring<A>(step_, layout_, stride_, scratch)),
         key_(token_ring<A>(ring_rows(), layout_, stride_, scratch)),
@@ -64,13 +65,14 @@ class ForwardKernel {
     queries_ = Plane<T>(args_.query, batch_, head_);
     const Plane<T> key(args_.key, batch_, head_);
     const Plane<T> value(args_.value, batch_, head_);
-    const int32_t reach = window_.rows.reach();
     for (int32_t phase = 0; phase < window_.rows.phases(window_.height); ++phase) {
       const PhaseRows rows(window_.rows, window_.height, phase, item.row_begin, item.row_end);
-      int32_t read = rows.first > reach ? rows.first - reach : 0;
+      const auto first_key = [&](int32_t row) { return window_.rows.start(row, rows.on_map); };
+      int32_t read = first_key(rows.first) > 0 ? first_key(rows.first) : 0;
       for (int32_t row = rows.first; row < rows.last; row += step_) {
         const int32_t end = row + step_ < rows.last ? row + step_ : rows.last;
-        for (; read < end + reach && read < rows.on_map; ++read) {
+        const int32_t keys_end = first_key(end - 1) + window_.rows.size;
+        for (; read < keys_end && read < rows.on_map; ++read) {
           const int64_t y = phase + int64_t(read) * window_.rows.dilation;
           read_row(key.row(y), key.width_stride, layout_, problem_.head_dim, stride_,
                    key_.row(read));
@@ -96,12 +98,12 @@ class ForwardKernel {
   }
 
  private:
-  int32_t ring_rows() const { return window_.ring_rows(step_); }
+  int32_t ring_rows() const { return window_.key_rows(step_); }
 
   template <typename Prefetch>
   void finish(Block& block, int32_t rows_on_map, Prefetch& prefetch) {
     for (int32_t u = 0; u < block.count; ++u) {
-      windows_.find(u, block.strips[u], key_, 0, rows_on_map);
+      windows_.find(u, block.strips[u], key_, rows_on_map);
     }
     dot_block(
         block, [&](const PlacedStrip& at) { return queries(at); }, windows_, 0, window_, products_,
@@ -148,13 +150,19 @@ class ForwardKernel {
     const int64_t pixel_size = problem_.heads * problem_.head_dim;
     T* const out = static_cast<T*>(args_.out) + token * problem_.head_dim;
     StripTokens<A> results{at.strip, result_, stride_};
-    if constexpr (std::is_same_v<T, A>) {
-      if (in_place_ && !streaming_) {
-        results = {at.strip, out, dilation * pixel_size, at.strip.jump(dilation) * pixel_size};
+    const StripWindow<A> values = windows_.of(u, key_.shift_to(value_));
+    const StripWeights<A> weights{weight_rows_, u * kStripSize, kWidth};
+    if (at.strip.around == Around::kShared) {
+      std::memset(result_, 0, sizeof(A) * kStripSize * stride_);
+      products_.add_shared(values, weights, results);
+    } else {
+      if constexpr (std::is_same_v<T, A>) {
+        if (in_place_ && !streaming_) {
+          results = {at.strip, out, dilation * pixel_size, at.strip.jump(dilation) * pixel_size};
+        }
       }
+      products_.sum(values, weights, results);
     }
-    products_.sum(windows_.of(u, key_.shift_to(value_)),
-                  StripWeights<A>{weight_rows_, u * kStripSize, kWidth}, results);
     for (int32_t i = 0; i < at.strip.count; ++i) {
       const int32_t pixels = at.strip.pixels(i, dilation);
       if (results.first == result_) {

@@ -31,7 +31,7 @@ struct Plan {
   int64_t backward_scratch(const BackwardArgs& args, const Plan& plan);                 \
   void forward(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t end,   \
                char* scratch);                                                          \
-  /* grad_bias: (items, kernel_h, kernel_w) sums of the items, or null. */              \
+  /* grad_bias: (items, bias_h, bias_w) sums of the items, or null. */                  \
   void backward(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_t end, \
                 void* grad_bias, char* scratch);                                        \
   }

@@ -48,18 +48,31 @@ struct HeadWindow {
 
   HeadWindow(const Problem& problem, int64_t head)
       : rows{static_cast<int32_t>(problem.kernel_h),
-             smaller(problem.dilation[2 * head], problem.height)},
+             smaller(problem.dilation[2 * head], problem.height),
+             static_cast<int32_t>(problem.before_h), problem.shifted_h},
         columns{static_cast<int32_t>(problem.kernel_w),
-                smaller(problem.dilation[2 * head + 1], problem.width)},
+                smaller(problem.dilation[2 * head + 1], problem.width),
+                static_cast<int32_t>(problem.before_w), problem.shifted_w},
         height(static_cast<int32_t>(problem.height)),
         width(static_cast<int32_t>(problem.width)),
         masked(problem.masked) {}
 
   int32_t taps() const { return rows.size * columns.size; }
 
-  // Rows of a phase that are needed at a time while `step` rows of windows are worked on.
-  int32_t ring_rows(int32_t step) const {
-    const int32_t needed = rows.size - 1 + step;
+  // Whether taps off the map are left out, and there can be any.
+  bool leaves_out() const {
+    return masked && (leaves_axis(rows, height) || leaves_axis(columns, width));
+  }
+  static bool leaves_axis(const WindowAxis& axis, int32_t length) {
+    return !axis.shifted || axis.phase_length(length, axis.phases(length) - 1) < axis.size;
+  }
+
+  // Rows of a phase that are needed at a time while `step` rows of queries are worked on: those of
+  // their windows, and those of queries that hold one key.
+  int32_t key_rows(int32_t step) const { return on_phase(rows.size - 1 + step); }
+  int32_t query_rows(int32_t step) const { return on_phase(rows.most_queries() - 1 + step); }
+
+  int32_t on_phase(int32_t needed) const {
     const int32_t on_map = rows.phase_length(height, 0);
     return needed < on_map ? needed : on_map;
   }
@@ -93,13 +106,13 @@ struct PhaseRows {
 // registers hold accumulators for: AVX-512 has 32 registers, the other sets of x86-64 have 16.
 inline constexpr int kStripSize = kVectorBytes == 64 ? 4 : 2;
 
-// What is known of the tokens around a strip's queries.
+// What is known of the tokens around a strip's queries, and how their windows lie there.
 enum class Around {
   kAnything,
   kMargins,  // it is all of its phase's row: margins on both sides
   kSplit,    // it is the rows of two phases, the first of kStripSize / 2 queries: margins there
              // and in between
-  kHalo,     // as kAnything; the queries are not the item's, but read its keys
+  kShared,   // all have the same columns of taps: shifted windows at an end of the row
 };
 
 // kStripSize queries next to each other in a phase's row; the last `kStripSize - count` of them
@@ -109,6 +122,17 @@ struct Strip {
   int32_t x;
   int32_t count;
   Around around;
+  bool own;        // queries are the item's; else they only read its keys
+  int32_t before;  // taps of the first query's window that lie before it
+  int32_t end;     // kShared: among the queries at ends, the first one's number
+  int32_t phase;   // of those of the layout
+
+  // Slot of the first query's first tap.
+  SDWA_INLINE int32_t window() const { return slot - before; }
+  // Of the window of query i, taps that lie before it.
+  SDWA_INLINE int32_t taps_before(int32_t i) const {
+    return around == Around::kShared ? before + i : before;
+  }
 
   // Pixels that query i is from query 0.
   SDWA_INLINE int32_t pixels(int32_t i, int32_t dilation) const {
@@ -118,6 +142,13 @@ struct Strip {
   SDWA_INLINE int32_t jump(int32_t dilation) const {
     return around == Around::kSplit ? 1 - kStripSize / 2 * dilation : 0;
   }
+};
+
+// Queries at an end of a phase's row whose windows have shifted, and so are one: neighbours.
+struct RowEnd {
+  int32_t slot, count;  // of the queries in this row in scratch
+  int32_t number;       // of the first, among the queries at ends of all phases in the layout
+  int32_t window;       // slot of the first tap
 };
 
 // The slots of a row in scratch. It holds its phases' rows one after the other, with a margin of
@@ -136,9 +167,12 @@ struct RowLayout {
   int32_t read_begin;      // of the pixels of a phase, the first that is read
   int32_t x_begin, x_end;  // from the first pixel of a phase to it, and to the end of what is read
   int32_t slots;
+  int32_t margin;
   int32_t pitch;  // slots from one row of tokens to the next
   int32_t strip_count;
   const Strip* strips;
+  int32_t end_queries;  // queries at ends
+  RowEnd* ends;         // two for each phase
 
   // Queries of the piece, and of `query_halo` pixels of a phase on either side, get strips; the
   // latter of their own. With `split`, short rows of neighbouring phases share strips.
@@ -148,14 +182,19 @@ struct RowLayout {
         width(map_width),
         phase_begin(static_cast<int32_t>(piece.phase_begin)),
         phase_end(static_cast<int32_t>(piece.phase_end)) {
-    const int32_t margin = axis.reach();
+    const int32_t shortest = axis.phase_length(width, axis.phases(width) - 1);
+    margin = axis.before > axis.after() ? axis.before : axis.after();
+    if (axis.shifted && axis.size - shortest > margin) margin = axis.size - shortest;
+    const int32_t halo = query_halo + axis.farthest();
     const auto begin = static_cast<int32_t>(piece.begin);
     const auto end = static_cast<int32_t>(piece.end);
-    read_begin = begin > query_halo + margin ? begin - query_halo - margin : 0;
-    const int32_t read_end = end + query_halo + margin;
+    read_begin = begin > halo ? begin - halo : 0;
+    const int32_t read_end = end + halo;
     const int64_t behind = int64_t(read_end) * axis.dilation;
     x_begin = read_begin * axis.dilation;
     x_end = behind < width ? static_cast<int32_t>(behind) : width;
+    ends = scratch.take<RowEnd>(axis.shifted ? 2 * (phase_end - phase_begin) : 0);
+    end_queries = 0;
     // Taken once it is known how many there are.
     Strip* const strip = scratch.take<Strip>(0);
     strips = strip;
@@ -171,23 +210,49 @@ struct RowLayout {
       if (split && whole && length == kStripSize / 2 && phase + 1 < phase_end) {
         // The next one is no longer.
         const int32_t next = axis.phase_length(width, phase + 1);
-        add({slot, phase, length + next, Around::kSplit});
+        add({slot, phase, length + next, Around::kSplit, true, axis.before, 0, 0});
         slot += length + margin + next + margin;
         ++phase;
         continue;
       }
+      // Windows shift inwards for the pixels before `left` and from `right` on.
+      const bool moves = axis.shifted;
+      const int32_t left = !moves ? 0 : length > axis.size ? axis.before + 1 : length;
+      const int32_t right = moves && length > axis.size ? length - 1 - axis.after() : length;
+      const int32_t queries_begin = begin > query_halo ? begin - query_halo : 0;
+      const int32_t queries_end = end + query_halo < length ? end + query_halo : length;
+      const auto add_end = [&](int32_t which, int32_t from, int32_t to) {
+        from = from > queries_begin ? from : queries_begin;
+        to = to < queries_end ? to : queries_end;
+        const int32_t count = from < to ? to - from : 0;
+        if (strip != nullptr) {
+          ends[2 * (phase - phase_begin) + which] = {slot + from - read_begin, count, end_queries,
+                                                     slot + axis.start(from, length) - read_begin};
+        }
+        end_queries += count;
+        return end_queries - count - from;
+      };
+      // Numbers of the queries at ends are their places and these.
+      const int32_t left_number = moves ? add_end(0, 0, left) : 0;
+      const int32_t right_number = moves ? add_end(1, right, length) : 0;
       // Adds strips of the pixels [from, to) of the phase.
-      const auto add_strips = [&](int32_t from, int32_t to, Around around) {
+      const auto add_some = [&](int32_t from, int32_t to, Around around, bool own, int32_t number) {
         for (int32_t i = from; i < to; i += kStripSize) {
           add({slot + i - read_begin, phase + i * axis.dilation,
-               to - i < kStripSize ? to - i : kStripSize, around});
+               to - i < kStripSize ? to - i : kStripSize, around, own, i - axis.start(i, length),
+               i + number, phase - phase_begin});
         }
       };
-      add_strips(begin > query_halo ? begin - query_halo : 0, begin < length ? begin : length,
-                 Around::kHalo);
-      add_strips(begin, end < length ? end : length,
-                 whole && length <= kStripSize ? Around::kMargins : Around::kAnything);
-      add_strips(end, end + query_halo < length ? end + query_halo : length, Around::kHalo);
+      const auto add_strips = [&](int32_t from, int32_t to, Around around, bool own) {
+        add_some(from, to < left ? to : left, Around::kShared, own, left_number);
+        add_some(from > left ? from : left, to < right ? to : right, around, own, 0);
+        add_some(from > right ? from : right, to, Around::kShared, own, right_number);
+      };
+      const bool margins = axis.plain() && whole && length <= kStripSize;
+      add_strips(queries_begin, begin < length ? begin : length, Around::kAnything, false);
+      add_strips(begin, end < length ? end : length, margins ? Around::kMargins : Around::kAnything,
+                 true);
+      add_strips(end, queries_end, Around::kAnything, false);
       slot += (read_end < length ? read_end : length) - read_begin + margin;
     }
     pitch = slot - margin;
@@ -205,9 +270,9 @@ struct RowLayout {
 template <typename Token>
 SDWA_INLINE void for_each_slot(const RowLayout& layout, Token&& token) {
   const WindowAxis axis = layout.axis;
-  int32_t slot = axis.reach();
+  int32_t slot = layout.margin;
   for (int32_t phase = layout.phase_begin; phase < layout.phase_end;
-       ++phase, slot += axis.reach()) {
+       ++phase, slot += layout.margin) {
     const int32_t end = layout.end_of(phase);
     for (int32_t x = phase + layout.x_begin; x < end; x += axis.dilation) {
       token(slot++, x);

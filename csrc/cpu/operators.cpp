@@ -143,7 +143,7 @@ int64_t rows_around_band(const Problem& problem) {
 // scratch of `slot_bytes` for each slot.
 Plan make_plan(const Problem& problem, int64_t halos, int64_t slot_bytes) {
   Plan plan{};
-  plan.halo = halos * (problem.kernel_w / 2);
+  plan.halo = halos * problem.farthest_w();
   plan.slots = kScratchBytes / slot_bytes;
   plan.pieces = 1;
   for (int64_t head = 0; head < problem.heads; ++head) {
@@ -195,24 +195,23 @@ int64_t grain(const Problem& problem, const Plan& plan) {
 // The sums of each item, added in the items' order whichever thread made them.
 template <typename A>
 void add_up_grad_bias(const Problem& problem, const Plan& plan, const A* sums, A* grad_bias) {
-  const int64_t taps = problem.kernel_h * problem.kernel_w;
-  for (int64_t i = 0; i < problem.heads * taps; ++i) {
+  const int64_t size = problem.bias_size();
+  for (int64_t i = 0; i < problem.heads * size; ++i) {
     double total = 0;
-    for (int64_t item = i / taps; item < plan.items; item += problem.heads) {
-      total += sums[item * taps + i % taps];
+    for (int64_t item = i / size; item < plan.items; item += problem.heads) {
+      total += sums[item * size + i % size];
     }
     grad_bias[i] = static_cast<A>(total);
   }
 }
 
-std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value,
-                                             std::optional<Tensor> bias,
-                                             std::optional<Tensor> key_mask,
-                                             std::vector<int64_t> kernel_size,
-                                             std::vector<int64_t> dilation, double scale,
-                                             bool masked) {
+std::tuple<Tensor, Tensor> attention_forward(
+    Tensor query, Tensor key, Tensor value, std::optional<Tensor> bias,
+    std::optional<Tensor> key_mask, std::vector<int64_t> kernel_size, std::vector<int64_t> dilation,
+    double scale, bool masked, bool shifted, bool causal_h, bool causal_w) {
   const ForwardCall call =
-      prepare_forward(query, key, value, bias, key_mask, kernel_size, dilation, scale, masked);
+      prepare_forward(query, key, value, bias, key_mask,
+                      {kernel_size, dilation, scale, masked, shifted, causal_h, causal_w});
   const Problem& problem = call.args.problem;
   if (problem.head_dim > 0) {
     const Plan plan = forward_plan(problem);
@@ -229,15 +228,17 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
     Tensor grad_out, std::optional<Tensor> grad_lse, Tensor query, Tensor key, Tensor value,
     std::optional<Tensor> bias, std::optional<Tensor> key_mask, Tensor out, Tensor lse,
-    std::vector<int64_t> kernel_size, std::vector<int64_t> dilation, double scale, bool masked) {
-  const BackwardCall call = prepare_backward(grad_out, grad_lse, query, key, value, bias, key_mask,
-                                             out, lse, kernel_size, dilation, scale, masked);
+    std::vector<int64_t> kernel_size, std::vector<int64_t> dilation, double scale, bool masked,
+    bool shifted, bool causal_h, bool causal_w) {
+  const BackwardCall call =
+      prepare_backward(grad_out, grad_lse, query, key, value, bias, key_mask, out, lse,
+                       {kernel_size, dilation, scale, masked, shifted, causal_h, causal_w});
   const Problem& problem = call.args.problem;
   const Plan plan = backward_plan(problem);
-  std::unique_ptr<double[]> sums;  // (items, kernel_h, kernel_w) in the accumulation type
+  std::unique_ptr<double[]> sums;  // (items, bias_h, bias_w) in the accumulation type
   if (call.args.grad_bias) {
     // Zeros: items without pixels make none.
-    sums.reset(new double[plan.items * problem.kernel_h * problem.kernel_w]());
+    sums.reset(new double[plan.items * problem.bias_size()]());
   }
   if (problem.head_dim > 0) {
     for (const Tensor& grad : {call.grad_query, call.grad_key, call.grad_value}) {

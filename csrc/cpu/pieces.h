@@ -34,7 +34,7 @@ struct Pieces {
     // A run is at least this many times as long as its halo, which is worked on again.
     constexpr int64_t kRunPerHalo = 2;
     if (dilation > width) dilation = width;
-    const int64_t margin = problem.kernel_w / 2;
+    const int64_t margin = problem.farthest_w();
     group = dilation;
     groups = runs = 1;
     run = width;

@@ -14,6 +14,7 @@ namespace {
 // Tokens from the first one in a row of a strip's windows to tap 0 of query i.
 template <Around kAround>
 constexpr int first_token(int i) {
+  if (kAround == Around::kShared) return 0;
   return kAround == Around::kSplit && i >= kStripSize / 2 ? i + 1 : i;
 }
 
@@ -21,13 +22,13 @@ constexpr int first_token(int i) {
 template <int kCount, int kKernelW, Around kAround>
 constexpr bool in_margin(int c) {
   constexpr int kReach = kKernelW / 2;
-  if (kAround == Around::kAnything) return false;
+  if (kAround == Around::kAnything || kAround == Around::kShared) return false;
   if (kAround == Around::kSplit && c == kStripSize / 2 + kReach) return true;
   return c < kReach || c > first_token<kAround>(kCount - 1) + kReach;
 }
 
-// Inner products of kTaps neighbouring taps of a strip's first kCount queries. But for kAnything,
-// the taps are a whole row's.
+// Inner products of kTaps neighbouring taps of a strip's first kCount queries. With kMargins and
+// kSplit, the taps are a whole row's.
 template <int kCount, Around kAround, int kTaps, int kVectors, typename A>
 SDWA_INLINE void dot_taps(const A* const (&queries)[kStripSize], const A* tokens,
                           int runtime_stride, Vec<A>* partial) {
@@ -79,12 +80,12 @@ SDWA_INLINE void dot_strip(const StripTokens<const A>& queries, const StripWindo
     } else {
       int t = 0;
       for (; t + 4 <= window.kernel_w; t += 4) {
-        dot_taps<kCount, Around::kAnything, 4, kVectors>(query, row + t * stride, stride,
-                                                         partial + t * kStrips);
+        dot_taps<kCount, kAround, 4, kVectors>(query, row + t * stride, stride,
+                                               partial + t * kStrips);
       }
       for (; t < window.kernel_w; ++t) {
-        dot_taps<kCount, Around::kAnything, 1, kVectors>(query, row + t * stride, stride,
-                                                         partial + t * kStrips);
+        dot_taps<kCount, kAround, 1, kVectors>(query, row + t * stride, stride,
+                                               partial + t * kStrips);
       }
     }
   }
@@ -156,7 +157,7 @@ SDWA_INLINE void sum_chunk(const StripWindow<A>& window, const StripWeights<A>& 
         unroll<kCount>([&](auto i) __attribute__((always_inline)) {
           const Vec<A> w = broadcast(weight[t * weights.step + i]);
           unroll<kChunk>([&](auto n) __attribute__((always_inline)) {
-            sum[i][n] += w * load(row + (t + i) * stride + n * kWidth);
+            sum[i][n] += w * load(row + (t + first_token<kAround>(i)) * stride + n * kWidth);
           });
         });
       }
@@ -166,8 +167,10 @@ SDWA_INLINE void sum_chunk(const StripWindow<A>& window, const StripWeights<A>& 
     if (i >= results.strip.count) return;
     const int64_t jump = kAround == Around::kSplit && i >= kStripSize / 2 ? results.jump : 0;
     A* const result = results.first + i * results.step + jump + first * kWidth;
-    unroll<kChunk>(
-        [&](auto n) __attribute__((always_inline)) { store<A>(result + n * kWidth, sum[i][n]); });
+    unroll<kChunk>([&](auto n) __attribute__((always_inline)) {
+      const Vec<A> before = kAround == Around::kShared ? load(result + n * kWidth) : Vec<A>{};
+      store<A>(result + n * kWidth, kAround == Around::kShared ? before + sum[i][n] : sum[i][n]);
+    });
   });
 }
 
@@ -205,13 +208,27 @@ void sum(const StripWindow<A>& window, const StripWeights<A>& weights,
       });
 }
 
+// Shared strips are few. One function serves all windows.
+template <typename A>
+void dot_shared(const StripTokens<const A>& queries, const StripWindow<A>& window,
+                Vec<A>* partial) {
+  dot_strip<kStripSize, Around::kShared, 0, 0>(queries, window, partial);
+}
+
+template <typename A>
+void add_shared(const StripWindow<A>& window, const StripWeights<A>& weights,
+                const StripTokens<A>& results) {
+  sum_strip<kStripSize, Around::kShared, 0, 0>(window, weights, results);
+}
+
 }  // namespace
 
 template <typename A>
 Products<A> choose_products(int kernel_w, int vectors) {
   const auto choose = [](auto kw, auto nv) {
     return Products<A>{dot<decltype(kw)::value, decltype(nv)::value, A>,
-                       sum<decltype(kw)::value, decltype(nv)::value, A>};
+                       sum<decltype(kw)::value, decltype(nv)::value, A>, dot_shared<A>,
+                       add_shared<A>};
   };
   return specialize<3, 5, 7>(kernel_w, [&](auto kw) {
 #if defined(SDWA_FEW_PRODUCTS)  // a sanitizer takes very long to compile them

@@ -13,7 +13,8 @@ inline constexpr int kStripsPerBlock = kLanes<A> / kStripSize;
 
 // The window of a strip: for each of its rows where the token of the first query's first tap is,
 // but for `shift` elements, or null where the row is off the map. Tap t of query i in a row is
-// i + t tokens further, behind the margin in the middle of a split strip one more.
+// i + t tokens further, behind the margin in the middle of a split strip one more; of a shared
+// strip it is t tokens further.
 template <typename A>
 struct StripWindow {
   const A* const* rows;
@@ -51,6 +52,11 @@ struct Products {
   // results[i] = sum over taps of weight * token.
   void (*sum)(const StripWindow<A>& window, const StripWeights<A>& weights,
               const StripTokens<A>& results);
+  // The same for shared strips. The sum is added to the results.
+  void (*dot_shared)(const StripTokens<const A>& queries, const StripWindow<A>& window,
+                     Vec<A>* partial);
+  void (*add_shared)(const StripWindow<A>& window, const StripWeights<A>& weights,
+                     const StripTokens<A>& results);
 };
 
 // The products specialised for a window's width and the vectors of a token.

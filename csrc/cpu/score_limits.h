@@ -18,7 +18,7 @@ class ScoreLimits {
   ScoreLimits(const bool* key_mask, const HeadWindow& window, const RowLayout& layout, int32_t rows,
               Scratch& scratch)
       : key_mask_(key_mask),
-        needed_(key_mask != nullptr || window.masked),
+        needed_(key_mask != nullptr || window.leaves_out()),
         window_(window),
         layout_(layout),
         rows_(key_mask ? rows : 1, needed_ ? layout.slots : 0, scratch),
@@ -50,16 +50,19 @@ class ScoreLimits {
   SDWA_INLINE void apply(const Block& block, int32_t rows_on_map, Vec<A>* scores) const {
     for (int32_t u = 0; u < block.count; ++u) {
       const PlacedStrip& at = block.strips[u];
-      const int32_t first = at.strip.slot - window_.columns.reach();
+      const int32_t first = at.strip.window();
+      const int32_t start = window_.rows.start(at.row, rows_on_map);
+      // From limit to limit for the queries, and in the middle of a split strip.
+      const int32_t step = at.strip.around == Around::kShared ? 0 : 1;
       const int32_t split = at.strip.around == Around::kSplit ? 1 : 0;
       A* score = reinterpret_cast<A*>(scores) + u * kStripSize;
       for (int32_t h = 0; h < window_.rows.size; ++h) {
-        const int32_t row = at.row + h - window_.rows.reach();
+        const int32_t row = start + h;
         const A* limit = on_axis(row, rows_on_map) ? rows_.row(row) + first : off_map_;
         for (int32_t w = 0; w < window_.columns.size; ++w, score += kLanes<A>, ++limit) {
           A lowered[kStripSize];
           unroll<kStripSize>([&](auto i) __attribute__((always_inline)) {
-            const A largest = limit[i < kStripSize / 2 ? i : i + split];
+            const A largest = limit[i < kStripSize / 2 ? i * step : i * step + split];
             lowered[i] = score[i] < largest ? score[i] : largest;
           });
           std::memcpy(score, lowered, sizeof lowered);
@@ -77,6 +80,20 @@ class ScoreLimits {
   A* const off_map_;  // of a row that is off the map
 };
 
+// Where the bias by distance of a strip's taps begins: that of tap (0, 0) of query 0 is element
+// `first`. Taps follow each other in rows of distances(columns.size); the queries of a shared strip
+// lie one element before each other.
+struct DistanceBias {
+  int32_t first, row, step;
+
+  SDWA_INLINE DistanceBias(const HeadWindow& window, const PlacedStrip& at, int32_t rows_on_map)
+      : row(distances(window.columns.size)), step(at.strip.around == Around::kShared ? 1 : 0) {
+    const int32_t above = at.row - window.rows.start(at.row, rows_on_map);
+    first = distance_index(window.rows.size, -above) * row +
+            distance_index(window.columns.size, -at.strip.before);
+  }
+};
+
 // Turns a block's products of query and key into scores: times scale, plus bias, and minus
 // infinity where a tap is left out. The kernel's pointer comes by reference, so that it is read
 // where it is needed: registers are short here.
@@ -86,9 +103,27 @@ SDWA_INLINE void finish_scores(const Args& args, int64_t head, const HeadWindow&
                                int32_t rows_on_map, Vec<A>* const& scores) {
   const int32_t taps = window.taps();
   const A scale = static_cast<A>(args.problem.scale);
-  const A* bias = args.bias ? static_cast<const A*>(args.bias) + head * taps : nullptr;
-  for (int32_t t = 0; t < taps; ++t) {
-    scores[t] = bias ? scores[t] * scale + bias[t] : scores[t] * scale;
+  const A* bias =
+      args.bias ? static_cast<const A*>(args.bias) + head * args.problem.bias_size() : nullptr;
+  if (bias && args.problem.by_distance) {
+    for (int32_t t = 0; t < taps; ++t) scores[t] *= scale;
+    for (int32_t u = 0; u < block.count; ++u) {
+      const DistanceBias of(window, block.strips[u], rows_on_map);
+      const int32_t count = block.strips[u].strip.count;  // others have no bias to read
+      A* score = reinterpret_cast<A*>(scores) + u * kStripSize;
+      for (int32_t h = 0; h < window.rows.size; ++h) {
+        const A* const row = bias + of.first + h * of.row;
+        for (int32_t w = 0; w < window.columns.size; ++w, score += kLanes<A>) {
+          unroll<kStripSize>([&](auto i) __attribute__((always_inline)) {
+            score[i] += row[w - (i < count ? i : 0) * of.step];
+          });
+        }
+      }
+    }
+  } else {
+    for (int32_t t = 0; t < taps; ++t) {
+      scores[t] = bias ? scores[t] * scale + bias[t] : scores[t] * scale;
+    }
   }
   if (limits.needed()) limits.apply(block, rows_on_map, scores);
 }

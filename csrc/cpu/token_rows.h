@@ -35,7 +35,7 @@ constexpr int token_stride(int64_t head_dim) {
 template <typename A>
 RowRing<A> token_ring(int32_t rows, const RowLayout& layout, int stride, Scratch& scratch) {
   const WindowAxis axis = layout.axis;
-  const int64_t margin = int64_t(axis.reach()) * stride;
+  const int64_t margin = int64_t(layout.margin) * stride;
   const int64_t row_size = int64_t(layout.pitch) * stride;
   const RowRing<A> ring(rows, row_size, scratch, margin + int64_t(kStripSize) * stride);
   if (ring.data() == nullptr) return ring;

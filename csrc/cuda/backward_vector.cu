@@ -5,6 +5,7 @@
 #include "cuda/backward_staged.cuh"
 #include "cuda/bias_parts.cuh"
 #include "cuda/kernels.h"
+#include "cuda/row_delta.cuh"
 #include "cuda/vector_group.cuh"
 
 namespace sdwa::cuda {
@@ -34,20 +35,7 @@ struct BackwardParams {
 
 template <typename T, bool kWide>
 __global__ void __launch_bounds__(kThreads) row_delta(const __grid_constant__ BackwardParams<T> p) {
-  using Row = LaneRow<T, kWide>;
-  const Tile tile = find_tile(p.work);
-  if (!tile.inside) return;
-  const auto place = GroupPlace::of(p.groups, tile);
-  const int lanes = p.groups.lanes, head_dim = p.work.head_dim;
-  const bool ok = place.y < p.work.height && place.x < p.work.width;
-  const int64_t token = token_index(p.work, tile, place.y, place.x);
-  const Row out = Row::load(p.out + token * head_dim, ok, place.lane, lanes, head_dim);
-  const Row grad_out = Row::load(p.grad_out.data + p.grad_out.offset(tile, place.y, place.x), ok,
-                                 place.lane, lanes, head_dim);
-  auto sum = out.dot(grad_out);
-  sum_over_group(lanes, sum);
-  if (!ok || place.lane != 0) return;
-  p.delta[token] = delta_of(sum, lse_or_infinity(p.lse, token, ok), p.grad_lse, token, ok);
+  write_row_delta<T, kWide>(p);
 }
 
 // Whether registers hold two rows of a neighbour at a time instead of four, and no walks.

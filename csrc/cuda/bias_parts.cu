@@ -77,7 +77,7 @@ void sum_rows(int64_t all_heads, const BiasParts<A>& parts, const BiasParts<A>& 
 template <typename A>
 void launch_sum(const BackwardArgs& args, void* data, int tile_h, int tile_w, Stream stream) {
   const Problem& problem = args.problem;
-  const auto taps = static_cast<int32_t>(problem.kernel_h * problem.kernel_w);
+  const auto taps = static_cast<int32_t>(problem.bias_size());
   const BiasParts<A> grad_bias{static_cast<A*>(args.grad_bias), 1, taps};
   if (data == nullptr) {
     sum_rows(problem.heads, grad_bias, grad_bias, 1, [](int64_t) { return 0; }, stream);

@@ -6,7 +6,8 @@
 
 namespace sdwa::cuda {
 
-// (heads, rows, taps): a row for each tile of each image, and then those of BiasRows.
+// (heads, rows, taps), where taps are all elements of a head's bias: a row for each tile of each
+// image, and then those of BiasRows.
 template <typename A>
 struct BiasParts {
   A* data;  // null where there is no bias
@@ -44,7 +45,7 @@ struct BiasRows {
       tiles = std::max(tiles, image_rows(problem, h, tile_h, tile_w));
     }
     tiles *= problem.batch;
-    const int64_t taps = problem.kernel_h * problem.kernel_w;
+    const int64_t taps = problem.bias_size();
     const int64_t rows_at_once = std::max<int64_t>(1, kSumThreads / taps) * kSumLoads;
     const int64_t most = std::max<int64_t>(1, kSumBlocks / problem.heads);
     return {tiles, std::min(most, ceil_div(tiles, rows_at_once))};

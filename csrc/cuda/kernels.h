@@ -1,6 +1,7 @@
 // The families of kernels: what launches each, and what of a call decides which kernel that is.
 //
-// launch.cu chooses the family: the matrix unit where it fits, else groups of lanes ("vector").
+// launch.cu chooses the family: the matrix unit where it fits, else groups of lanes ("vector"), and
+// for windows that are not plain these ("free").
 #pragma once
 
 #include <algorithm>
@@ -28,6 +29,11 @@ struct VectorTile {
 VectorTile backward_vector_tile(const BackwardArgs& args);
 // delta: for (batch, height, width, heads) elements of the accumulation type, where it is needed.
 void launch_backward_vector(const BackwardArgs& args, void* delta, void* bias_parts, Stream stream);
+
+// Shifted and causal windows, of any element type.
+void launch_forward_free(const ForwardArgs& args, Stream stream);
+VectorTile backward_free_tile(const BackwardArgs& args);
+void launch_backward_free(const BackwardArgs& args, void* delta, void* bias_parts, Stream stream);
 
 // Calls f with the integral_constant of the window's side where windows of that size have kernels
 // of their own, else with that of 0.

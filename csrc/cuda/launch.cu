@@ -56,9 +56,11 @@ void check_extents(const Problem& problem) {
            " and dilation " + number(dilation) + " along it: " + axis + " + (kernel_size + " +
            number(kMostTileSide) + ") * min(dilation, " + axis + ") must be less than 2^31");
   };
+  // The queries around a key lie up to two windows away from it where windows shift.
+  const int64_t windows = problem.plain() ? 1 : 2;
   for (int64_t h = 0; h < problem.heads; ++h) {
-    check_axis("height", problem.height, problem.kernel_h, problem.dilation[2 * h]);
-    check_axis("width", problem.width, problem.kernel_w, problem.dilation[2 * h + 1]);
+    check_axis("height", problem.height, windows * problem.kernel_h, problem.dilation[2 * h]);
+    check_axis("width", problem.width, windows * problem.kernel_w, problem.dilation[2 * h + 1]);
   }
 }
 
@@ -83,6 +85,7 @@ bool has_short_steps(const Args& args) {
 
 template <typename Args>
 bool takes_matrix_path(const Args& args) {
+  if (!args.problem.plain()) return false;
   const int side = with_window(args.problem, [](auto kernel) { return kernel.value; });
   const int access = side == 3 ? 8 : kWideAccess;  // bytes, as `with_features` has kernels for
   return element_size(args.problem.dtype) == 2 && side > 0 && row_alignment(args) >= access &&
@@ -122,7 +125,7 @@ Workspace workspace_of(const BackwardArgs& args) {
       }
     });
   } else {
-    const VectorTile tile = backward_vector_tile(args);
+    const VectorTile tile = problem.plain() ? backward_vector_tile(args) : backward_free_tile(args);
     tile_h = tile.tile_h, tile_w = tile.tile_w;
     if (tile.needs_delta) {
       bytes.delta = problem.batch * problem.height * problem.width * problem.heads * sum_size;
@@ -130,8 +133,8 @@ Workspace workspace_of(const BackwardArgs& args) {
     }
   }
   if (args.grad_bias != nullptr) {
-    bytes.bias_parts = bias_part_rows(problem, tile_h, tile_w) * problem.heads * problem.kernel_h *
-                       problem.kernel_w * sum_size;
+    bytes.bias_parts =
+        bias_part_rows(problem, tile_h, tile_w) * problem.heads * problem.bias_size() * sum_size;
   }
   return bytes;
 }
@@ -143,7 +146,9 @@ void launch_forward(const ForwardArgs& given, void* stream_pointer) {
   const ForwardArgs args = with_used_strides(given);
   check_extents(args.problem);
   const Stream stream = static_cast<Stream>(stream_pointer);
-  if (takes_matrix_path(args) && takes_map_path(args)) {
+  if (!args.problem.plain()) {
+    launch_forward_free(args, stream);
+  } else if (takes_matrix_path(args) && takes_map_path(args)) {
     launch_forward_map(args, stream);
   } else if (takes_matrix_path(args)) {
     launch_forward_matrix(args, stream);
@@ -170,7 +175,9 @@ void launch_backward(const BackwardArgs& given, void* workspace, void* stream_po
   check_extents(args.problem);
   auto* const bytes = static_cast<unsigned char*>(workspace);
   void* const bias_parts = args.grad_bias == nullptr ? nullptr : bytes + workspace_of(args).delta;
-  if (!takes_matrix_path(args)) {
+  if (!args.problem.plain()) {
+    launch_backward_free(args, bytes, bias_parts, stream);
+  } else if (!takes_matrix_path(args)) {
     launch_backward_vector(args, bytes, bias_parts, stream);
   } else if (takes_map_path(args)) {
     launch_backward_map(args, static_cast<float*>(bias_parts), stream);

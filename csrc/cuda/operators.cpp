@@ -27,10 +27,12 @@ void* current_stream(const Tensor& tensor) {
 std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor value,
                                              OptionalTensor bias, OptionalTensor key_mask,
                                              Integers kernel_size, Integers dilation, double scale,
-                                             bool masked) {
+                                             bool masked, bool shifted, bool causal_h,
+                                             bool causal_w) {
   const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
   ForwardCall call =
-      prepare_forward(query, key, value, bias, key_mask, kernel_size, dilation, scale, masked);
+      prepare_forward(query, key, value, bias, key_mask,
+                      {kernel_size, dilation, scale, masked, shifted, causal_h, causal_w});
   launch_forward(call.args, current_stream(query));
   return {call.out, call.lse};
 }
@@ -38,10 +40,11 @@ std::tuple<Tensor, Tensor> attention_forward(Tensor query, Tensor key, Tensor va
 std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
     Tensor grad_out, OptionalTensor grad_lse, Tensor query, Tensor key, Tensor value,
     OptionalTensor bias, OptionalTensor key_mask, Tensor out, Tensor lse, Integers kernel_size,
-    Integers dilation, double scale, bool masked) {
+    Integers dilation, double scale, bool masked, bool shifted, bool causal_h, bool causal_w) {
   const torch::stable::accelerator::DeviceGuard guard(query.get_device_index());
-  BackwardCall call = prepare_backward(grad_out, grad_lse, query, key, value, bias, key_mask, out,
-                                       lse, kernel_size, dilation, scale, masked);
+  BackwardCall call =
+      prepare_backward(grad_out, grad_lse, query, key, value, bias, key_mask, out, lse,
+                       {kernel_size, dilation, scale, masked, shifted, causal_h, causal_w});
   const auto bytes = static_cast<int64_t>(backward_workspace_bytes(call.args));
   // From PyTorch's allocator, so that graph capture and streams are its concern.
   const Tensor workspace = torch::stable::new_empty(query, {bytes}, ScalarType::Byte);

@@ -11,10 +11,9 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import unfold
 
 import sdwa
-from sdwa.arguments import as_dilation, as_kernel_size
+from sdwa.arguments import as_causal, as_dilation, as_kernel_size
 from tests.sdwa.cases import Case, draw
 
 Results = dict[str, Tensor]
@@ -41,6 +40,7 @@ def run(
         scale=case.scale,
         padding_mode=case.padding_mode,
         key_mask=tensors.get("key_mask"),
+        is_causal=case.is_causal,
         return_lse=True,
         **options,
     )
@@ -53,26 +53,54 @@ def run(
 
 
 def stepwise(
-    query, key, value, kernel_size, dilation, *, bias, scale, padding_mode, key_mask, return_lse
+    query,
+    key,
+    value,
+    kernel_size,
+    dilation,
+    *,
+    bias,
+    scale,
+    padding_mode,
+    key_mask,
+    is_causal,
+    return_lse,
 ):
     """The operator, every step rounded to the dtype of query, as plain PyTorch code does it."""
     batch, height, width, heads, head_dim = query.shape
-    kernel = as_kernel_size(kernel_size)
+    shifted = padding_mode == "shifted"
+    kernel = as_kernel_size(kernel_size, shifted)
+    causal = as_causal(is_causal)
     scale = head_dim**-0.5 if scale is None else scale
     outs, lses = [], []
     for head, step in enumerate(as_dilation(dilation, heads)):
+        (rows, bias_rows), (columns, bias_columns) = (
+            window_taps(length, size, d, shifted, is_causal)
+            for length, size, d, is_causal in zip(
+                (height, width), kernel, step, causal, strict=True
+            )
+        )
 
-        def windows(x: Tensor, step=step) -> Tensor:  # (batch, pixels, taps, channels)
-            padding = [d * (k // 2) for d, k in zip(step, kernel, strict=True)]
-            columns = unfold(x.permute(0, 3, 1, 2), kernel, dilation=step, padding=padding)
-            return columns.view(batch, x.shape[3], -1, height * width).permute(0, 3, 2, 1)
+        def windows(x: Tensor, rows=rows, columns=columns) -> Tensor:
+            """(batch, pixels, taps, channels)"""
+            padded = torch.nn.functional.pad(x, (0, 0, 0, 1, 0, 1))  # zeros for what is off the map
+            taps = padded[:, rows][:, :, :, columns]
+            return taps.transpose(2, 3).reshape(batch, height * width, -1, x.shape[3])
 
         q = query[:, :, :, head].reshape(batch, height * width, 1, head_dim)
         scores = (q * windows(key[:, :, :, head])).sum(-1) * scale
-        if bias is not None:
+        if bias is not None and shifted:
+            of_taps = bias[head][bias_rows][:, :, bias_columns].transpose(1, 2)
+            scores = scores + of_taps.reshape(height * width, -1)
+        elif bias is not None:
             scores = scores + bias[head].flatten()
+        if any(causal) and not shifted:
+            later = torch.zeros(kernel, dtype=torch.bool, device=scores.device)
+            later[kernel[0] // 2 + 1 :] |= causal[0]
+            later[:, kernel[1] // 2 + 1 :] |= causal[1]
+            scores = scores.masked_fill(later.flatten(), float("-inf"))
         on_map = torch.ones_like(key[:, :, :, head, :1])
-        if padding_mode == "masked":
+        if padding_mode != "zeros":
             scores = scores.masked_fill(windows(on_map)[..., 0] == 0, float("-inf"))
         if key_mask is not None:
             left_out = windows(on_map * ~key_mask.unsqueeze(-1))[..., 0]
@@ -85,6 +113,26 @@ def stepwise(
         lse = scores.logsumexp(-1).masked_fill(nothing[..., 0], float("-inf"))
         lses.append(lse.view(batch, height, width))
     return torch.stack(outs, 3), torch.stack(lses, 3)
+
+
+def window_taps(length: int, size: int, dilation: int, shifted: bool, is_causal: bool):
+    """Which pixel each tap of each pixel reads along an axis, and its place in a bias by distance.
+
+    Both are (length, size). A tap off the axis reads pixel `length`.
+    """
+    sources, places = [], []
+    for pixel in range(length):
+        phase = range(pixel % dilation, length, dilation)
+        here = pixel // dilation
+        first = here - size // 2
+        if shifted:
+            first = max(0, min(first, len(phase) - size))
+            if is_causal:
+                first = here - (size - 1)
+        taps = range(first, first + size)
+        sources.append([phase[tap] if 0 <= tap < len(phase) else length for tap in taps])
+        places.append([tap - here + size - 1 for tap in taps])
+    return torch.tensor(sources), torch.tensor(places)
 
 
 def error(result: Tensor, exact: Tensor) -> float:
@@ -106,7 +154,7 @@ def parts(tensor: Tensor, case: Case) -> dict[str, Tensor]:
     """Border and interior of a map; a bias gradient is whole."""
     if tensor.dim() < 4:
         return {"whole": tensor}
-    kernel = as_kernel_size(case.kernel_size)
+    kernel = as_kernel_size(case.kernel_size, case.padding_mode == "shifted")
     reach = [max(d[axis] for d in as_dilation(case.dilation, case.shape[3])) for axis in (0, 1)]
     reach = [r * (k // 2) for r, k in zip(reach, kernel, strict=True)]
     inside = torch.zeros(case.shape[1:3], dtype=torch.bool, device=tensor.device)

@@ -16,7 +16,8 @@ class Case:
     """One problem.
 
     `strictly_causal`: the bias is -inf from the query on, so that masked windows in the first
-    corner of the map have nothing left. `key_mask`: one that leaves out most keys, here and there a
+    corner of the map have nothing left. A `bias` is by tap, but by distance with shifted windows.
+    `key_mask`: one that leaves out most keys, here and there a
     whole window. `layout`: how query, key and value lie in memory.
     """
 
@@ -29,6 +30,7 @@ class Case:
     key_mask: bool = False
     scale: float | None = None
     padding_mode: str = "zeros"
+    is_causal: bool | tuple[bool, bool] = False
     layout: str = "contiguous"
 
     def __str__(self) -> str:
@@ -125,6 +127,57 @@ CASES = (
         key_mask=True,
     ),
     Case("strictly_causal", (1, 6, 7, 2, 16), dilation=(1, 2), bias=True, strictly_causal=True),
+    Case("shifted", (2, 7, 9, 4, 16), dilation=(1, 1, 2, 3), padding_mode="shifted"),
+    Case(
+        "shifted_bias", (2, 7, 9, 4, 16), dilation=(1, 1, 2, 3), bias=True, padding_mode="shifted"
+    ),
+    Case("shifted_7", (1, 15, 17, 2, 32), 7, dilation=(1, 2), bias=True, padding_mode="shifted"),
+    Case("shifted_even", (1, 11, 9, 3, 20), (4, 6), (1, 2, 1), bias=True, padding_mode="shifted"),
+    Case("shifted_2", (1, 5, 8, 2, 10), 2, dilation=(1, 3), padding_mode="shifted"),
+    Case("shifted_1x5", (1, 6, 13, 2, 8), (1, 5), dilation=(1, 2), padding_mode="shifted"),
+    # phases shorter than the window, in one axis or both
+    Case(
+        "shifted_short", (1, 9, 6, 3, 12), 5, dilation=(1, 2, 3), bias=True, padding_mode="shifted"
+    ),
+    Case("shifted_13_beyond_map", (1, 6, 5, 2, 4), 13, dilation=(1, 2), padding_mode="shifted"),
+    Case("shifted_one_pixel", (2, 1, 1, 2, 8), 3, bias=True, padding_mode="shifted"),
+    Case(
+        "shifted_key_mask",
+        (2, 8, 9, 2, 24),
+        kernel_size=5,
+        dilation=(1, 2),
+        bias=True,
+        padding_mode="shifted",
+        key_mask=True,
+        layout="packed",
+    ),
+    Case("causal", (1, 7, 8, 2, 16), 5, dilation=(1, 2), bias=True, is_causal=True),
+    Case(
+        "causal_rows_masked",
+        (2, 6, 7, 2, 20),
+        dilation=(1, 2),
+        padding_mode="masked",
+        is_causal=(True, False),
+        key_mask=True,
+    ),
+    Case(
+        "causal_7x3_masked",
+        (1, 7, 6, 2, 8),
+        kernel_size=(7, 3),
+        bias=True,
+        padding_mode="masked",
+        is_causal=True,
+    ),
+    Case(
+        "causal_columns_shifted",
+        (1, 7, 9, 2, 16),
+        kernel_size=(3, 4),
+        dilation=(1, 2),
+        bias=True,
+        padding_mode="shifted",
+        is_causal=(False, True),
+    ),
+    Case("causal_shifted", (1, 8, 7, 2, 10), 3, bias=True, padding_mode="shifted", is_causal=True),
 )
 
 
@@ -171,6 +224,8 @@ def draw(case: Case, dtype: torch.dtype, device: str = "cpu", seed: int = 0) -> 
         kernel = (
             case.kernel_size if isinstance(case.kernel_size, tuple) else (case.kernel_size,) * 2
         )
+        if case.padding_mode == "shifted":
+            kernel = tuple(2 * size - 1 for size in kernel)
         tensors["bias"] = normal(heads, *kernel).to(device, dtype)
         if case.strictly_causal:
             tensors["bias"].flatten(1)[:, kernel[0] * kernel[1] // 2 :] = float("-inf")

@@ -1,6 +1,7 @@
 // Prints what csrc/window_geometry.h computes, for test_window_geometry.py, as JSON.
 //
-// Arguments: for an axis `axis KERNEL_SIZE DILATION LENGTH`, for the taps of a bias
+// Arguments: for an axis `axis KERNEL_SIZE DILATION LENGTH`, for one whose windows are not centred
+// `free SIZE DILATION LENGTH BEFORE SHIFTED`, for the taps of a bias
 // `taps KERNEL_H KERNEL_W`, for the padding rule `counts ON_MAP MASKED`.
 #include <cstdio>
 #include <cstdlib>
@@ -42,12 +43,37 @@ void print_axis(const WindowAxis& axis, int length) {
   std::printf("]}\n");
 }
 
+// For each pixel what its taps read, and the queries whose windows hold it.
+void print_free_axis(const WindowAxis& axis, int length) {
+  std::printf("{\"most_queries\": %d, \"farthest\": %d, \"pixels\": [", axis.most_queries(),
+              axis.farthest());
+  for (int pixel = 0; pixel < length; ++pixel) {
+    const int phase = pixel % axis.dilation, place = pixel / axis.dilation;
+    const int places = axis.phase_length(length, phase);
+    std::printf(pixel ? ", {" : "{");
+    print_list("sources", axis.size,
+               [&](int tap) { return phase + (axis.start(place, places) + tap) * axis.dilation; });
+    std::printf(", ");
+    print_list("bias", axis.size, [&](int tap) {
+      return distance_index(axis.size, axis.start(place, places) + tap - place);
+    });
+    const int first = axis.first_query(place);
+    std::printf(", ");
+    print_list("queries", axis.last_query(place, places) - first + 1,
+               [&](int n) { return phase + (first + n) * axis.dilation; });
+    std::printf("}");
+  }
+  std::printf("]}\n");
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
   const auto number = [&](int i) { return std::atoi(arguments[i]); };
   if (count == 5 && std::strcmp(arguments[1], "axis") == 0) {
     print_axis({number(2), number(3)}, number(4));
+  } else if (count == 7 && std::strcmp(arguments[1], "free") == 0) {
+    print_free_axis({number(2), number(3), number(5), number(6) != 0}, number(4));
   } else if (count == 4 && std::strcmp(arguments[1], "taps") == 0) {
     const WindowAxis columns{number(3), 1};
     for (int row = 0; row < number(2); ++row) {

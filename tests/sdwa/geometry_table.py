@@ -89,6 +89,59 @@ AXES = {
     ),
 }
 
+
+class FreeAxis(NamedTuple):
+    """One head's windows on one axis, where they are not centred or not at the border.
+
+    size, before: taps that there are, and how many of them lie before the query.
+    sources: for each query the coordinate that each tap reads, on the map or off it.
+    """
+
+    kernel_size: int
+    dilation: int
+    length: int
+    shifted: bool
+    is_causal: bool
+    size: int
+    before: int
+    sources: tuple[tuple[int, ...], ...]
+
+
+FREE_AXES = {
+    "shifted": FreeAxis(
+        *(3, 1, 5, True, False, 3, 1),
+        sources=((0, 1, 2), (0, 1, 2), (1, 2, 3), (2, 3, 4), (2, 3, 4)),
+    ),
+    "shifted_5": FreeAxis(
+        *(5, 1, 6, True, False, 5, 2),
+        sources=(*(((0, 1, 2, 3, 4),) * 3), *(((1, 2, 3, 4, 5),) * 3)),
+    ),
+    "shifted_phases": FreeAxis(
+        *(3, 2, 7, True, False, 3, 1),
+        sources=((0, 2, 4), (1, 3, 5), (0, 2, 4), (1, 3, 5), (2, 4, 6), (1, 3, 5), (2, 4, 6)),
+    ),
+    "shifted_even": FreeAxis(
+        *(4, 1, 6, True, False, 4, 2),
+        sources=((0, 1, 2, 3),) * 3 + ((1, 2, 3, 4),) + ((2, 3, 4, 5),) * 2,
+    ),
+    "shifted_2": FreeAxis(*(2, 1, 3, True, False, 2, 1), sources=((0, 1), (0, 1), (1, 2))),
+    "shifted_short": FreeAxis(
+        *(4, 2, 5, True, False, 4, 2),
+        sources=((0, 2, 4, 6), (1, 3, 5, 7), (0, 2, 4, 6), (1, 3, 5, 7), (0, 2, 4, 6)),
+    ),
+    "causal": FreeAxis(
+        *(5, 1, 4, False, True, 3, 2),
+        sources=((-2, -1, 0), (-1, 0, 1), (0, 1, 2), (1, 2, 3)),
+    ),
+    "causal_dilated": FreeAxis(
+        *(3, 2, 4, False, True, 2, 1), sources=((-2, 0), (-1, 1), (0, 2), (1, 3))
+    ),
+    "causal_shifted": FreeAxis(
+        *(3, 1, 4, True, True, 3, 2),
+        sources=((-2, -1, 0), (-1, 0, 1), (0, 1, 2), (1, 2, 3)),
+    ),
+}
+
 # kernel_size -> taps on either side of the centre, and for each tap the one that looks back.
 REACH = {1: 0, 3: 1, 5: 2}
 MIRRORED = {1: (0,), 3: (2, 1, 0), 5: (4, 3, 2, 1, 0)}

@@ -34,7 +34,11 @@ REFUSED = {
     "bool entry": ({"dilation": (1, 2, True, 1)}, TypeError, "dilation entries.*got True"),
     "text dilation": ({"dilation": "1234"}, TypeError, "dilation must be an int.*got str"),
     "bytes dilation": ({"dilation": b"1234"}, TypeError, "dilation must be an int.*got bytes"),
-    "padding": ({"padding_mode": "reflect"}, ValueError, "padding_mode.*\"masked\", got 'reflect'"),
+    "padding": (
+        {"padding_mode": "reflect"},
+        ValueError,
+        "padding_mode.*\"shifted\", got 'reflect'",
+    ),
     "pair for all heads": (
         {"dilation": (2, 1)},
         ValueError,
@@ -69,12 +73,12 @@ REFUSED = {
     "bias shape": (
         {"bias": torch.zeros(4, 3, 5)},
         ValueError,
-        r"bias.*\(4, 3, 3\), got.*\(4, 3, 5\)",
+        r"bias.*\(4, 3, 3\) or .*\(4, 5, 5\), got.*\(4, 3, 5\)",
     ),
     "bias of heads first": (
         {"bias": torch.zeros(5, 3, 3)},
         ValueError,
-        r"bias.*\(4, 3, 3\), got.*if its heads come first, pass query.permute",
+        r"bias.*\(4, 3, 3\) or .* got.*if its heads come first, pass query.permute",
     ),
     "bias dtype": (
         {"bias": torch.zeros(4, 3, 3, dtype=torch.int32)},
@@ -125,7 +129,12 @@ REFUSED = {
     "4-D": (
         {"query": torch.randn(2, 5, 6, 32)},
         ValueError,
-        r"query must be \(batch.*\(2, 5, 6, 32\)",
+        r"query and key must both be \(batch.*got shapes \(2, 5, 6, 32\) and \(2, 5, 6, 4, 8\)",
+    ),
+    "3-D": (
+        {"query": torch.randn(2, 30, 32)},
+        ValueError,
+        r"query must be \(batch, .*, or \(batch, .* got shape \(2, 30, 32\)",
     ),
     "integers": (
         {"query": torch.ones(SHAPE, dtype=torch.int64)},

@@ -208,7 +208,9 @@ def test_maps_beyond_32_bits_are_refused(axis):
 
 
 def test_windows_beyond_the_limit_are_refused():
-    with pytest.raises(RuntimeError, match="kernel_size must hold two odd numbers up to 255"):
+    with pytest.raises(
+        RuntimeError, match="kernel_size must hold two numbers up to 255, odd ones unless"
+    ):
         attend(torch.zeros(1, 2, 2, 1, 1), [257, 1], [1, 1])
 
 

@@ -137,7 +137,8 @@ def fuzz(count: int, seed: int) -> list[tuple[Case, torch.dtype]]:
             strictly_causal=bias and rng.random() < 0.4,
             key_mask=rng.random() < 0.4,
             scale=rng.choice((None, None, 0.0, 1.3, -0.4)),
-            padding_mode=rng.choice(("zeros", "masked")),
+            padding_mode=rng.choice(("zeros", "masked", "shifted")),
+            is_causal=rng.choice((False, False, False, True, (True, False))),
             layout=rng.choice(("contiguous", "packed", "strided", "heads_first")),
         )
         drawn.append((case, rng.choice((torch.float32, torch.bfloat16, torch.float16))))
@@ -158,7 +159,7 @@ PROBLEMS = {
     f"{case}-{str(dtype).removeprefix('torch.')}": (case, dtype)
     for case, dtype in [
         *((case, dtype) for case in (*CASES, *EXTRA) for dtype in DTYPES if keeps(case, dtype)),
-        *fuzz(60, seed=1),
+        *fuzz(90, seed=1),
     ]
 }
 

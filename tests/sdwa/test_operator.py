@@ -72,7 +72,8 @@ def drawn_cases(draw_from):
         bias=draw_from(st.booleans()),
         strictly_causal=draw_from(st.booleans()),
         key_mask=draw_from(st.booleans()),
-        padding_mode=draw_from(st.sampled_from(("zeros", "masked"))),
+        padding_mode=draw_from(st.sampled_from(("zeros", "masked", "shifted"))),
+        is_causal=draw_from(st.sampled_from((False, False, True, (True, False)))),
         layout=draw_from(st.sampled_from(("contiguous", "packed", "strided", "heads_first"))),
     )
 

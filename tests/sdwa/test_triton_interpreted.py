@@ -334,7 +334,8 @@ def drawn_cases(draw_from):
         bias=(bias := draw_from(st.booleans())),
         strictly_causal=bias and draw_from(st.booleans()),
         key_mask=draw_from(st.booleans()),
-        padding_mode=draw_from(st.sampled_from(("zeros", "masked"))),
+        padding_mode=draw_from(st.sampled_from(("zeros", "masked", "shifted"))),
+        is_causal=draw_from(st.sampled_from((False, False, True, (True, False)))),
         layout=draw_from(st.sampled_from(("contiguous", "packed", "strided", "heads_first"))),
     )
 

@@ -20,12 +20,17 @@ from sdwa.backends.triton.geometry import head_table, head_tiles
 from sdwa.backends.triton.launch import (
     MAX_EXTENT,
     MAX_REACH,
+    Windows,
     alignment,
     attention_plan,
     delta_plan,
     needs_index_64,
     reasons,
 )
+
+
+def windows(*kernel_size):
+    return Windows.of(kernel_size, False, False, (False, False))
 
 
 def test_head_table():
@@ -114,8 +119,8 @@ def test_small_maps_take_small_tiles():
 def test_maps_beyond_32_bits_are_refused(which, tensors, shape, message):
     strides = ((shape[1] * shape[2], shape[2], 1, 1),) * tensors
     with pytest.raises(ValueError, match=message):
-        attention_plan(which, shape, strides, 2, (3, 3), (1, 1), False)
-    assert len(reasons(shape, 2, (3, 3), (1, 1))) == 1
+        attention_plan(which, shape, strides, 2, windows(3, 3), (1, 1))
+    assert len(reasons(shape, 2, windows(3, 3), (1, 1))) == 1
     if message != "programs":
         with pytest.raises(ValueError, match=message):
             delta_plan(shape, strides[0], 2)
@@ -130,17 +135,17 @@ def test_maps_beyond_32_bits_are_refused(which, tensors, shape, message):
     ],
 )
 def test_windows_beyond_32_bits_are_refused(shape, kernel_size, dilation):
-    (reason,) = reasons(shape, 2, kernel_size, dilation)
+    (reason,) = reasons(shape, 2, windows(*kernel_size), dilation)
     assert "kernel_size 255 and dilation" in reason
     assert str(MAX_REACH) in reason
 
 
 def test_the_largest_of_everything_is_taken():
     largest = 2**31 - 1
-    assert reasons((1, 7, 7, 2, 64), 2, (255, 255), (largest,) * 4) == ()
-    assert reasons((1, MAX_EXTENT, 1, 1, 1), 2, (13, 1), (largest, largest)) == ()
-    assert reasons((1, MAX_EXTENT, 1, 1, 1), 2, (255, 1), (MAX_REACH // 514, 1)) == ()
-    assert reasons((1, 1, 2**24, 1, 64), 4, (3, 3), (largest, largest)) == ()
+    assert reasons((1, 7, 7, 2, 64), 2, windows(255, 255), (largest,) * 4) == ()
+    assert reasons((1, MAX_EXTENT, 1, 1, 1), 2, windows(13, 1), (largest, largest)) == ()
+    assert reasons((1, MAX_EXTENT, 1, 1, 1), 2, windows(255, 1), (MAX_REACH // 514, 1)) == ()
+    assert reasons((1, 1, 2**24, 1, 64), 4, windows(3, 3), (largest, largest)) == ()
 
 
 def test_more_rows_than_a_grid_holds_are_refused():

@@ -62,3 +62,11 @@ def test_loads_do_not_wait_for_each_other(which, dtype, window, most, arch):
     counts = count(kernel, kernel.plan(), compile_kernel(kernel))
     assert len(counts.waits) == len(most)
     assert all(waits <= limit for waits, limit in zip(counts.waits, most, strict=True))
+
+
+@pytest.mark.parametrize("bias", [False, True], ids=["plain", "bias"])
+@pytest.mark.parametrize("which", ["forward", "backward"])
+def test_kernels_for_shifted_windows_do_not_spill(which, bias):
+    for dtype in ("fp32", "bf16"):
+        kernel = Kernel(which, 90, dtype, 64, 7, bias=bias, key_mask=bias, shifted=True)
+        assert compile_kernel(kernel).spills == 0

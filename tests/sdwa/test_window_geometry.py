@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.sdwa.geometry_table import AXES, MIRRORED, REACH, TAP_COUNTS, TAP_INDEX
+from tests.sdwa.geometry_table import AXES, FREE_AXES, MIRRORED, REACH, TAP_COUNTS, TAP_INDEX
 
 HERE = Path(__file__).parent
 CSRC = HERE.parents[1] / "csrc"
@@ -55,6 +55,22 @@ def test_axis(name, computed):
         # The query that reads a pixel by a tap is what the pixel reads by the mirrored tap.
         queries = tuple(sources[mirrored] for mirrored in MIRRORED[axis.kernel_size])
         assert tuple(of_pixel["query"]) == queries, pixel
+
+
+@pytest.mark.parametrize("name", FREE_AXES)
+def test_free_axis(name, computed):
+    axis = FREE_AXES[name]
+    shifts = axis.shifted and not axis.is_causal
+    found = computed("free", axis.size, axis.dilation, axis.length, axis.before, int(shifts))
+    assert tuple(tuple(pixel["sources"]) for pixel in found["pixels"]) == axis.sources
+    for pixel, of_pixel in enumerate(found["pixels"]):
+        steps = [(source - pixel) // axis.dilation for source in of_pixel["sources"]]
+        assert of_pixel["bias"] == [step + axis.size - 1 for step in steps]
+        assert max(map(abs, steps)) <= found["farthest"] or axis.length < axis.size * axis.dilation
+        readers = [query for query, sources in enumerate(axis.sources) if pixel in sources]
+        queries = [query for query in of_pixel["queries"] if 0 <= query < axis.length]
+        assert queries == readers, pixel
+        assert len(of_pixel["queries"]) <= found["most_queries"]
 
 
 @pytest.mark.parametrize("kernel_size", TAP_INDEX, ids=str)

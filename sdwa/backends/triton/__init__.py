@@ -19,12 +19,13 @@ MINIMUM_VERSION = (3, 5)
 # As in csrc/library.cpp, which may not be compiled where Triton runs.
 SCHEMAS = (
     "triton_attention_forward(Tensor query, Tensor key, Tensor value, Tensor? bias, "
-    "Tensor? key_mask, int[] kernel_size, int[] dilation, float scale, bool masked) "
-    "-> (Tensor out, Tensor lse)",
+    "Tensor? key_mask, int[] kernel_size, int[] dilation, float scale, bool masked, "
+    "bool shifted=False, bool causal_h=False, bool causal_w=False) -> (Tensor out, Tensor lse)",
     "triton_attention_backward(Tensor grad_out, Tensor? grad_lse, Tensor query, Tensor key, "
     "Tensor value, Tensor? bias, Tensor? key_mask, Tensor out, Tensor lse, int[] kernel_size, "
-    "int[] dilation, float scale, bool masked) -> (Tensor grad_query, Tensor grad_key, "
-    "Tensor grad_value, Tensor grad_bias)",
+    "int[] dilation, float scale, bool masked, bool shifted=False, bool causal_h=False, "
+    "bool causal_w=False) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, "
+    "Tensor grad_bias)",
 )
 _LIBRARY = torch.library.Library("sdwa", "FRAGMENT")
 
@@ -106,7 +107,10 @@ class TritonBackend(OperatorBackend):
             return missing
         launch = import_module("sdwa.backends.triton.launch")
         return launch.reasons(  # type: ignore[no-any-return]
-            problem.shape, problem.dtype.itemsize, problem.kernel_size, problem.flat_dilation
+            problem.shape,
+            problem.dtype.itemsize,
+            launch.Windows(*problem.axes, problem.shifted, problem.masked),
+            problem.flat_dilation,
         )
 
     def unavailable(self, device: torch.device) -> tuple[str, ...]:

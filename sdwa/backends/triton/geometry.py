@@ -152,6 +152,27 @@ def on_map(coordinate, extent):
 
 
 @inline
+def place(pixel, dilation, extent):
+    """(phase, index, length) of pixels along an axis: its phase, its place there, its pixels."""
+    index = pixel // dilation
+    phase = pixel - index * dilation
+    return phase, index, (extent - phase + dilation - 1) // dilation
+
+
+@inline
+def window_start(index, length, KERNEL: tl.constexpr, BEFORE: tl.constexpr, SHIFTED: tl.constexpr):
+    """Place in its phase, of `length` pixels, that the first tap of the query at `index` reads.
+
+    `BEFORE` taps lie before the query, unless `SHIFTED`: then the window moves inwards at an end of
+    the phase. It, and its last tap, may lie off the phase.
+    """
+    start = index - BEFORE
+    if SHIFTED:
+        start = tl.maximum(tl.minimum(start, length - KERNEL), 0)
+    return start
+
+
+@inline
 def window_row(y, x, dilation_w, height, width, KERNEL_W: tl.constexpr, STRIP: tl.constexpr):
     """Columns that one row of taps of a strip touches, and whether they are on the map.
 

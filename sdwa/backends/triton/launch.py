@@ -29,9 +29,15 @@ from sdwa.backends.triton.blocks import (
     power_of_two,
 )
 from sdwa.backends.triton.forward import forward_kernel
+from sdwa.backends.triton.free import backward_free_kernel, forward_free_kernel
 from sdwa.backends.triton.geometry import head_table, head_tiles
+from sdwa.problem import WindowAxis
 
-KERNELS: dict[str, Any] = {"forward": forward_kernel, "backward": backward_kernel}
+# By pass, for plain windows and for others.
+KERNELS: dict[str, tuple[Any, Any]] = {
+    "forward": (forward_kernel, forward_free_kernel),
+    "backward": (backward_kernel, backward_free_kernel),
+}
 # Coordinates are 32-bit, beyond the map too: a strip there lies a window beyond the edge, and its
 # last tap half a window and a strip further, which is less than two windows and a strip.
 MAX_EXTENT = 2**26
@@ -49,6 +55,52 @@ Extents = tuple[int, ...]
 Table = tuple[tuple[int, ...], ...]
 
 _TABLES: dict[tuple[Table, torch.device], Tensor] = {}
+
+
+class Windows(NamedTuple):
+    """The windows of a call.
+
+    Attributes:
+        height, width: along either axis.
+        by_distance: bias is by the distance from query to key, and not by tap.
+        masked: taps off the map are left out.
+    """
+
+    height: WindowAxis
+    width: WindowAxis
+    by_distance: bool
+    masked: bool
+
+    @staticmethod
+    def of(
+        kernel_size: Sequence[int], masked: bool, shifted: bool, is_causal: tuple[bool, bool]
+    ) -> Windows:
+        """As the operators' arguments say."""
+        return Windows(
+            WindowAxis.of(kernel_size[0], shifted, is_causal[0]),
+            WindowAxis.of(kernel_size[1], shifted, is_causal[1]),
+            shifted,
+            masked,
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether the kernels for plain windows take them."""
+        return self.height.is_plain and self.width.is_plain and not self.by_distance
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        """As the kernels' compile-time arguments."""
+        if self.plain:
+            return {"MASKED": self.masked}
+        return {
+            "MASKED": self.masked,
+            "BEFORE_H": self.height.before,
+            "BEFORE_W": self.width.before,
+            "SHIFTED_H": self.height.shifted,
+            "SHIFTED_W": self.width.shifted,
+            "BY_DISTANCE": self.by_distance,
+        }
 
 
 class Plan(NamedTuple):
@@ -75,6 +127,9 @@ def attention_forward(
     dilation: Sequence[int],
     scale: float,
     masked: bool,
+    shifted: bool = False,
+    causal_h: bool = False,
+    causal_w: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """(out, lse), contiguous, as `sdwa::attention_forward`.
 
@@ -99,7 +154,8 @@ def attention_forward(
             "lse_ptr": lse,
         }
         strided = (query, key, value)
-        _launch("forward", tensors, strided, kernel_size, dilation, scale, masked)
+        windows = Windows.of(kernel_size, masked, shifted, (causal_h, causal_w))
+        _launch("forward", tensors, strided, windows, dilation, scale)
     return out, lse
 
 
@@ -117,6 +173,9 @@ def attention_backward(
     dilation: Sequence[int],
     scale: float,
     masked: bool,
+    shifted: bool = False,
+    causal_h: bool = False,
+    causal_w: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """(grad_query, grad_key, grad_value, grad_bias), contiguous, as `sdwa::attention_backward`.
 
@@ -154,7 +213,8 @@ def attention_backward(
         "grad_value_ptr": grad_value,
     }
     strided = (query, key, value, grad_out)
-    bias_parts = _launch("backward", tensors, strided, kernel_size, dilation, scale, masked)
+    windows = Windows.of(kernel_size, masked, shifted, (causal_h, causal_w))
+    bias_parts = _launch("backward", tensors, strided, windows, dilation, scale)
     # One order of summation, whatever the device does: no atomics here either.
     grad_bias = lse.new_empty(0) if bias_parts is None else bias_parts.sum(0)
     return grad_query, grad_key, grad_value, grad_bias
@@ -164,25 +224,22 @@ def _launch(
     which: str,
     tensors: dict[str, Tensor | None],
     strided: tuple[Tensor, ...],
-    kernel_size: Sequence[int],
+    windows: Windows,
     dilation: Sequence[int],
     scale: float,
-    masked: bool,
 ) -> Tensor | None:
     """Runs a pass; `strided` are the tensors whose strides the kernel takes.
 
     Returns:
-        What each tile adds to grad_bias, (units, heads, kernel_h, kernel_w) float32, or None.
+        What each tile adds to grad_bias, (units, *bias.shape) float32, or None.
     """
     query = strided[0]
-    kernel = (kernel_size[0], kernel_size[1])
     problem = (
         tuple(query.shape),
         tuple(_strides(tensor) for tensor in strided),
         query.element_size(),
-        kernel,
+        windows,
         tuple(dilation),
-        masked,
     )
 
     def run(plan: Plan) -> Tensor | None:
@@ -194,7 +251,7 @@ def _launch(
                 bias_parts = bias.new_zeros((plan.units, *bias.shape))
             extra["bias_parts_ptr"] = bias_parts
         table = _table_on(plan.table, query.device)
-        KERNELS[which][plan.grid](
+        KERNELS[which][not windows.plain][plan.grid](
             **tensors,
             **extra,
             table_ptr=table,
@@ -205,7 +262,7 @@ def _launch(
         return bias_parts
 
     with _on_device(query):
-        if os.environ.get("SDWA_TRITON_AUTOTUNE") == "1" and query.is_cuda:
+        if os.environ.get("SDWA_TRITON_AUTOTUNE") == "1" and query.is_cuda and windows.plain:
             present = tuple(tensor is not None for tensor in tensors.values())
             return run(_fastest_plan(which, problem, query.dtype, present, run))
         return run(attention_plan(which, *problem))
@@ -217,9 +274,8 @@ def attention_plan(
     shape: Extents,
     strides: tuple[Extents, ...],
     element_size: int,
-    kernel_size: tuple[int, int],
+    windows: Windows,
     dilation: Extents,
-    masked: bool,
     blocks: Blocks | None = None,
 ) -> Plan:
     """The launch of the "forward" or "backward" kernel for a problem with at least one image.
@@ -231,10 +287,13 @@ def attention_plan(
         ValueError: as `check_shape`, `check_window` and `grid`.
     """
     check_shape(shape)
-    check_window(shape, kernel_size, dilation)
+    check_window(shape, windows, dilation)
+    kernel_size = windows.height.size, windows.width.size
     batch, height, width, heads, head_dim = shape
     if blocks is None:
         blocks = choose_blocks(which, element_size, head_dim, kernel_size, height, width)
+        if not windows.plain:
+            blocks = blocks._replace(strip=1)
     table = head_table(dilation, height, width, blocks.strip)
     tiles = max(head_tiles(table, height, blocks.block_h, blocks.block_w))
     units = batch * tiles
@@ -250,7 +309,7 @@ def attention_plan(
         "HEAD_DIM": head_dim,
         "KERNEL_H": kernel_size[0],
         "KERNEL_W": kernel_size[1],
-        "MASKED": masked,
+        **windows.constants,
         "ALIGN": alignment(strides),
         "INDEX_64": needs_index_64(shape, (*strides, contiguous)),
         **blocks.constants,
@@ -299,13 +358,13 @@ def delta_plan(
 
 @lru_cache(maxsize=4096)
 def reasons(
-    shape: Extents, element_size: int, kernel_size: tuple[int, int], dilation: Extents
+    shape: Extents, element_size: int, windows: Windows, dilation: Extents
 ) -> tuple[str, ...]:
     """Why a problem of these sizes cannot be launched, forward or backward; empty: it can."""
     strides = (0, 0, 0, 0)  # No stride is too large: see `needs_index_64`.
     try:
         for which in KERNELS:
-            attention_plan(which, shape, (strides,), element_size, kernel_size, dilation, False)
+            attention_plan(which, shape, (strides,), element_size, windows, dilation)
         delta_plan(shape, strides, element_size)
     except ValueError as error:
         return (str(error),)
@@ -335,9 +394,10 @@ def check_shape(shape: Extents) -> None:
         )
 
 
-def check_window(shape: Extents, kernel_size: tuple[int, int], dilation: Extents) -> None:
+def check_window(shape: Extents, windows: Windows, dilation: Extents) -> None:
     """Raises ValueError where the coordinate of a tap could exceed 32 bits."""
-    for axis, (extent, size) in enumerate(zip(shape[1:3], kernel_size, strict=True)):
+    sizes = windows.height.size, windows.width.size
+    for axis, (extent, size) in enumerate(zip(shape[1:3], sizes, strict=True)):
         step = min(max(dilation[axis::2]), extent)
         if (2 * size + MAX_STRIP) * step > MAX_REACH:
             raise ValueError(
@@ -432,7 +492,8 @@ def _fastest_plan(
 
     key = (which, problem, dtype, present, torch.cuda.current_device())
     if key not in _FASTEST:
-        shape, _, element_size, kernel_size, _, _ = problem
+        shape, _, element_size, windows, _ = problem
+        kernel_size = windows.height.size, windows.width.size
         plans = [
             attention_plan(
                 which, *problem, fit_blocks(candidate, element_size, shape[4], *shape[1:3])

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sdwa.arguments import as_dilation, as_kernel_size
+from sdwa.arguments import as_causal, as_dilation, as_kernel_size
 from tests.sdwa.cases import Case
 
 HERE = Path(__file__).parent
@@ -123,9 +123,23 @@ def run(
             flat = torch.frombuffer(bytearray(data[at : at + size]), dtype=dtype) if size else None
             outputs[name] = torch.empty(shape, dtype=dtype) if flat is None else flat.view(shape)
             at += size
+        if "bias" in tensors:  # what the kernels do not know of has no gradient
+            whole = torch.zeros(tensors["bias"].shape, dtype=outputs["grad_bias"].dtype)
+            of_taps(case, whole).copy_(outputs["grad_bias"])
+            outputs["grad_bias"] = whole
         decoded.append(outputs)
     assert at == len(data), "the emulation wrote more or less than its outputs"
     return decoded
+
+
+def of_taps(case: Case, bias: Tensor) -> Tensor:
+    """The part of a bias that the kernels take: that of the taps that a causal window has."""
+    if case.padding_mode == "shifted":
+        return bias
+    for dim, is_causal in enumerate(as_causal(case.is_causal), start=1):
+        if is_causal:
+            bias = bias.narrow(dim, 0, bias.shape[dim] // 2 + 1)
+    return bias
 
 
 def _sum_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -138,20 +152,22 @@ def _outputs(case: Case, tensors: dict[str, Tensor]) -> list[tuple[str, torch.Si
     outputs = [("out", shape, dtype), ("lse", shape[:4], _sum_dtype(dtype))]
     outputs += [(f"grad_{name}", shape, dtype) for name in ("query", "key", "value")]
     if "bias" in tensors:
-        outputs.append(("grad_bias", tensors["bias"].shape, _sum_dtype(dtype)))
+        outputs.append(("grad_bias", of_taps(case, tensors["bias"]).shape, _sum_dtype(dtype)))
     return outputs
 
 
 def _encode(case: Case, tensors: dict[str, Tensor], out_shift: int) -> Iterable[bytes]:
     *_, heads, head_dim = case.shape
-    kernel = as_kernel_size(case.kernel_size)
+    kernel = as_kernel_size(case.kernel_size, case.padding_mode == "shifted")
     dtype = tensors["query"].dtype
     yield struct.pack(
-        "=13qd",
+        "=16qd",
         DTYPES.index(dtype),
         *case.shape,
         *kernel,
-        case.padding_mode == "masked",
+        case.padding_mode != "zeros",
+        case.padding_mode == "shifted",
+        *as_causal(case.is_causal),
         "bias" in tensors,
         "grad_lse" in tensors,
         "key_mask" in tensors,
@@ -162,9 +178,10 @@ def _encode(case: Case, tensors: dict[str, Tensor], out_shift: int) -> Iterable[
     yield struct.pack(f"={len(steps)}q", *steps)
     for name in ("query", "key", "value", "grad_out"):
         yield from _encode_strided(tensors[name])
-    for name in ("bias", "grad_lse"):
-        if name in tensors:
-            yield _bytes(tensors[name].to(_sum_dtype(dtype)).contiguous())
+    if "bias" in tensors:
+        yield _bytes(of_taps(case, tensors["bias"]).to(_sum_dtype(dtype)).contiguous())
+    if "grad_lse" in tensors:
+        yield _bytes(tensors["grad_lse"].to(_sum_dtype(dtype)).contiguous())
     if "key_mask" in tensors:
         yield _bytes(tensors["key_mask"])
 

@@ -17,8 +17,8 @@ namespace {
 using namespace sdwa;
 
 struct Header {
-  int64_t dtype, batch, height, width, heads, head_dim, kernel_h, kernel_w, masked, has_bias,
-      has_grad_lse, has_key_mask, out_shift;
+  int64_t dtype, batch, height, width, heads, head_dim, kernel_h, kernel_w, masked, shifted,
+      causal_h, causal_w, has_bias, has_grad_lse, has_key_mask, out_shift;
 };
 
 struct Files {
@@ -64,24 +64,24 @@ bool run_case(Files& files) {
   files.read(&scale, sizeof(scale));
   std::vector<int64_t> dilation(2 * header.heads);
   files.read(dilation.data(), dilation.size() * sizeof(int64_t));
-  const Problem problem{header.batch,
-                        header.height,
-                        header.width,
-                        header.heads,
-                        header.head_dim,
-                        header.kernel_h,
-                        header.kernel_w,
-                        dilation.data(),
-                        scale,
-                        header.masked != 0,
-                        static_cast<Dtype>(header.dtype)};
+  Problem problem{};
+  problem.batch = header.batch;
+  problem.height = header.height;
+  problem.width = header.width;
+  problem.heads = header.heads;
+  problem.head_dim = header.head_dim;
+  problem.dilation = dilation.data();
+  problem.scale = scale;
+  problem.masked = header.masked != 0;
+  problem.dtype = static_cast<Dtype>(header.dtype);
+  problem.set_windows(header.kernel_h, header.kernel_w, header.shifted != 0, header.causal_h != 0,
+                      header.causal_w != 0);
   const int size = element_size(problem.dtype), sum_size = size == 8 ? 8 : 4;
   const int64_t tokens = header.batch * header.height * header.width * header.heads;
 
   const Strided query = Strided::read(files, size), key = Strided::read(files, size),
                 value = Strided::read(files, size), grad_out = Strided::read(files, size);
-  const size_t bias_bytes =
-      header.has_bias ? header.heads * header.kernel_h * header.kernel_w * sum_size : 0;
+  const size_t bias_bytes = header.has_bias ? header.heads * problem.bias_size() * sum_size : 0;
   const int64_t pixels = header.batch * header.height * header.width;
   Array bias(bias_bytes), grad_lse(header.has_grad_lse ? tokens * sum_size : 0),
       key_mask(header.has_key_mask ? pixels : 0);

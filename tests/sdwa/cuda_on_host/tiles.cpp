@@ -93,7 +93,7 @@ int main(int count, char** arguments) {
   problem.width = given[2];
   problem.heads = static_cast<int64_t>(dilation.size()) / 2;
   problem.head_dim = 1;
-  problem.kernel_h = problem.kernel_w = 3;
+  problem.set_windows(3, 3, false, false, false);
   problem.dilation = dilation.data();
   sdwa::cuda::count(problem, static_cast<int>(given[3]), static_cast<int>(given[4]));
   return 0;
