@@ -1,0 +1,664 @@
+"""Neighborhood attention under the names of NATTEN 0.17.5, on the kernels of this package.
+
+NATTEN dropped relative position biases, its split operators and its CPU kernels after 0.17.5;
+models that need them run on this module. `install()` makes `import natten` find it.
+
+The fused functions (`na1d`, `na2d`) and layers run `sdwa.sliding_dilated_window_attention` with
+shifted windows, on any of its backends. The split functions (`natten2dqkrpb`, `natten2dav` and the
+like) hold all attention weights, as their users ask for, and are plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from sdwa.arguments import is_int
+from sdwa.functional import sliding_dilated_window_attention
+from sdwa.problem import WindowAxis, accumulation_dtype
+from sdwa.reference import taps_along
+
+NATTEN_VERSION = "0.17.5"
+
+Sizes = int | Sequence[int]
+Flags = bool | Sequence[bool] | None
+
+__all__ = [
+    "NeighborhoodAttention1D",
+    "NeighborhoodAttention2D",
+    "install",
+    "na1d",
+    "na1d_av",
+    "na1d_qk",
+    "na2d",
+    "na2d_av",
+    "na2d_qk",
+    "natten1dav",
+    "natten1dqk",
+    "natten1dqkrpb",
+    "natten2dav",
+    "natten2dqk",
+    "natten2dqkrpb",
+]
+
+
+def install() -> ModuleType:
+    """Makes `import natten` and `from natten.functional import ...` find this module.
+
+    Call it before anything imports natten. Nothing is written to disk: it holds for this process.
+
+    Returns:
+        The module `natten`.
+
+    Raises:
+        RuntimeError: another natten has been imported.
+    """
+    known = sys.modules.get("natten")
+    if known is not None and getattr(known, "__sdwa__", False):
+        return known
+    if known is not None:
+        raise RuntimeError(
+            f"natten is imported already, from {getattr(known, '__file__', 'somewhere else')}: "
+            "call sdwa.natten.install() before anything imports it"
+        )
+    package = ModuleType("natten", __doc__)
+    functional = ModuleType("natten.functional", __doc__)
+    for module in (package, functional):
+        module.__spec__ = ModuleSpec(module.__name__, None, origin=__file__)
+        module.__file__ = __file__
+        for name in __all__:
+            setattr(module, name, globals()[name])
+    package.__dict__.update(
+        __sdwa__=True, __version__=NATTEN_VERSION, __path__=[], functional=functional
+    )
+    sys.modules["natten"] = package
+    sys.modules["natten.functional"] = functional
+    return package
+
+
+# Fused
+
+
+def na1d(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Sizes,
+    dilation: Sizes = 1,
+    is_causal: Flags = False,
+    rpb: Tensor | None = None,
+    scale: float | None = None,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    xformers_kwargs: dict[str, Any] | None = None,
+) -> Tensor:
+    """Fused neighborhood attention of sequences.
+
+    Args:
+        query, key, value: (batch, length, heads, head_dim).
+        kernel_size, dilation, is_causal: of the window; ints and a bool, or one of each in a tuple.
+        rpb: (heads, 2 * kernel_size - 1), the relative position bias.
+        scale: of the scores; None or 0: `head_dim ** -0.5`, as NATTEN has it.
+        additional_keys, additional_values: (batch, tokens, heads, head_dim); every query attends to
+            these as well.
+        xformers_kwargs: not used.
+
+    Returns:
+        (batch, length, heads, head_dim)
+
+    Raises:
+        ValueError: a window larger than the sequence, among others.
+        NotImplementedError: a causal window with a bias.
+    """
+    windows = Windows.of(1, kernel_size, dilation, is_causal)
+    return windows.attend(query, key, value, rpb, scale, additional_keys, additional_values)
+
+
+def na2d(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Sizes,
+    dilation: Sizes = 1,
+    is_causal: Flags = False,
+    rpb: Tensor | None = None,
+    scale: float | None = None,
+    additional_keys: Tensor | None = None,
+    additional_values: Tensor | None = None,
+    xformers_kwargs: dict[str, Any] | None = None,
+) -> Tensor:
+    """Fused neighborhood attention of maps, as `na1d` of sequences.
+
+    Args:
+        query, key, value: (batch, height, width, heads, head_dim).
+        rpb: (heads, 2 * kernel_h - 1, 2 * kernel_w - 1).
+        Others: as for `na1d`, or two of each.
+
+    Returns:
+        (batch, height, width, heads, head_dim)
+
+    Raises:
+        ValueError, NotImplementedError: as `na1d`.
+    """
+    windows = Windows.of(2, kernel_size, dilation, is_causal)
+    return windows.attend(query, key, value, rpb, scale, additional_keys, additional_values)
+
+
+# Split: heads first, (batch, heads, [height,] length, head_dim), weights (..., taps)
+
+
+def na1d_qk(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Sizes,
+    dilation: Sizes = 1,
+    additional_keys: Tensor | None = None,
+    is_causal: Flags = False,
+    rpb: Tensor | None = None,
+) -> Tensor:
+    """Scores of sequences, not scaled.
+
+    Args:
+        query, key: (batch, heads, length, head_dim).
+        additional_keys: (batch, heads, tokens, head_dim), whose scores follow those of the taps.
+        Others: as for `na1d`.
+
+    Returns:
+        (batch, heads, length, kernel_size [+ tokens]); those of a causal window that are before the
+        first key are -inf, and come last.
+
+    Raises:
+        ValueError, NotImplementedError: as `na1d`.
+    """
+    windows = Windows.of(1, kernel_size, dilation, is_causal)
+    return windows.scores(query, key, rpb, additional_keys)
+
+
+def na1d_av(
+    attn: Tensor,
+    value: Tensor,
+    kernel_size: Sizes,
+    dilation: Sizes = 1,
+    additional_values: Tensor | None = None,
+    is_causal: Flags = False,
+) -> Tensor:
+    """Values of sequences, weighted.
+
+    Args:
+        attn: (batch, heads, length, kernel_size [+ tokens]).
+        value: (batch, heads, length, head_dim).
+        additional_values: (batch, heads, tokens, head_dim).
+        Others: as for `na1d`.
+
+    Returns:
+        (batch, heads, length, head_dim)
+
+    Raises:
+        ValueError: as `na1d`.
+    """
+    windows = Windows.of(1, kernel_size, dilation, is_causal)
+    return windows.weighted(attn, value, additional_values)
+
+
+def na2d_qk(
+    query: Tensor,
+    key: Tensor,
+    kernel_size: Sizes,
+    dilation: Sizes = 1,
+    additional_keys: Tensor | None = None,
+    is_causal: Flags = False,
+    rpb: Tensor | None = None,
+) -> Tensor:
+    """Scores of maps, (batch, heads, height, width, taps): as `na1d_qk`."""
+    windows = Windows.of(2, kernel_size, dilation, is_causal)
+    return windows.scores(query, key, rpb, additional_keys)
+
+
+def na2d_av(
+    attn: Tensor,
+    value: Tensor,
+    kernel_size: Sizes,
+    dilation: Sizes = 1,
+    additional_values: Tensor | None = None,
+    is_causal: Flags = False,
+) -> Tensor:
+    """Values of maps, weighted: as `na1d_av`."""
+    windows = Windows.of(2, kernel_size, dilation, is_causal)
+    return windows.weighted(attn, value, additional_values)
+
+
+# The names of older versions, which models import.
+
+
+def natten1dqkrpb(
+    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Sizes, dilation: Sizes = 1
+) -> Tensor:
+    """`na1d_qk` with a bias."""
+    return na1d_qk(query, key, kernel_size, dilation, rpb=rpb)
+
+
+def natten1dqk(query: Tensor, key: Tensor, kernel_size: Sizes, dilation: Sizes = 1) -> Tensor:
+    """`na1d_qk`."""
+    return na1d_qk(query, key, kernel_size, dilation)
+
+
+def natten1dav(attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes = 1) -> Tensor:
+    """`na1d_av`."""
+    return na1d_av(attn, value, kernel_size, dilation)
+
+
+def natten2dqkrpb(
+    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Sizes, dilation: Sizes = 1
+) -> Tensor:
+    """`na2d_qk` with a bias."""
+    return na2d_qk(query, key, kernel_size, dilation, rpb=rpb)
+
+
+def natten2dqk(query: Tensor, key: Tensor, kernel_size: Sizes, dilation: Sizes = 1) -> Tensor:
+    """`na2d_qk`."""
+    return na2d_qk(query, key, kernel_size, dilation)
+
+
+def natten2dav(attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes = 1) -> Tensor:
+    """`na2d_av`."""
+    return na2d_av(attn, value, kernel_size, dilation)
+
+
+# Layers
+
+
+class _NeighborhoodAttention(nn.Module):
+    """What the layers of both dimensions have in common; parameters are named as NATTEN's."""
+
+    dims: int
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        kernel_size: Sizes,
+        dilation: Sizes = 1,
+        is_causal: Flags = False,
+        rel_pos_bias: bool = False,
+        qkv_bias: bool = True,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        use_experimental_ops: bool = False,
+    ) -> None:
+        super().__init__()
+        windows = Windows.of(self.dims, kernel_size, dilation, is_causal)
+        if any(windows.is_causal) and rel_pos_bias:
+            raise NotImplementedError(_CAUSAL_BIAS)
+        if dim % num_heads:
+            raise ValueError(
+                f"dim must be a multiple of num_heads, got {dim} and {num_heads} heads"
+            )
+        self.num_heads = num_heads
+        self.head_dim = dim // num_heads
+        self.scale = qk_scale or self.head_dim**-0.5
+        self.kernel_size = windows.kernel_size
+        self.dilation = windows.dilation
+        self.is_causal = windows.is_causal
+        self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
+        self.rpb: nn.Parameter | None = None
+        if rel_pos_bias:
+            sizes = (2 * size - 1 for size in self.kernel_size)
+            self.rpb = nn.Parameter(torch.zeros(num_heads, *sizes))
+            nn.init.trunc_normal_(self.rpb, std=0.02, mean=0.0, a=-2.0, b=2.0)
+        self.attn_drop_rate = attn_drop
+        self.attn_drop = nn.Dropout(attn_drop)
+        self.proj = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Attention of x to itself.
+
+        Args:
+            x: (batch, length, dim), or (batch, height, width, dim).
+
+        Returns:
+            The same.
+
+        Raises:
+            ValueError: an x of another number of dimensions, or a window larger than it.
+        """
+        if x.dim() != self.dims + 2:
+            raise ValueError(f"x must have {self.dims + 2} dimensions, got shape {tuple(x.shape)}")
+        windows = Windows(self.kernel_size, self.dilation, self.is_causal)
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.unbind(-3)
+        if self.training and self.attn_drop_rate:
+            query, key, value = (t.movedim(-2, 1) for t in (query * self.scale, key, value))
+            weights = windows.scores(query, key, self.rpb, None).softmax(-1)
+            attended = windows.weighted(self.attn_drop(weights), value, None).movedim(1, -2)
+        else:
+            attended = windows.attend(query, key, value, self.rpb, self.scale, None, None)
+        return self.proj_drop(self.proj(attended.flatten(-2)))  # type: ignore[no-any-return]
+
+    def extra_repr(self) -> str:
+        return (
+            f"head_dim={self.head_dim}, num_heads={self.num_heads}, "
+            f"kernel_size={self.kernel_size}, dilation={self.dilation}, "
+            f"is_causal={self.is_causal}, has_bias={self.rpb is not None}"
+        )
+
+
+class NeighborhoodAttention1D(_NeighborhoodAttention):
+    """Neighborhood attention of sequences, (batch, length, dim)."""
+
+    dims = 1
+
+
+class NeighborhoodAttention2D(_NeighborhoodAttention):
+    """Neighborhood attention of maps, (batch, height, width, dim)."""
+
+    dims = 2
+
+
+# What they are made of
+
+_CAUSAL_BIAS = (
+    "rpb must be None for causal windows, as in NATTEN: "
+    "sdwa.sliding_dilated_window_attention takes both"
+)
+
+
+class Windows:
+    """The windows of a call, of one or two dimensions.
+
+    Attributes:
+        kernel_size, dilation, is_causal: one of each per dimension.
+    """
+
+    def __init__(
+        self, kernel_size: tuple[int, ...], dilation: tuple[int, ...], is_causal: tuple[bool, ...]
+    ) -> None:
+        self.kernel_size, self.dilation, self.is_causal = kernel_size, dilation, is_causal
+        self.dims = len(kernel_size)
+
+    @staticmethod
+    def of(dims: int, kernel_size: Sizes, dilation: Sizes, is_causal: Flags) -> Windows:
+        """From arguments as NATTEN takes them.
+
+        Raises:
+            ValueError: one that is not legal.
+        """
+        flags = False if is_causal is None else is_causal
+        causal = (flags,) * dims if isinstance(flags, bool) else tuple(flags)
+        if len(causal) != dims or not all(isinstance(flag, bool) for flag in causal):
+            raise ValueError(f"is_causal must be a bool or {dims} of them, got {is_causal!r}")
+        return Windows(
+            _sizes("kernel_size", kernel_size, dims), _sizes("dilation", dilation, dims), causal
+        )
+
+    def attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rpb: Tensor | None,
+        scale: float | None,
+        more_keys: Tensor | None,
+        more_values: Tensor | None,
+    ) -> Tensor:
+        """See `na1d`."""
+        if rpb is not None and any(self.is_causal):
+            raise NotImplementedError(_CAUSAL_BIAS)
+        if query.dim() != self.dims + 3:
+            axes = "height, width" if self.dims == 2 else "length"
+            raise ValueError(
+                f"query must be (batch, {axes}, heads, head_dim), got shape {tuple(query.shape)}"
+            )
+        if (more_keys is None) != (more_values is None):
+            raise ValueError("additional_keys and additional_values must both be given, or none")
+        self.check_fits(query.shape[1:-2])
+        scale = scale or query.shape[-1] ** -0.5
+        query, key, value = (
+            t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value)
+        )
+        step = self.dilation if self.dims == 2 else self.dilation[0]
+        out, lse = sliding_dilated_window_attention(
+            *(query, key, value, self.kernel_size, (step,) * query.shape[-2]),
+            bias=rpb,
+            scale=scale,
+            padding_mode="shifted",
+            is_causal=self.is_causal if self.dims == 2 else self.is_causal[0],
+            return_lse=True,
+        )
+        if more_keys is None or more_values is None:
+            return out
+        accumulate = accumulation_dtype(query.dtype)
+        scores = torch.einsum("b...nd,bknd->b...nk", query.to(accumulate), more_keys.to(accumulate))
+        more_lse = (scores * scale).logsumexp(-1)
+        weights = (scores * scale - more_lse.unsqueeze(-1)).exp()
+        more = torch.einsum("b...nk,bknd->b...nd", weights, more_values.to(accumulate))
+        share = (lse - more_lse).sigmoid().unsqueeze(-1)
+        return (share * out.to(accumulate) + (1 - share) * more).to(out.dtype)
+
+    def scores(
+        self, query: Tensor, key: Tensor, rpb: Tensor | None, more_keys: Tensor | None
+    ) -> Tensor:
+        """See `na1d_qk`."""
+        if rpb is not None and any(self.is_causal):
+            raise NotImplementedError(_CAUSAL_BIAS)
+        self._check_heads_first("query", query)
+        if key.shape != query.shape:
+            raise ValueError(
+                f"key must have the shape of query: got {tuple(key.shape)} beside "
+                f"{tuple(query.shape)}"
+            )
+        taps = self._taps(query)
+        scores = _Scores.apply(self._as_map(query), self._as_map(key), taps)
+        if rpb is not None:
+            scores = scores + taps.bias(rpb.to(scores.dtype))
+        scores = scores.masked_fill(~taps.on_map, float("-inf"))
+        if self.dims == 1:
+            scores = scores.squeeze(2)
+        if more_keys is not None:
+            more = torch.einsum("bn...d,bnkd->bn...k", query, more_keys)
+            scores = torch.cat([scores, more], -1)
+        return scores  # type: ignore[no-any-return]
+
+    def weighted(self, attn: Tensor, value: Tensor, more_values: Tensor | None) -> Tensor:
+        """See `na1d_av`."""
+        self._check_heads_first("value", value)
+        taps = self._taps(value)
+        more = 0 if more_values is None else more_values.shape[2]
+        shape = (*value.shape[:-1], taps.count + more)
+        if attn.shape != shape:
+            raise ValueError(f"attn must be {tuple(shape)}, got shape {tuple(attn.shape)}")
+        own, others = attn[..., : taps.count], attn[..., taps.count :]
+        out = _Sums.apply(self._as_map(own), self._as_map(value), taps)
+        if self.dims == 1:
+            out = out.squeeze(2)
+        if more_values is not None:
+            out = out + torch.einsum("bn...k,bnkd->bn...d", others, more_values)
+        return out  # type: ignore[no-any-return]
+
+    def _as_map(self, x: Tensor) -> Tensor:
+        return x if self.dims == 2 else x.unsqueeze(2)
+
+    def _taps(self, x: Tensor) -> Taps:
+        sizes = [1] * (2 - self.dims) + list(x.shape[2:-1])
+        rows, columns = (
+            (WindowAxis.of(size, True, causal), length, step)
+            for size, causal, length, step in zip(
+                (1, *self.kernel_size)[-2:],
+                (False, *self.is_causal)[-2:],
+                sizes,
+                (1, *self.dilation)[-2:],
+                strict=True,
+            )
+        )
+        return Taps(rows, columns, x.device)
+
+    def _check_heads_first(self, name: str, x: Tensor) -> None:
+        if x.dim() != self.dims + 3:
+            axes = "height, width" if self.dims == 2 else "length"
+            raise ValueError(
+                f"{name} must be (batch, heads, {axes}, head_dim), got shape {tuple(x.shape)}"
+            )
+        self.check_fits(x.shape[2:-1])
+
+    def check_fits(self, lengths: Sequence[int]) -> None:
+        """Raises ValueError where a window is larger than NATTEN allows."""
+        for length, size, step in zip(lengths, self.kernel_size, self.dilation, strict=True):
+            if size * step > length:
+                raise ValueError(
+                    "kernel_size * dilation must be at most the extent of the input, as in NATTEN: "
+                    f"got {size} * {step} for {length}; sdwa.sliding_dilated_window_attention "
+                    'with padding_mode="shifted" takes such windows'
+                )
+
+
+def _sizes(name: str, value: Sizes, dims: int) -> tuple[int, ...]:
+    sizes: tuple[Any, ...] = tuple(value) if isinstance(value, Sequence) else (value,) * dims
+    if len(sizes) != dims or not all(is_int(size) and size >= 1 for size in sizes):
+        raise ValueError(f"{name} must be an int of at least 1, or {dims} of them, got {value!r}")
+    return tuple(map(int, sizes))
+
+
+class Taps:
+    """Which pixels the taps of all windows of a map read.
+
+    Attributes:
+        count: taps of a window.
+        on_map: (height, width, taps); those of causal windows that are not are left out.
+    """
+
+    def __init__(
+        self,
+        rows: tuple[WindowAxis, int, int],
+        columns: tuple[WindowAxis, int, int],
+        device: torch.device,
+    ) -> None:
+        sources, on_axes, self._places = [], [], []
+        for axis, length, dilation in (rows, columns):
+            coordinate, distance = taps_along(axis, length, dilation, device)
+            # Of a causal window that begins before the map, the taps on it come first.
+            missing = (coordinate < 0).sum(1, keepdim=True)
+            coordinate, distance = coordinate + missing * dilation, distance + missing
+            on_axes.append(torch.arange(axis.size, device=device) < axis.size - missing)
+            sources.append(coordinate.clamp(0, length - 1))
+            self._places.append(distance + axis.size - 1)
+        self._rows, self._columns = sources
+        self._row_on, self._column_on = on_axes
+        self.count = self._rows.shape[1] * self._columns.shape[1]
+        on_map = on_axes[0][:, None, :, None] & on_axes[1][None, :, None, :]
+        self.on_map = on_map.flatten(2)
+        self._all_on_map = bool(on_map.all())
+
+    def each(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Number of each tap, and what it reads of x (batch, heads, height, width, channels)."""
+        number = 0
+        for h in range(self._rows.shape[1]):
+            row = x.index_select(2, self._rows[:, h])
+            for w in range(self._columns.shape[1]):
+                read = row.index_select(3, self._columns[:, w])
+                yield number, self._kept(read, number)
+                number += 1
+
+    def add_back(self, to: Tensor, tap: int, x: Tensor) -> None:
+        """Adds x at each query to what its tap reads of `to`: the adjoint of `each`."""
+        h, w = divmod(tap, self._columns.shape[1])
+        row = to.new_zeros(*to.shape[:2], x.shape[2], *to.shape[3:])
+        row.index_add_(3, self._columns[:, w], self._kept(x, tap))
+        to.index_add_(2, self._rows[:, h], row)
+
+    def bias(self, rpb: Tensor) -> Tensor:
+        """(heads, height, width, taps) of a bias by distance."""
+        rows, columns = self._places
+        if rpb.dim() == 2:
+            rpb = rpb.unsqueeze(1)
+        extents = tuple(2 * size - 1 for size in (rows.shape[1], columns.shape[1]))
+        if tuple(rpb.shape[1:]) != extents:
+            raise ValueError(
+                f"rpb must have {' x '.join(map(str, extents))} entries per head, "
+                f"got shape {tuple(rpb.shape)}"
+            )
+        of_rows = rpb.index_select(1, rows.flatten()).unflatten(1, rows.shape)  # type: ignore[no-untyped-call]
+        of_both = of_rows.index_select(3, columns.flatten()).unflatten(3, columns.shape)
+        return of_both.permute(0, 1, 3, 2, 4).flatten(3)  # type: ignore[no-any-return]
+
+    def _kept(self, x: Tensor, tap: int) -> Tensor:
+        return x if self._all_on_map else x * self.on_map[..., tap, None]
+
+
+# Scores, weighted sums, and the sums that go back to the keys: each is differentiated by the
+# others.
+
+
+def _apart(attn: Tensor, tap: int, like: Tensor) -> Tensor:
+    return attn[..., tap, None].to(accumulation_dtype(like.dtype))
+
+
+class _Scores(Function):
+    """scores[q, t] = <query[q], key[what t reads]>"""
+
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, taps: Taps) -> Tensor:
+        accumulate = accumulation_dtype(query.dtype)
+        scores = query.new_empty(*query.shape[:-1], taps.count)
+        for tap, read in taps.each(key):
+            scores[..., tap] = (query * read).sum(-1, dtype=accumulate)
+        return scores
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        query, key, ctx.taps = inputs
+        ctx.save_for_backward(query, key)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        query, key = ctx.saved_tensors
+        return _Sums.apply(grad, key, ctx.taps), _SumsBack.apply(grad, query, ctx.taps), None
+
+
+class _Sums(Function):
+    """out[q] = sum_t attn[q, t] * value[what t reads]"""
+
+    @staticmethod
+    def forward(attn: Tensor, value: Tensor, taps: Taps) -> Tensor:
+        out = value.new_zeros(value.shape, dtype=accumulation_dtype(value.dtype))
+        for tap, read in taps.each(value):
+            out.addcmul_(_apart(attn, tap, value), read.to(out.dtype))
+        return out.to(value.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        attn, value, ctx.taps = inputs
+        ctx.save_for_backward(attn, value)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        attn, value = ctx.saved_tensors
+        return _Scores.apply(grad, value, ctx.taps), _SumsBack.apply(attn, grad, ctx.taps), None
+
+
+class _SumsBack(Function):
+    """out[k] = sum of attn[q, t] * x[q] over the queries and taps that read k"""
+
+    @staticmethod
+    def forward(attn: Tensor, x: Tensor, taps: Taps) -> Tensor:
+        out = x.new_zeros(x.shape, dtype=accumulation_dtype(x.dtype))
+        for tap in range(taps.count):
+            taps.add_back(out, tap, _apart(attn, tap, x) * x.to(out.dtype))
+        return out.to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        attn, x, ctx.taps = inputs
+        ctx.save_for_backward(attn, x)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        attn, x = ctx.saved_tensors
+        return _Scores.apply(x, grad, ctx.taps), _Sums.apply(attn, grad, ctx.taps), None

@@ -1,0 +1,240 @@
+"""Replaces the attention modules of known libraries by fused ones, with their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sdwa import natten
+from sdwa.functional import attention_weights, sliding_dilated_window_attention
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """What `swap` did.
+
+    Attributes:
+        replaced: the class that was there, by the name of each module that was replaced.
+        left: the same of modules that look like attention and were left, as they are not known.
+    """
+
+    replaced: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        lines = [f"replaced {name}: {kind}" for name, kind in self.replaced.items()]
+        return "\n".join([*lines, *(f"left {name}: {kind}" for name, kind in self.left.items())])
+
+
+def swap(model: nn.Module) -> Swapped:
+    """Replaces the attention modules of known libraries within a model by fused ones.
+
+    Known are neighborhood attention of transformers' DiNAT models, also as the backbone of
+    OneFormer; NATTEN's layers, `NeighborhoodAttention1D` and `2D`; and DilateFormer's
+    `MultiDilatelocalAttention`.
+
+    A replacement has the parameters of what it replaces, the same objects under the same names: an
+    optimizer goes on, and state dicts fit both. Where it must drop attention weights in training,
+    or is asked to return them, it computes them all, as the original does.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        What was replaced, and what was left.
+
+    Raises:
+        TypeError: model is not a module.
+        ValueError: there is nothing to replace in it, or it is itself a module to be replaced.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    known = "; ".join(sorted({str(each.described) for each in _KNOWN}))
+    if _replacement(model) is not None:
+        raise ValueError(
+            f"model must contain the modules to replace, got one itself ({_name(model)}): put it "
+            "into a torch.nn.ModuleList"
+        )
+    done = Swapped()
+    for prefix, parent in list(model.named_modules()):
+        for name, child in list(parent.named_children()):
+            path = f"{prefix}.{name}" if prefix else name
+            fused = _replacement(child)
+            if fused is not None:
+                setattr(parent, name, fused.train(child.training))
+                done.replaced[path] = _name(child)
+            elif _looks_like_attention(child, done, path):
+                done.left[path] = _name(child)
+    if not done.replaced:
+        left = f"; left: {', '.join(sorted(set(done.left.values())))}" if done.left else ""
+        raise ValueError(f"model must contain a module that is known: {known}{left}")
+    return done
+
+
+def _name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def _looks_like_attention(module: nn.Module, done: Swapped, path: str) -> bool:
+    """Whether its class is called so, and it is not part of one that has been listed."""
+    if any(path.startswith(f"{listed}.") for listed in (*done.replaced, *done.left)):
+        return False
+    kind = type(module).__qualname__.lower()
+    return "attention" in kind and any(
+        isinstance(m, nn.Linear | nn.Conv2d) for m in module.modules()
+    )
+
+
+class FusedDinat(nn.Module):
+    """`NeighborhoodAttention` of transformers' DiNAT.
+
+    Args:
+        module: whose parts are taken.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.num_attention_heads = module.num_attention_heads
+        self.attention_head_size = module.attention_head_size
+        self.all_head_size = module.all_head_size
+        self.kernel_size = module.kernel_size
+        self.dilation = module.dilation
+        self.rpb = module.rpb
+        self.query, self.key, self.value = module.query, module.key, module.value
+        self.dropout = module.dropout
+
+    def forward(
+        self, hidden_states: Tensor, output_attentions: bool | None = False
+    ) -> tuple[Tensor, ...]:
+        """(batch, height, width, dim) -> the same, and the attention weights if asked for."""
+        heads = (self.num_attention_heads, self.attention_head_size)
+        query, key, value = (
+            part(hidden_states).unflatten(-1, heads) for part in (self.query, self.key, self.value)
+        )
+        windows = natten.Windows.of(2, self.kernel_size, self.dilation, False)
+        windows.check_fits(hidden_states.shape[1:3])
+        if self.training and self.dropout.p:
+            first = [t.movedim(-2, 1) for t in (query / heads[1] ** 0.5, key, value)]
+            weights = windows.scores(first[0], first[1], self.rpb, None).softmax(-1)
+            weights = self.dropout(weights)
+            out = windows.weighted(weights, first[2], None).movedim(1, -2).flatten(-2)
+            return (out, weights) if output_attentions else (out,)
+        out = windows.attend(query, key, value, self.rpb, None, None, None).flatten(-2)
+        if not output_attentions:
+            return (out,)
+        weights = attention_weights(
+            query, key, self.kernel_size, self.dilation, bias=self.rpb, padding_mode="shifted"
+        )
+        return out, weights.flatten(-2).movedim(-2, 1).to(out.dtype)
+
+
+class FusedDilate(nn.Module):
+    """`MultiDilatelocalAttention` of DilateFormer.
+
+    Args:
+        module: whose parts are taken.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.num_heads = module.num_heads
+        self.kernel_size = module.kernel_size
+        self.dilation = tuple(module.dilation)
+        self.scale = module.scale
+        self.qkv, self.proj, self.proj_drop = module.qkv, module.proj, module.proj_drop
+        self.attn_drop = max(
+            (each.attn_drop.p for each in getattr(module, "dilate_attention", ())), default=0.0
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, height, width, dim) -> the same."""
+        if self.training and self.attn_drop:
+            raise NotImplementedError(
+                "attn_drop must be 0 in training: the fused kernels keep no attention weights to "
+                f"drop, got {self.attn_drop}"
+            )
+        weight, bias = self.qkv.weight.flatten(1), self.qkv.bias
+        qkv = torch.nn.functional.linear(x, weight, bias)
+        qkv = qkv.view(*x.shape[:-1], 3, self.num_heads, -1)
+        query, key, value = qkv.unbind(-3)
+        share = self.num_heads // len(self.dilation)
+        attended = sliding_dilated_window_attention(
+            *(query, key, value, self.kernel_size),
+            tuple(step for step in self.dilation for _ in range(share)),
+            scale=self.scale,
+        )
+        return self.proj_drop(self.proj(attended.flatten(-2)))  # type: ignore[no-any-return]
+
+
+def _fused_natten(module: Any) -> nn.Module:
+    """NATTEN's own layer as that of `sdwa.natten`, with the same parts."""
+    kind = (
+        natten.NeighborhoodAttention1D
+        if len(module.kernel_size) == 1
+        else (natten.NeighborhoodAttention2D)
+    )
+    with torch.device("meta"):
+        fused = kind(
+            module.num_heads * module.head_dim,
+            module.num_heads,
+            module.kernel_size,
+            module.dilation,
+            getattr(module, "is_causal", False),
+            qk_scale=module.scale,
+            attn_drop=module.attn_drop.p,
+        )
+    fused.qkv, fused.rpb = module.qkv, module.rpb
+    fused.proj, fused.proj_drop = module.proj, module.proj_drop
+    return fused
+
+
+@dataclass(frozen=True)
+class _Known:
+    """A class, known by its name and what it has: copies of it lie in many repositories."""
+
+    described: str
+    name: str
+    has: tuple[str, ...]
+    make: Callable[[Any], nn.Module]
+
+
+_KNOWN = (
+    _Known(
+        "transformers' DiNAT (NeighborhoodAttention)",
+        "NeighborhoodAttention",
+        ("num_attention_heads", "attention_head_size", "rpb", "query", "key", "value", "dropout"),
+        FusedDinat,
+    ),
+    _Known(
+        "NATTEN's NeighborhoodAttention1D",
+        "NeighborhoodAttention1D",
+        ("qkv", "rpb", "proj", "kernel_size", "dilation", "attn_drop"),
+        _fused_natten,
+    ),
+    _Known(
+        "NATTEN's NeighborhoodAttention2D",
+        "NeighborhoodAttention2D",
+        ("qkv", "rpb", "proj", "kernel_size", "dilation", "attn_drop"),
+        _fused_natten,
+    ),
+    _Known(
+        "DilateFormer's MultiDilatelocalAttention",
+        "MultiDilatelocalAttention",
+        ("qkv", "proj", "proj_drop", "dilation", "kernel_size", "num_heads", "scale"),
+        FusedDilate,
+    ),
+)
+
+
+def _replacement(module: nn.Module) -> nn.Module | None:
+    """The fused module for one that is known, None for others."""
+    if type(module).__module__.startswith("sdwa."):
+        return None
+    for known in _KNOWN:
+        if type(module).__qualname__ == known.name and all(hasattr(module, n) for n in known.has):
+            return known.make(module)
+    return None

@@ -1,0 +1,239 @@
+"""NATTEN's names: against what NATTEN 0.17.5 itself computed, and against each other."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sdwa import natten
+
+GOLDEN = sorted((Path(__file__).parent / "golden" / "natten").glob("*.npz"))
+
+
+def maps(*shape, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=dtype).requires_grad_() for _ in range(3)]
+
+
+def heads_first(*tensors):
+    return [t.movedim(-2, 1) for t in tensors]
+
+
+# Golden vectors: see golden/README.md
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+@pytest.mark.parametrize("split", (True, False), ids=("split", "fused"))
+def test_is_what_natten_computed(path, split, dtype, tolerance):
+    stored = np.load(path)
+
+    def tensor(name):
+        return torch.from_numpy(stored[name]).to(dtype)
+
+    dims = stored["query"].ndim - 3
+    kernel, dilation, causal = (
+        tuple(stored[name].tolist()) for name in ("kernel_size", "dilation", "is_causal")
+    )
+    inputs = {name: tensor(name).requires_grad_() for name in ("query", "key", "value")}
+    query, key, value = inputs.values()  # heads first, as NATTEN's split functions take them
+    rpb = None
+    if "rpb" in stored:
+        rpb = inputs["rpb"] = tensor("rpb").requires_grad_()
+    scale = query.shape[-1] ** -0.5
+    if split:
+        qk, av = (natten.na1d_qk, natten.na1d_av) if dims == 1 else (natten.na2d_qk, natten.na2d_av)
+        window = {"kernel_size": kernel, "dilation": dilation, "is_causal": causal}
+        scores = qk(query * scale, key, rpb=rpb, **window)
+        torch.testing.assert_close(scores, tensor("scores"), rtol=0, atol=tolerance)
+        out = av(scores.softmax(-1), value, **window)
+    else:
+        fused = natten.na1d if dims == 1 else natten.na2d
+        last = [t.movedim(1, -2) for t in (query, key, value)]
+        out = fused(*last, kernel, dilation, causal, rpb).movedim(-2, 1)
+    torch.testing.assert_close(out, tensor("out"), rtol=0, atol=tolerance)
+    grads = torch.autograd.grad(out, list(inputs.values()), tensor("grad_out"))
+    for name, grad in zip(inputs, grads, strict=True):
+        expected = tensor(f"grad_{name}")
+        atol = tolerance * max(1.0, expected.abs().max().item())
+        torch.testing.assert_close(grad, expected, rtol=0, atol=atol, msg=name)
+
+
+# Split and fused
+
+
+@pytest.mark.parametrize("is_causal", (False, True, (True, False)), ids=str)
+@pytest.mark.parametrize("kernel_size, dilation", [(3, 2), ((4, 3), (2, 1)), (7, 1)], ids=str)
+def test_split_functions_are_the_fused_one(kernel_size, dilation, is_causal):
+    query, key, value = maps(2, 8, 9, 2, 4)
+    fused = natten.na2d(query, key, value, kernel_size, dilation, is_causal, scale=0.3)
+    q, k, v = heads_first(query, key, value)
+    scores = natten.na2d_qk(0.3 * q, k, kernel_size, dilation, is_causal=is_causal)
+    split = natten.na2d_av(scores.softmax(-1), v, kernel_size, dilation, is_causal=is_causal)
+    torch.testing.assert_close(split.movedim(1, -2), fused)
+
+
+@pytest.mark.parametrize("dims", (1, 2))
+def test_further_tokens_are_attended_to_as_well(dims):
+    query, key, value = maps(2, *(6, 7)[-dims:], 2, 4)
+    more_keys, more_values = (
+        t[:, :3, ..., :, :].reshape(2, -1, 2, 4) for t in maps(2, 3, 2, 4)[:2]
+    )
+    fused, qk, av = (
+        (natten.na1d, natten.na1d_qk, natten.na1d_av)
+        if dims == 1
+        else (natten.na2d, natten.na2d_qk, natten.na2d_av)
+    )
+    together = fused(query, key, value, 3, additional_keys=more_keys, additional_values=more_values)
+    q, k, v, more_k, more_v = heads_first(query, key, value, more_keys, more_values)
+    weights = qk(0.5 * q, k, 3, additional_keys=more_k).softmax(-1)
+    assert weights.shape[-1] == 3**dims + more_k.shape[2]
+    split = av(weights, v, 3, additional_values=more_v)
+    torch.testing.assert_close(split.movedim(1, -2), together)
+
+
+def test_split_functions_are_differentiable_twice():
+    query, key, value = (t.detach().requires_grad_() for t in heads_first(*maps(1, 4, 5, 2, 2)))
+    rpb = torch.randn(2, 5, 5, dtype=torch.float64).requires_grad_()
+
+    def attend(query, key, value, rpb):
+        weights = natten.natten2dqkrpb(query, key, rpb, 3, 1).softmax(-1)
+        return natten.natten2dav(weights, value, 3, 1)
+
+    assert torch.autograd.gradcheck(attend, (query, key, value, rpb))
+    assert torch.autograd.gradgradcheck(attend, (query, key, value, rpb))
+
+
+def test_names_of_older_versions():
+    query, key, value = heads_first(*maps(1, 9, 2, 4))
+    rpb = torch.randn(2, 5, dtype=torch.float64)
+    scores = natten.natten1dqkrpb(query, key, rpb, 3, 2)
+    assert torch.equal(scores, natten.na1d_qk(query, key, 3, 2, rpb=rpb))
+    assert torch.equal(natten.natten1dqk(query, key, 3), natten.na1d_qk(query, key, 3))
+    assert torch.equal(natten.natten1dav(scores, value, 3, 2), natten.na1d_av(scores, value, 3, 2))
+
+
+# Layers
+
+
+@pytest.mark.parametrize("is_causal, rel_pos_bias", [(False, True), (False, False), (True, False)])
+@pytest.mark.parametrize("dims", (1, 2))
+def test_layers(dims, is_causal, rel_pos_bias):
+    torch.manual_seed(0)
+    kind = natten.NeighborhoodAttention1D if dims == 1 else natten.NeighborhoodAttention2D
+    layer = kind(8, 2, 3, 2, is_causal, rel_pos_bias, attn_drop=1e-12)
+    names = {"qkv.weight", "qkv.bias", "proj.weight", "proj.bias", *["rpb"] * rel_pos_bias}
+    assert set(layer.state_dict()) == names
+    x = torch.randn(2, *(7, 8)[-dims:], 8)
+    eval_out = layer.eval()(x)
+    # in training the weights are there, to be dropped
+    torch.testing.assert_close(layer.train()(x), eval_out, rtol=1e-4, atol=1e-5)
+    fused = natten.na1d if dims == 1 else natten.na2d
+    qkv = layer.qkv(x).view(*x.shape[:-1], 3, 2, 4)
+    attended = fused(*qkv.unbind(-3), 3, 2, is_causal, layer.rpb)
+    torch.testing.assert_close(eval_out, layer.proj(attended.flatten(-2)))
+
+
+# Bad input
+
+REFUSED = {
+    "window larger than the map": (
+        lambda m: natten.na2d(*m, 3, 4),
+        ValueError,
+        r"kernel_size \* dilation must be at most the extent .* got 3 \* 4 for 8",
+    ),
+    "split": (
+        lambda m: natten.natten2dqkrpb(*heads_first(*m[:2]), None, 9, 1),
+        ValueError,
+        r"got 9 \* 1 for 8",
+    ),
+    "causal with a bias": (
+        lambda m: natten.na2d(*m, 3, is_causal=True, rpb=torch.zeros(2, 5, 5)),
+        NotImplementedError,
+        "rpb must be None for causal windows",
+    ),
+    "layer, causal with a bias": (
+        lambda m: natten.NeighborhoodAttention2D(8, 2, 3, is_causal=True, rel_pos_bias=True),
+        NotImplementedError,
+        "rpb must be None for causal windows",
+    ),
+    "kernel_size": (
+        lambda m: natten.na2d(*m, (3, 3, 3)),
+        ValueError,
+        r"kernel_size must be an int of at least 1, or 2 of them, got \(3, 3, 3\)",
+    ),
+    "is_causal": (
+        lambda m: natten.na2d(*m, 3, is_causal=(True,)),
+        ValueError,
+        r"is_causal must be a bool or 2 of them, got \(True,\)",
+    ),
+    "sequence for a map": (
+        lambda m: natten.na2d(*(t[:, 0] for t in m), 3),
+        ValueError,
+        r"query must be \(batch, height, width, heads, head_dim\), got shape",
+    ),
+    "rpb": (
+        lambda m: natten.natten2dqkrpb(*heads_first(*m[:2]), torch.zeros(2, 3, 3), 3, 1),
+        ValueError,
+        r"rpb must have 5 x 5 entries per head, got shape \(2, 3, 3\)",
+    ),
+    "attn": (
+        lambda m: natten.natten2dav(torch.zeros(1, 2, 8, 9, 4), *heads_first(m[2]), 3, 1),
+        ValueError,
+        r"attn must be \(1, 2, 8, 9, 9\), got shape \(1, 2, 8, 9, 4\)",
+    ),
+    "one of two": (
+        lambda m: natten.na2d(*m, 3, additional_keys=m[0]),
+        ValueError,
+        "additional_keys and additional_values must both be given",
+    ),
+}
+
+
+@pytest.mark.parametrize("act, kind, message", REFUSED.values(), ids=REFUSED)
+def test_refused(act, kind, message):
+    with pytest.raises(kind, match=message):
+        act(maps(1, 8, 9, 2, 4))
+
+
+# Installing
+
+
+def python(code):
+    root = Path(__file__).parents[2]
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+
+
+def test_install_lets_natten_be_found():
+    done = python(
+        """
+import importlib.util, sys, sdwa
+assert "natten" not in sys.modules
+package = sdwa.natten.install()
+assert sdwa.natten.install() is package
+assert importlib.util.find_spec("natten") is not None
+import natten
+from natten.functional import natten2dav, natten2dqkrpb
+from natten import NeighborhoodAttention2D, na2d
+assert natten is package and na2d is sdwa.natten.na2d and natten2dav is sdwa.natten.natten2dav
+print(natten.__version__)
+"""
+    )
+    assert (done.stdout, done.stderr) == ("0.17.5\n", "")
+
+
+def test_install_refuses_to_replace_what_is_in_use():
+    done = python(
+        """
+import sys, types, sdwa
+sys.modules["natten"] = types.ModuleType("natten")
+try:
+    sdwa.natten.install()
+except RuntimeError as error:
+    print(error)
+"""
+    )
+    assert done.stdout.startswith("natten is imported already, from somewhere else: call")

@@ -1,0 +1,214 @@
+"""`sdwa.swap`: the same results from the same parameters, and what it says of it."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+import sdwa
+from sdwa import natten
+
+
+class NeighborhoodAttention(nn.Module):
+    """As transformers' DiNAT has it."""
+
+    def __init__(self, dim, heads, kernel_size, dilation, dropout=0.0):
+        super().__init__()
+        self.num_attention_heads, self.attention_head_size = heads, dim // heads
+        self.all_head_size = dim
+        self.kernel_size, self.dilation = kernel_size, dilation
+        side = 2 * kernel_size - 1
+        self.rpb = nn.Parameter(torch.randn(heads, side, side))
+        self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, hidden_states, output_attentions=False):
+        shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
+        query, key, value = (
+            part(hidden_states).view(shape).permute(0, 3, 1, 2, 4)
+            for part in (self.query, self.key, self.value)
+        )
+        query = query / self.attention_head_size**0.5
+        window = self.kernel_size, self.dilation
+        weights = natten.natten2dqkrpb(query, key, self.rpb, *window).softmax(-1)
+        weights = self.dropout(weights)
+        out = natten.natten2dav(weights, value, *window).permute(0, 2, 3, 1, 4).flatten(-2)
+        return (out, weights) if output_attentions else (out,)
+
+
+class NeighborhoodAttention2D(nn.Module):
+    """As NATTEN has it."""
+
+    def __init__(self, dim, heads, kernel_size, dilation):
+        super().__init__()
+        self.num_heads, self.head_dim = heads, dim // heads
+        self.kernel_size, self.dilation = (kernel_size,) * 2, (dilation,) * 2
+        self.scale = self.head_dim**-0.5
+        self.is_causal = (False, False)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        side = 2 * kernel_size - 1
+        self.rpb = nn.Parameter(torch.randn(heads, side, side))
+        self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(0.0)
+
+    def forward(self, x):
+        qkv = self.qkv(x).view(*x.shape[:-1], 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(3, 0, 4, 1, 2, 5)
+        window = self.kernel_size, self.dilation
+        weights = natten.natten2dqkrpb(query * self.scale, key, self.rpb, *window).softmax(-1)
+        out = natten.natten2dav(weights, value, *window).permute(0, 2, 3, 1, 4)
+        return self.proj_drop(self.proj(out.flatten(-2)))
+
+
+class MultiDilatelocalAttention(nn.Module):
+    """As DilateFormer has it."""
+
+    def __init__(self, dim, heads, kernel_size, dilation, attn_drop=0.0):
+        super().__init__()
+        self.num_heads, self.kernel_size, self.dilation = heads, kernel_size, dilation
+        self.scale = (dim // heads) ** -0.5
+        self.qkv, self.proj = nn.Conv2d(dim, 3 * dim, 1), nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(0.0)
+        unfold = SimpleNamespace(attn_drop=SimpleNamespace(p=attn_drop))
+        self.dilate_attention = [unfold for _ in dilation]
+
+    def forward(self, x):
+        batch, height, width, dim = x.shape
+        groups, heads = len(self.dilation), self.num_heads // len(self.dilation)
+        qkv = self.qkv(x.permute(0, 3, 1, 2)).view(batch, 3, groups, dim // groups, height, width)
+        outs = []
+        for group, step in enumerate(self.dilation):
+            query, key, value = qkv[:, :, group].unbind(1)
+            query = query.reshape(batch, heads, -1, 1, height * width)
+            reach = step * (self.kernel_size // 2)
+            key, value = (
+                nn.functional.unfold(t, self.kernel_size, step, reach).view(
+                    batch, heads, -1, self.kernel_size**2, height * width
+                )
+                for t in (key, value)
+            )
+            weights = ((query * key).sum(2, keepdim=True) * self.scale).softmax(3)
+            outs.append((weights * value).sum(3).flatten(1, 2))
+        return self.proj(torch.cat(outs, 1).transpose(1, 2).view(x.shape))
+
+
+MODULES = {
+    "DiNAT": lambda: NeighborhoodAttention(16, 4, 3, 2),
+    "NATTEN": lambda: NeighborhoodAttention2D(16, 4, 5, 1),
+    "DilateFormer": lambda: MultiDilatelocalAttention(16, 4, 3, [1, 3]),
+}
+
+
+class Block(nn.Module):
+    def __init__(self, attention):
+        super().__init__()
+        self.attention, self.norm = attention, nn.LayerNorm(16)
+
+    def forward(self, x):
+        out = self.attention(self.norm(x))
+        return x + (out[0] if isinstance(out, tuple) else out)
+
+
+@pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
+def test_results_parameters_and_keys_stay(make):
+    torch.manual_seed(0)
+    model = nn.Sequential(Block(make()), Block(make()))
+    x = torch.randn(2, 8, 9, 16)
+    expected = model(x)
+    expected.square().sum().backward()
+    gradients = {name: p.grad.clone() for name, p in model.named_parameters()}
+    before, parameters = model.state_dict(), dict(model.named_parameters())
+
+    done = sdwa.swap(model)
+    kind = type(make())
+    assert done.replaced == {
+        f"{n}.attention": f"{kind.__module__}.{kind.__qualname__}" for n in (0, 1)
+    }
+    assert done.left == {}
+    assert type(model[0].attention).__module__.startswith("sdwa.")
+    out = model(x)
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    assert {n: id(p) for n, p in model.named_parameters()} == {
+        n: id(p) for n, p in parameters.items()
+    }
+    model.zero_grad()
+    out.square().sum().backward()
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-3)
+    model.load_state_dict(before)
+    nn.Sequential(Block(make()), Block(make())).load_state_dict(model.state_dict())
+
+
+def test_weights_are_returned_where_they_are_asked_for():
+    torch.manual_seed(0)
+    original = NeighborhoodAttention(16, 4, 3, 2).eval()
+    x = torch.randn(1, 7, 8, 16)
+    expected = original(x, output_attentions=True)
+    holder = nn.ModuleList([original])
+    sdwa.swap(holder)
+    found = holder[0](x, output_attentions=True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_dropout_of_weights_stays():
+    torch.manual_seed(0)
+    original = NeighborhoodAttention(16, 4, 3, 1, dropout=0.5).train()
+    x = torch.randn(1, 7, 8, 16)
+    torch.manual_seed(1)
+    expected = original(x, output_attentions=True)
+    holder = nn.ModuleList([original])
+    sdwa.swap(holder)
+    torch.manual_seed(1)
+    found = holder[0](x, output_attentions=True)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+    dilate = nn.ModuleList([MultiDilatelocalAttention(16, 4, 3, [1, 2], attn_drop=0.1)])
+    sdwa.swap(dilate)
+    with pytest.raises(NotImplementedError, match="attn_drop must be 0 in training"):
+        dilate.train()[0](x)
+    assert dilate.eval()[0](x).shape == x.shape
+
+
+class WindowAttention(nn.Module):
+    """As Swin has it, more or less: not known."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(16, 48)
+
+
+def test_what_is_not_known_is_left_and_named():
+    model = nn.ModuleDict({"a": WindowAttention(), "b": Block(NeighborhoodAttention(16, 4, 3, 1))})
+    done = sdwa.swap(model)
+    assert done.left == {"a": f"{WindowAttention.__module__}.WindowAttention"}
+    assert str(done).splitlines() == [
+        f"replaced b.attention: {NeighborhoodAttention.__module__}.NeighborhoodAttention",
+        f"left a: {WindowAttention.__module__}.WindowAttention",
+    ]
+
+
+@pytest.mark.parametrize(
+    "model, kind, message",
+    [
+        (
+            nn.Linear(2, 2),
+            ValueError,
+            "must contain a module that is known: DilateFormer's .*DiNAT",
+        ),
+        (nn.ModuleList([WindowAttention()]), ValueError, "left: .*WindowAttention"),
+        (NeighborhoodAttention(16, 4, 3, 1), ValueError, "got one itself .*ModuleList"),
+        ("model", TypeError, "model must be a torch.nn.Module, got str"),
+    ],
+    ids=["nothing", "nothing known", "itself", "no module"],
+)
+def test_refused(model, kind, message):
+    with pytest.raises(kind, match=message):
+        sdwa.swap(model)
+
+
+def test_twice_is_refused_as_there_is_nothing_left():
+    model = nn.ModuleList([NeighborhoodAttention(16, 4, 3, 1)])
+    sdwa.swap(model)
+    with pytest.raises(ValueError, match="must contain a module that is known"):
+        sdwa.swap(model)
