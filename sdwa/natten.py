@@ -13,6 +13,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from importlib.machinery import ModuleSpec
+from importlib.metadata import Distribution, DistributionFinder
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -80,7 +82,33 @@ def install() -> ModuleType:
     )
     sys.modules["natten"] = package
     sys.modules["natten.functional"] = functional
+    sys.meta_path.append(_Metadata())
     return package
+
+
+class _Distribution(Distribution):
+    """The metadata of an installed NATTEN, for those who ask which version there is."""
+
+    def read_text(self, filename: str) -> str | None:
+        if filename != "METADATA":
+            return None
+        return f"Metadata-Version: 2.1\nName: natten\nVersion: {NATTEN_VERSION}\n"
+
+    def locate_file(self, path: Any) -> Any:
+        return Path(__file__).parent / path
+
+
+class _Metadata(DistributionFinder):
+    """Finds it, where no other one is."""
+
+    def find_spec(self, *_: Any, **__: Any) -> None:
+        return None
+
+    def find_distributions(
+        self,
+        context: DistributionFinder.Context = DistributionFinder.Context(),  # noqa: B008
+    ) -> list[Distribution]:
+        return [_Distribution()] if context.name == "natten" else []
 
 
 # Fused

@@ -69,6 +69,8 @@ def swap(model: nn.Module) -> Swapped:
                 done.replaced[path] = _name(child)
             elif _looks_like_attention(child, done, path):
                 done.left[path] = _name(child)
+    for path in [p for p in done.left if any(r.startswith(f"{p}.") for r in done.replaced)]:
+        del done.left[path]  # what it does is in the part that was replaced
     if not done.replaced:
         left = f"; left: {', '.join(sorted(set(done.left.values())))}" if done.left else ""
         raise ValueError(f"model must contain a module that is known: {known}{left}")

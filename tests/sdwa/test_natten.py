@@ -210,7 +210,7 @@ def python(code):
 def test_install_lets_natten_be_found():
     done = python(
         """
-import importlib.util, sys, sdwa
+import importlib.metadata, importlib.util, sys, sdwa
 assert "natten" not in sys.modules
 package = sdwa.natten.install()
 assert sdwa.natten.install() is package
@@ -219,6 +219,8 @@ import natten
 from natten.functional import natten2dav, natten2dqkrpb
 from natten import NeighborhoodAttention2D, na2d
 assert natten is package and na2d is sdwa.natten.na2d and natten2dav is sdwa.natten.natten2dav
+assert importlib.metadata.version("natten") == natten.__version__
+assert importlib.metadata.version("torch")
 print(natten.__version__)
 """
     )

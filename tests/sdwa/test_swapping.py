@@ -178,6 +178,15 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(16, 48)
 
 
+class AttentionModule(Block):
+    """As transformers wraps attention: it has a part that is known."""
+
+
+def test_what_holds_a_known_module_is_not_left():
+    done = sdwa.swap(nn.ModuleList([AttentionModule(NeighborhoodAttention(16, 4, 3, 1))]))
+    assert (list(done.replaced), done.left) == (["0.attention"], {})
+
+
 def test_what_is_not_known_is_left_and_named():
     model = nn.ModuleDict({"a": WindowAttention(), "b": Block(NeighborhoodAttention(16, 4, 3, 1))})
     done = sdwa.swap(model)
