@@ -260,7 +260,7 @@ class SlidingDilatedWindowAttention(nn.Module):
         if self.training and self.attn_drop:
             if self.backend is None and not is_compiling():  # warnings cannot be compiled
                 _warn_of_attn_drop()
-            attended = _attend_with_dropout(
+            attended = attend_with_dropout(
                 query,
                 key,
                 value,
@@ -426,7 +426,7 @@ def _unit_stride(query: Tensor) -> Tensor:
 
 
 @torch.fx.wrap
-def _attend_with_dropout(
+def attend_with_dropout(
     query: Tensor,
     key: Tensor,
     value: Tensor,

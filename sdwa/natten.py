@@ -11,7 +11,7 @@ like) hold all attention weights, as their users ask for, and are plain PyTorch.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, DistributionFinder
 from pathlib import Path
@@ -20,12 +20,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd import Function
 
 from sdwa.arguments import is_int
 from sdwa.functional import sliding_dilated_window_attention
 from sdwa.problem import WindowAxis, accumulation_dtype
-from sdwa.reference import taps_along
+from sdwa.taps import Scores, Sums, Taps
 
 NATTEN_VERSION = "0.17.5"
 
@@ -364,9 +363,9 @@ class _NeighborhoodAttention(nn.Module):
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.unbind(-3)
         if self.training and self.attn_drop_rate:
-            query, key, value = (t.movedim(-2, 1) for t in (query * self.scale, key, value))
-            weights = windows.scores(query, key, self.rpb, None).softmax(-1)
-            attended = windows.weighted(self.attn_drop(weights), value, None).movedim(1, -2)
+            attended, _ = windows.attend_and_drop(
+                query, key, value, self.rpb, self.scale, self.attn_drop
+            )
         else:
             attended = windows.attend(query, key, value, self.rpb, self.scale, None, None)
         return self.proj_drop(self.proj(attended.flatten(-2)))  # type: ignore[no-any-return]
@@ -471,6 +470,24 @@ class Windows:
         share = (lse - more_lse).sigmoid().unsqueeze(-1)
         return (share * out.to(accumulate) + (1 - share) * more).to(out.dtype)
 
+    def attend_and_drop(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rpb: Tensor | None,
+        scale: float,
+        drop: nn.Module,
+    ) -> tuple[Tensor, Tensor]:
+        """The same, heads last, by the split functions: attention weights go through `drop`.
+
+        Returns:
+            The result, and those weights, (batch, heads, [height,] length, taps).
+        """
+        query, key, value = (t.movedim(-2, 1) for t in (query * scale, key, value))
+        weights = drop(self.scores(query, key, rpb, None).softmax(-1))
+        return self.weighted(weights, value, None).movedim(1, -2), weights
+
     def scores(
         self, query: Tensor, key: Tensor, rpb: Tensor | None, more_keys: Tensor | None
     ) -> Tensor:
@@ -484,7 +501,7 @@ class Windows:
                 f"{tuple(query.shape)}"
             )
         taps = self._taps(query)
-        scores = _Scores.apply(self._as_map(query), self._as_map(key), taps)
+        scores = Scores.apply(self._as_map(query), self._as_map(key), taps)
         if rpb is not None:
             scores = scores + taps.bias(rpb.to(scores.dtype))
         scores = scores.masked_fill(~taps.on_map, float("-inf"))
@@ -504,7 +521,7 @@ class Windows:
         if attn.shape != shape:
             raise ValueError(f"attn must be {tuple(shape)}, got shape {tuple(attn.shape)}")
         own, others = attn[..., : taps.count], attn[..., taps.count :]
-        out = _Sums.apply(self._as_map(own), self._as_map(value), taps)
+        out = Sums.apply(self._as_map(own), self._as_map(value), taps)
         if self.dims == 1:
             out = out.squeeze(2)
         if more_values is not None:
@@ -552,141 +569,3 @@ def _sizes(name: str, value: Sizes, dims: int) -> tuple[int, ...]:
     if len(sizes) != dims or not all(is_int(size) and size >= 1 for size in sizes):
         raise ValueError(f"{name} must be an int of at least 1, or {dims} of them, got {value!r}")
     return tuple(map(int, sizes))
-
-
-class Taps:
-    """Which pixels the taps of all windows of a map read.
-
-    Attributes:
-        count: taps of a window.
-        on_map: (height, width, taps); those of causal windows that are not are left out.
-    """
-
-    def __init__(
-        self,
-        rows: tuple[WindowAxis, int, int],
-        columns: tuple[WindowAxis, int, int],
-        device: torch.device,
-    ) -> None:
-        sources, on_axes, self._places = [], [], []
-        for axis, length, dilation in (rows, columns):
-            coordinate, distance = taps_along(axis, length, dilation, device)
-            # Of a causal window that begins before the map, the taps on it come first.
-            missing = (coordinate < 0).sum(1, keepdim=True)
-            coordinate, distance = coordinate + missing * dilation, distance + missing
-            on_axes.append(torch.arange(axis.size, device=device) < axis.size - missing)
-            sources.append(coordinate.clamp(0, length - 1))
-            self._places.append(distance + axis.size - 1)
-        self._rows, self._columns = sources
-        self._row_on, self._column_on = on_axes
-        self.count = self._rows.shape[1] * self._columns.shape[1]
-        on_map = on_axes[0][:, None, :, None] & on_axes[1][None, :, None, :]
-        self.on_map = on_map.flatten(2)
-        self._all_on_map = bool(on_map.all())
-
-    def each(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """Number of each tap, and what it reads of x (batch, heads, height, width, channels)."""
-        number = 0
-        for h in range(self._rows.shape[1]):
-            row = x.index_select(2, self._rows[:, h])
-            for w in range(self._columns.shape[1]):
-                read = row.index_select(3, self._columns[:, w])
-                yield number, self._kept(read, number)
-                number += 1
-
-    def add_back(self, to: Tensor, tap: int, x: Tensor) -> None:
-        """Adds x at each query to what its tap reads of `to`: the adjoint of `each`."""
-        h, w = divmod(tap, self._columns.shape[1])
-        row = to.new_zeros(*to.shape[:2], x.shape[2], *to.shape[3:])
-        row.index_add_(3, self._columns[:, w], self._kept(x, tap))
-        to.index_add_(2, self._rows[:, h], row)
-
-    def bias(self, rpb: Tensor) -> Tensor:
-        """(heads, height, width, taps) of a bias by distance."""
-        rows, columns = self._places
-        if rpb.dim() == 2:
-            rpb = rpb.unsqueeze(1)
-        extents = tuple(2 * size - 1 for size in (rows.shape[1], columns.shape[1]))
-        if tuple(rpb.shape[1:]) != extents:
-            raise ValueError(
-                f"rpb must have {' x '.join(map(str, extents))} entries per head, "
-                f"got shape {tuple(rpb.shape)}"
-            )
-        of_rows = rpb.index_select(1, rows.flatten()).unflatten(1, rows.shape)  # type: ignore[no-untyped-call]
-        of_both = of_rows.index_select(3, columns.flatten()).unflatten(3, columns.shape)
-        return of_both.permute(0, 1, 3, 2, 4).flatten(3)  # type: ignore[no-any-return]
-
-    def _kept(self, x: Tensor, tap: int) -> Tensor:
-        return x if self._all_on_map else x * self.on_map[..., tap, None]
-
-
-# Scores, weighted sums, and the sums that go back to the keys: each is differentiated by the
-# others.
-
-
-def _apart(attn: Tensor, tap: int, like: Tensor) -> Tensor:
-    return attn[..., tap, None].to(accumulation_dtype(like.dtype))
-
-
-class _Scores(Function):
-    """scores[q, t] = <query[q], key[what t reads]>"""
-
-    @staticmethod
-    def forward(query: Tensor, key: Tensor, taps: Taps) -> Tensor:
-        accumulate = accumulation_dtype(query.dtype)
-        scores = query.new_empty(*query.shape[:-1], taps.count)
-        for tap, read in taps.each(key):
-            scores[..., tap] = (query * read).sum(-1, dtype=accumulate)
-        return scores
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        query, key, ctx.taps = inputs
-        ctx.save_for_backward(query, key)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        query, key = ctx.saved_tensors
-        return _Sums.apply(grad, key, ctx.taps), _SumsBack.apply(grad, query, ctx.taps), None
-
-
-class _Sums(Function):
-    """out[q] = sum_t attn[q, t] * value[what t reads]"""
-
-    @staticmethod
-    def forward(attn: Tensor, value: Tensor, taps: Taps) -> Tensor:
-        out = value.new_zeros(value.shape, dtype=accumulation_dtype(value.dtype))
-        for tap, read in taps.each(value):
-            out.addcmul_(_apart(attn, tap, value), read.to(out.dtype))
-        return out.to(value.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        attn, value, ctx.taps = inputs
-        ctx.save_for_backward(attn, value)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        attn, value = ctx.saved_tensors
-        return _Scores.apply(grad, value, ctx.taps), _SumsBack.apply(attn, grad, ctx.taps), None
-
-
-class _SumsBack(Function):
-    """out[k] = sum of attn[q, t] * x[q] over the queries and taps that read k"""
-
-    @staticmethod
-    def forward(attn: Tensor, x: Tensor, taps: Taps) -> Tensor:
-        out = x.new_zeros(x.shape, dtype=accumulation_dtype(x.dtype))
-        for tap in range(taps.count):
-            taps.add_back(out, tap, _apart(attn, tap, x) * x.to(out.dtype))
-        return out.to(x.dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        attn, x, ctx.taps = inputs
-        ctx.save_for_backward(attn, x)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Any:
-        attn, x = ctx.saved_tensors
-        return _Scores.apply(x, grad, ctx.taps), _Sums.apply(attn, grad, ctx.taps), None

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sdwa import natten
 from sdwa.functional import attention_weights, sliding_dilated_window_attention
+from sdwa.modules import attend_with_dropout
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,10 @@ class FusedDinat(nn.Module):
         windows = natten.Windows.of(2, self.kernel_size, self.dilation, False)
         windows.check_fits(hidden_states.shape[1:3])
         if self.training and self.dropout.p:
-            first = [t.movedim(-2, 1) for t in (query / heads[1] ** 0.5, key, value)]
-            weights = windows.scores(first[0], first[1], self.rpb, None).softmax(-1)
-            weights = self.dropout(weights)
-            out = windows.weighted(weights, first[2], None).movedim(1, -2).flatten(-2)
-            return (out, weights) if output_attentions else (out,)
+            out, weights = windows.attend_and_drop(
+                query, key, value, self.rpb, heads[1] ** -0.5, self.dropout
+            )
+            return (out.flatten(-2), weights) if output_attentions else (out.flatten(-2),)
         out = windows.attend(query, key, value, self.rpb, None, None, None).flatten(-2)
         if not output_attentions:
             return (out,)
@@ -154,21 +154,19 @@ class FusedDilate(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) -> the same."""
-        if self.training and self.attn_drop:
-            raise NotImplementedError(
-                "attn_drop must be 0 in training: the fused kernels keep no attention weights to "
-                f"drop, got {self.attn_drop}"
-            )
         weight, bias = self.qkv.weight.flatten(1), self.qkv.bias
         qkv = torch.nn.functional.linear(x, weight, bias)
         qkv = qkv.view(*x.shape[:-1], 3, self.num_heads, -1)
         query, key, value = qkv.unbind(-3)
         share = self.num_heads // len(self.dilation)
-        attended = sliding_dilated_window_attention(
-            *(query, key, value, self.kernel_size),
-            tuple(step for step in self.dilation for _ in range(share)),
-            scale=self.scale,
-        )
+        dilation = tuple(step for step in self.dilation for _ in range(share))
+        window = query, key, value, self.kernel_size, dilation
+        if self.training and self.attn_drop:
+            attended = attend_with_dropout(
+                *window, None, self.scale, "zeros", None, False, self.attn_drop
+            )
+        else:
+            attended = sliding_dilated_window_attention(*window, scale=self.scale)
         return self.proj_drop(self.proj(attended.flatten(-2)))  # type: ignore[no-any-return]
 
 

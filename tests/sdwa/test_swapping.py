@@ -163,11 +163,19 @@ def test_dropout_of_weights_stays():
     found = holder[0](x, output_attentions=True)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-    dilate = nn.ModuleList([MultiDilatelocalAttention(16, 4, 3, [1, 2], attn_drop=0.1)])
-    sdwa.swap(dilate)
-    with pytest.raises(NotImplementedError, match="attn_drop must be 0 in training"):
-        dilate.train()[0](x)
-    assert dilate.eval()[0](x).shape == x.shape
+
+
+def test_dropout_of_weights_stays_in_dilateformer():
+    torch.manual_seed(0)
+    x = torch.randn(1, 7, 8, 16)
+    holder = nn.ModuleList([MultiDilatelocalAttention(16, 4, 3, [1, 2], attn_drop=0.5)]).train()
+    sdwa.swap(holder)
+    fused = holder[0]
+    assert not torch.allclose(fused(x), fused(x))
+    kept = fused.eval()(x)
+    torch.testing.assert_close(kept, fused(x))
+    fused.train().attn_drop = 1e-12  # drops nothing, the same way
+    torch.testing.assert_close(fused(x), kept, rtol=1e-4, atol=1e-5)
 
 
 class WindowAttention(nn.Module):

@@ -1,0 +1,148 @@
+"""Attention in two steps, tap by tap, in plain PyTorch: scores, and values weighted by them.
+
+For those who ask for the weights in between (`sdwa.natten`). Nothing here holds a window's tokens
+for all queries at once, as `sdwa.reference` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from sdwa.problem import WindowAxis, accumulation_dtype
+from sdwa.reference import taps_along
+
+
+class Taps:
+    """Which pixels the taps of all windows of a map read.
+
+    Attributes:
+        count: taps of a window.
+        on_map: (height, width, taps); those of causal windows that are not are left out.
+    """
+
+    def __init__(
+        self,
+        rows: tuple[WindowAxis, int, int],
+        columns: tuple[WindowAxis, int, int],
+        device: torch.device,
+    ) -> None:
+        sources, on_axes, self._places = [], [], []
+        for axis, length, dilation in (rows, columns):
+            coordinate, distance = taps_along(axis, length, dilation, device)
+            # Of a causal window that begins before the map, the taps on it come first.
+            missing = (coordinate < 0).sum(1, keepdim=True)
+            coordinate, distance = coordinate + missing * dilation, distance + missing
+            on_axes.append(torch.arange(axis.size, device=device) < axis.size - missing)
+            sources.append(coordinate.clamp(0, length - 1))
+            self._places.append(distance + axis.size - 1)
+        self._rows, self._columns = sources
+        self.count = self._rows.shape[1] * self._columns.shape[1]
+        on_map = on_axes[0][:, None, :, None] & on_axes[1][None, :, None, :]
+        self.on_map = on_map.flatten(2)
+        self._all_on_map = bool(on_map.all())
+
+    def each(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Number of each tap, and what it reads of x (batch, heads, height, width, channels)."""
+        number = 0
+        for h in range(self._rows.shape[1]):
+            row = x.index_select(2, self._rows[:, h])
+            for w in range(self._columns.shape[1]):
+                read = row.index_select(3, self._columns[:, w])
+                yield number, self._kept(read, number)
+                number += 1
+
+    def add_back(self, to: Tensor, tap: int, x: Tensor) -> None:
+        """Adds x at each query to what its tap reads of `to`: the adjoint of `each`."""
+        h, w = divmod(tap, self._columns.shape[1])
+        row = to.new_zeros(*to.shape[:2], x.shape[2], *to.shape[3:])
+        row.index_add_(3, self._columns[:, w], self._kept(x, tap))
+        to.index_add_(2, self._rows[:, h], row)
+
+    def bias(self, rpb: Tensor) -> Tensor:
+        """(heads, height, width, taps) of a bias by distance."""
+        rows, columns = self._places
+        if rpb.dim() == 2:
+            rpb = rpb.unsqueeze(1)
+        extents = tuple(2 * size - 1 for size in (rows.shape[1], columns.shape[1]))
+        if tuple(rpb.shape[1:]) != extents:
+            raise ValueError(
+                f"rpb must have {' x '.join(map(str, extents))} entries per head, "
+                f"got shape {tuple(rpb.shape)}"
+            )
+        of_rows = rpb.index_select(1, rows.flatten()).unflatten(1, rows.shape)  # type: ignore[no-untyped-call]
+        of_both = of_rows.index_select(3, columns.flatten()).unflatten(3, columns.shape)
+        return of_both.permute(0, 1, 3, 2, 4).flatten(3)  # type: ignore[no-any-return]
+
+    def _kept(self, x: Tensor, tap: int) -> Tensor:
+        return x if self._all_on_map else torch.where(self.on_map[..., tap, None], x, 0)
+
+
+# Scores, weighted sums, and the sums that go back to the keys: each is differentiated by the
+# others.
+
+
+def _apart(attn: Tensor, tap: int, like: Tensor) -> Tensor:
+    return attn[..., tap, None].to(accumulation_dtype(like.dtype))
+
+
+class _Product(Function):
+    """What they have in common: two tensors and the taps."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        *tensors, ctx.taps = inputs
+        ctx.save_for_backward(*tensors)
+
+
+class Scores(_Product):
+    """scores[q, t] = <query[q], key[what t reads]>"""
+
+    @staticmethod
+    def forward(query: Tensor, key: Tensor, taps: Taps) -> Tensor:
+        accumulate = accumulation_dtype(query.dtype)
+        scores = query.new_empty(*query.shape[:-1], taps.count)
+        for tap, read in taps.each(key):
+            scores[..., tap] = (query * read).sum(-1, dtype=accumulate)
+        return scores
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        query, key = ctx.saved_tensors
+        return Sums.apply(grad, key, ctx.taps), SumsBack.apply(grad, query, ctx.taps), None
+
+
+class Sums(_Product):
+    """out[q] = sum_t attn[q, t] * value[what t reads]"""
+
+    @staticmethod
+    def forward(attn: Tensor, value: Tensor, taps: Taps) -> Tensor:
+        out = value.new_zeros(value.shape, dtype=accumulation_dtype(value.dtype))
+        for tap, read in taps.each(value):
+            out.addcmul_(_apart(attn, tap, value), read.to(out.dtype))
+        return out.to(value.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        attn, value = ctx.saved_tensors
+        return Scores.apply(grad, value, ctx.taps), SumsBack.apply(attn, grad, ctx.taps), None
+
+
+class SumsBack(_Product):
+    """out[k] = sum of attn[q, t] * x[q] over the queries and taps that read k"""
+
+    @staticmethod
+    def forward(attn: Tensor, x: Tensor, taps: Taps) -> Tensor:
+        out = x.new_zeros(x.shape, dtype=accumulation_dtype(x.dtype))
+        for tap in range(taps.count):
+            taps.add_back(out, tap, _apart(attn, tap, x) * x.to(out.dtype))
+        return out.to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Any:
+        attn, x = ctx.saved_tensors
+        return Scores.apply(x, grad, ctx.taps), Sums.apply(attn, grad, ctx.taps), None
