@@ -9,6 +9,7 @@ alike. Whatever computes a wrong result is not timed.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -31,6 +32,8 @@ CPU = torch.device("cpu")
 LARGE = Shape("8x56x56", 8, 56, 56, 8, 64, PAPER)
 NETWORK = Shape("50x7x7", 50, 7, 7, 8, 64, PAPER)
 SIDES = (7, 14, 28, 56, 112, 224)
+# With zero padding; windows of both are timed shifted as well.
+BORDERS = (LARGE, Shape("56x56k7", 1, 56, 56, 4, 32, (1,) * 4, kernel_size=7))
 MAPS = tuple(Shape(f"side{s}", SIDES[-1] ** 2 // s**2, s, s, 8, 64, PAPER) for s in SIDES)
 TABLE = tuple(
     Shape(f"k{kernel}d{head_dim}", 4, 56, 56, 8, head_dim, PAPER, kernel_size=kernel)
@@ -83,12 +86,7 @@ def in_turns(calls: Calls, seconds: float, turns: int | None = None) -> dict[Tim
 
 def attend(shape: Shape, backend: str) -> Callable[..., Tensor]:
     """The operator on a shape."""
-    return partial(
-        sdwa.sliding_dilated_window_attention,
-        kernel_size=shape.kernel_size,
-        dilation=shape.dilation,
-        backend=backend,
-    )
+    return partial(sdwa.sliding_dilated_window_attention, **shape.arguments, backend=backend)
 
 
 def passes(shape: Shape, backend: str, tensors: Sequence[Tensor]) -> Calls:
@@ -206,6 +204,25 @@ def run_maps(record: Record, seconds: float) -> list[Goal]:
     return goals
 
 
+def run_shifted(record: Record, seconds: float) -> list[Goal]:
+    """Windows that move inwards at the border, against zero padding."""
+    goals = []
+    for zeros in BORDERS:
+        shifted = dataclasses.replace(zeros, name=f"{zeros.name} shifted", padding_mode="shifted")
+        calls: dict[Timed, Call] = {}
+        for shape in (zeros, shifted):
+            tensors = draw(shape, torch.float32, CPU)
+            checked(shape, tensors)
+            calls |= passes(shape, "cpu", tensors)
+        times = in_turns(calls, seconds)
+        note(record, times)
+        for what in BOTH:
+            inwards, centred = (times[Timed(s, "cpu", what)].p50_ms for s in (shifted, zeros))
+            ratio = inwards / centred
+            goals.append(Goal(f"shifted / zeros, {zeros.name}, {what}", ratio, 1.1, at_most=True))
+    return goals
+
+
 def run_table(record: Record, seconds: float, dtypes: Sequence[str]) -> None:
     """Windows, head dimensions and dtypes, as fractions of the copy bandwidth."""
     bandwidth = record.setting["copy_bytes_per_second"]
@@ -228,7 +245,12 @@ def run_table(record: Record, seconds: float, dtypes: Sequence[str]) -> None:
     print("\n".join(lines))
 
 
-PARTS_WITH_GOALS = {"large": run_large, "network": run_network, "maps": run_maps}
+PARTS_WITH_GOALS = {
+    "large": run_large,
+    "network": run_network,
+    "maps": run_maps,
+    "shifted": run_shifted,
+}
 PARTS = (*PARTS_WITH_GOALS, "table")
 
 

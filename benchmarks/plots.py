@@ -48,6 +48,7 @@ MARKS = {
     "reference": ("#d55e00", "v"),
     "natten": ("#009e73", "^"),
     "flex": ("#cc79a7", "D"),
+    "harmonics": ("#7570b3", "*"),
     "window": ("#999999", "P"),
     "global": ("#e69f00", "X"),
     "copy": (GREY, "_"),
@@ -59,6 +60,7 @@ LABELS = {
     "reference": "unfold",
     "natten": "NATTEN",
     "flex": "FlexAttention",
+    "harmonics": "torch-harmonics",
     "window": "sdwa, dilation 1",
     "global": "global (SDPA)",
     "copy": "copy of the fewest bytes",
@@ -149,7 +151,7 @@ def _over_sdwa(axis: Axes, rows: Sequence[Measurement], record: Record, dtype: s
         by_name = {m.contender: m for m in of_side}
         if name := next((name for name in OURS if name in by_name), None):
             ours[side] = by_name[name]
-            others = (name, "reference", "natten", "flex", "global")
+            others = (name, "reference", "natten", "flex", "harmonics", "global")
             compared[side] = [m for m in of_side if m.contender in others]
 
     def point(m: Measurement) -> tuple[int, float]:
@@ -202,6 +204,11 @@ def without_launches(m: Measurement, record: Record) -> float:
     return graph_ms(m.what) or m.timing.p50_ms
 
 
+def padding_mode(shape: Mapping[str, Any]) -> str:
+    """Of a shape in a file; older files hold none, as they are all of one."""
+    return shape.get("padding_mode", "zeros")
+
+
 def _by_side(rows: Iterable[Measurement]) -> dict[int, list[Measurement]]:
     """The largest group of square maps alike but for side and batch, by side.
 
@@ -228,7 +235,8 @@ def _largest_family(
     families: dict[str, dict[int, list[Measurement]]] = {}
     for m in rows:
         shape = m.details["shape"]
-        family = families.setdefault(str([shape[field] for field in alike]), {})
+        key = [padding_mode(shape), *(shape[field] for field in alike)]
+        family = families.setdefault(str(key), {})
         family.setdefault(shape[by], []).append(m)
     return dict(sorted(max(families.values(), key=len, default={}).items()))
 

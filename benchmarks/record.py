@@ -25,7 +25,7 @@ import sdwa
 from sdwa import problem
 
 ROOT = Path(__file__).resolve().parent.parent
-PEERS = ("triton", "natten", "timm", "torchvision")
+PEERS = ("triton", "natten", "torch-harmonics", "timm", "torchvision")
 # Names a file: processes that are given it measure one after the other, see `wait_for_turn`.
 TURN = "SDWA_BENCHMARK_TURN"
 # What a measured figure depends on; other changes in a checkout do not make a commit "changed".

@@ -16,7 +16,7 @@ from benchmarks.command_line import run_main
 from benchmarks.markdown import provenance, table
 from benchmarks.record import ROOT, Measurement, Record, UserError
 
-SAME_FUNCTION = ("reference", "natten", "flex")
+SAME_FUNCTION = ("reference", "natten", "flex", "harmonics")
 OTHER_FUNCTION = ("window", "global")
 INTRODUCTION = """\
 # Measured speed
@@ -30,15 +30,20 @@ hour to hour, so compare within a table rather than across tables.
 ATTENTION = """\
 ## The operator
 
-A shape is batch x height x width, then heads x channels per head; the window is 3 x 3 where nothing
-else is said, and heads have dilations 1, 2 and 3. What the columns say:
+A shape is batch x height x width, then heads x channels per head; where nothing else is said the
+window is 3 x 3, heads have dilations 1, 2 and 3, and taps off the map count as zeros. "shifted":
+windows move inwards at the border, as NATTEN's do; a height of 1 is a sequence. What the columns
+say:
 
 - `sdwa` ms: median, and the 20th to 80th percentile, of the backend that is chosen there.
 - of copy: the fewest bytes that the operator must move, over its time, over the bandwidth of a
   large copy in the same run. 1 is as fast as copying; above 1 the data lay in a cache.
-- unfold, NATTEN, FlexAttention: times as long as `sdwa` for the same result. unfold is `sdwa`'s
-  reference in plain PyTorch. NATTEN gets zero-padded maps and one call per dilation, and its result
-  is cropped. FlexAttention is compiled; building its block mask is not timed.
+- unfold, NATTEN, FlexAttention, torch-harmonics: times as long as `sdwa` for the same result.
+  unfold is `sdwa`'s reference in plain PyTorch. NATTEN gets one call per dilation; where windows
+  are not shifted its maps are zero-padded, and its result is cropped. FlexAttention is compiled;
+  building its block mask is not timed. torch-harmonics' layer attends to what lies within a
+  distance on the sphere; its kernel alone, which is timed, gets the operator's windows instead, on
+  maps padded and cropped as NATTEN's, since its columns wrap around.
 - sdwa, dilation 1, and global (SDPA), `scaled_dot_product_attention` over all pixels: the same for
   two other functions, which show what dilation costs.
 - peak MiB: memory beyond the inputs, `sdwa` / unfold.
@@ -149,11 +154,12 @@ def cases(record: Record) -> list[tuple[Measurement, dict[str, Measurement]]]:
 
 def peer_label(name: str, record: Record) -> str:
     """The peer's name with the version that ran, where it has one of its own."""
-    package = {"natten": "natten", "flex": "torch", "global": "torch"}.get(name)
+    own = {"natten": "natten", "harmonics": "torch-harmonics"}
+    package = own.get(name, "torch" if name in ("flex", "global") else None)
     version = record.setting["versions"].get(package, "").split("+")[0]
     if not version:
         return plots.LABELS[name]
-    return plots.LABELS[name] + (f" {version}" if name == package else f", torch {version}")
+    return plots.LABELS[name] + (f" {version}" if name in own else f", torch {version}")
 
 
 def summary(attention: Sequence[Record], latency: Sequence[Record]) -> list[str]:
@@ -177,7 +183,9 @@ def _peer_rows(records: Iterable[Record]) -> list[list[str]]:
         for ours, by_name in cases(record):
             for name in SAME_FUNCTION:
                 if name in by_name:
-                    passes = ratios.setdefault((peer_label(name, record), _device(record)), {})
+                    shifted = plots.padding_mode(ours.details["shape"]) == "shifted"
+                    label = peer_label(name, record) + (", shifted windows" if shifted else "")
+                    passes = ratios.setdefault((label, _device(record)), {})
                     ratio = by_name[name].timing.p50_ms / ours.timing.p50_ms
                     passes.setdefault(ours.what, []).append(ratio)
     rows = []
@@ -318,8 +326,14 @@ def _picture(name: str) -> str:
 def _shape(m: Measurement) -> str:
     s = m.details["shape"]
     size = f"{s['batch']} x {s['height']} x {s['width']}, {s['heads']} x {s['head_dim']}"
-    window = "" if s["kernel_size"] == 3 else f", window {s['kernel_size']}"
-    return f"{m.case} ({size}{window}, {m.dtype})"
+    parts = [size]
+    if s["kernel_size"] != 3:
+        parts.append(f"window {s['kernel_size']}")
+    if {*s["dilation"]} != {1, 2, 3}:
+        parts.append(f"dilation {' '.join(map(str, sorted({*s['dilation']})))}")
+    if (mode := plots.padding_mode(s)) != "zeros":
+        parts.append(mode)
+    return f"{m.case} ({', '.join([*parts, m.dtype])})"
 
 
 def _milliseconds(m: Measurement) -> str:

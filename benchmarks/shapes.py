@@ -18,10 +18,11 @@ class Shape:
     Attributes:
         name: identifies it in tables and files.
         batch: images; `gpu_batch` on a GPU, so that the data is several times its L2 cache.
-        height, width: of the map.
+        height, width: of the map; a height of 1 is a sequence.
         heads, head_dim: number of heads, and channels of each.
         dilation: of each head.
-        kernel_size: taps along each side of the window.
+        kernel_size: taps along each side of the window; those of a sequence lie along it.
+        padding_mode: of the operator: "zeros", "masked" or "shifted".
         gpu_only: too large for a CPU.
     """
 
@@ -33,6 +34,7 @@ class Shape:
     head_dim: int
     dilation: tuple[int, ...]
     kernel_size: int = 3
+    padding_mode: str = "zeros"
     gpu_batch: int | None = None
     gpu_only: bool = False
 
@@ -49,6 +51,31 @@ class Shape:
     def dims(self) -> tuple[int, int, int, int, int]:
         """(batch, height, width, heads, head_dim)"""
         return (self.batch, self.height, self.width, self.heads, self.head_dim)
+
+    @property
+    def window(self) -> tuple[int, int]:
+        """Taps along the height and along the width."""
+        return (1 if self.height == 1 else self.kernel_size, self.kernel_size)
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """What the operator is called with after the tensors."""
+        return {
+            "kernel_size": self.window,
+            "dilation": self.dilation,
+            "padding_mode": self.padding_mode,
+        }
+
+    def padding(self, dilation: int) -> tuple[int, int]:
+        """Rows and columns of zeros on each side that windows at that dilation read."""
+        if self.padding_mode != "zeros":
+            return (0, 0)
+        return (dilation * (self.window[0] // 2), dilation * (self.window[1] // 2))
+
+    @property
+    def products(self) -> int:
+        """Multiplications of the scores, and as many of the weighted sums."""
+        return self.window[0] * self.window[1] * self.elements
 
     @property
     def tokens(self) -> int:
@@ -78,8 +105,7 @@ class Shape:
 
     def operations(self, what: str) -> int:
         """Floating-point operations, a multiply-add counted as two: of the products only."""
-        product = 2 * self.kernel_size**2 * self.elements
-        return {"forward": 2, "backward": 5, "forward+backward": 7}[what] * product
+        return {"forward": 2, "backward": 5, "forward+backward": 7}[what] * 2 * self.products
 
     def __str__(self) -> str:
         return self.name
@@ -101,6 +127,12 @@ def _kernel(size: int) -> Shape:
 
 def _head_dim(size: int) -> Shape:
     return Shape(f"head_dim{size}", 4, 28, 28, 6, size, _dilations(6), gpu_batch=8192 // size)
+
+
+def _shifted(name: str, side: int, heads: int, kernel_size: int, *dilation: int) -> Shape:
+    dilations = dilation * (heads // len(dilation))
+    batch = 2**20 // side**2
+    return Shape(name, 1, side, side, heads, 32, dilations, kernel_size, "shifted", batch)
 
 
 SHAPE_SETS: dict[str, tuple[Shape, ...]] = {
@@ -127,6 +159,23 @@ SHAPE_SETS: dict[str, tuple[Shape, ...]] = {
     # Rows whose bytes divide by 16, by 8, by less; and several parts of a row.
     "head_dims": tuple(_head_dim(size) for size in (12, 16, 20, 31, 60, 96, 128, 256)),
     "kernels": tuple(_kernel(size) for size in (3, 5, 7, 9, 11, 13)),
+    # NATTEN's own windows, which move inwards at the border; one dilation for all heads, as there.
+    # The fifth has one per head. Maps of DiNAT, and a sequence.
+    "shifted": (
+        _shifted("shifted56k3", 56, 4, 3, 1),
+        _shifted("shifted56k3d4", 56, 4, 3, 4),
+        _shifted("shifted56k7", 56, 4, 7, 1),
+        _shifted("shifted56k7d4", 56, 4, 7, 4),
+        _shifted("shifted56k7heads", 56, 4, 7, 1, 2, 3, 4),
+        _shifted("shifted14k7", 14, 8, 7, 1),
+        _shifted("shifted14k7d2", 14, 8, 7, 2),
+        Shape("row4096k13", 1, 1, 4096, 4, 32, (1,) * 4, 13, "shifted", gpu_batch=256),
+    ),
+    # A globe at 2 degrees; one dilation for all heads.
+    "sphere": tuple(
+        Shape(f"sphere90k{size}", 1, 90, 180, 4, 32, (1,) * 4, kernel_size=size, gpu_batch=64)
+        for size in (3, 7)
+    ),
     # More than 2^31 elements per tensor.
     "large": (Shape("large", 86, 224, 224, 8, 64, PAPER, gpu_only=True),),
 }

@@ -7,10 +7,13 @@ import subprocess
 import sys
 import tarfile
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.nn.functional import pad, scaled_dot_product_attention
 
+import sdwa
 from benchmarks import attention, compare, latency, measure, peers, plots, report, supported
 from benchmarks.gpu import profiling, small_set
 from benchmarks.gpu.check import MOST_CHARACTERS, Check, Step, summary
@@ -21,6 +24,11 @@ from tests.sdwa.cases import draw
 CPU = torch.device("cpu")
 SMALL = Shape("map6", 2, 6, 5, 3, 8, (1, 2, 3))
 OTHER = dataclasses.replace(SMALL, name="map7", height=7, width=7)
+BORDERS = {
+    "map6": Shape("map6", 2, 6, 7, 3, 8, (2, 1, 2)),
+    "row": Shape("row", 2, 1, 17, 2, 8, (1, 3), kernel_size=5),
+    "narrow": Shape("narrow", 1, 5, 2, 2, 8, (1, 3)),
+}
 QUICK = attention.Options(seconds=0.001)
 
 
@@ -38,6 +46,13 @@ def small_record(shapes=(SMALL, OTHER), options=QUICK):
 @pytest.fixture(scope="module")
 def record():
     return small_record()
+
+
+def assert_computes(attend, shape):
+    """That it computes the operator on a shape, and its gradients."""
+    tensors = attention.draw(shape, torch.float32, CPU)
+    exact = attention.exact_results(shape, "dilated", tensors)
+    assert attention.check(shape, attend, tensors, exact, training=True) < 1e-5
 
 
 def tool(*arguments):
@@ -99,6 +114,78 @@ def test_wrong_gradients_are_not_timed():
     assert ("wrong", "forward+backward") not in timed
 
 
+@pytest.mark.parametrize("mode", ("zeros", "masked", "shifted"))
+@pytest.mark.parametrize("name", ("map6", "row", "narrow"))
+def test_flex_mask_is_the_window(name, mode):
+    shape = dataclasses.replace(BORDERS[name], padding_mode=mode)
+    rows, columns = shape.padding(max(shape.dilation))
+    keys = (shape.height + 2 * rows) * (shape.width + 2 * columns)
+    numbers = (shape.heads, 1, 1), (1, shape.tokens, 1), (1, 1, keys)
+    parts = (torch.arange(max(size)).view(size) for size in numbers)
+    mask = peers.flex_mask(shape, CPU)(torch.tensor(0), *parts)
+
+    def attend(query, key, value):
+        padded = (pad(t, (0, 0, 0, 0, columns, columns, rows, rows)) for t in (key, value))
+        heads_first = (t.flatten(1, 2).transpose(1, 2) for t in (query, *padded))
+        out = scaled_dot_product_attention(*heads_first, attn_mask=mask)
+        return out.transpose(1, 2).reshape(shape.dims)
+
+    assert_computes(attend, shape)
+
+
+@pytest.mark.parametrize("fused", (True, False))
+@pytest.mark.parametrize("mode", ("zeros", "shifted"))
+@pytest.mark.parametrize("name", ("map6", "row"))
+def test_natten_is_given_the_same_problem(name, mode, fused):
+    shape = dataclasses.replace(BORDERS[name], padding_mode=mode)
+    attend_at = peers._natten_fused if fused else peers._natten_unfused
+    assert_computes(peers._each_dilation(shape, partial(attend_at, sdwa.natten, shape)), shape)
+
+
+@pytest.mark.parametrize("name", ("map6", "row", "narrow"))
+def test_harmonics_is_given_the_same_problem(name, monkeypatch):
+    def kernel(key, value, query, weights, pixels, starts, heads, width, rows, columns):
+        """What torch-harmonics documents of its kernel: lists by row, columns wrap around."""
+        assert width == columns == query.shape[2] and len(weights) == key.shape[1]
+        key, value, query = (t.unflatten(3, (heads, -1)) for t in (key, value, query))
+        out = torch.empty_like(query)
+        for row in range(rows):
+            taps = pixels[starts[row] : starts[row + 1]]
+            for column in range(columns):
+                y, x = taps // width, (taps % width + column) % width
+                scores = torch.einsum("bnc,btnc->bnt", query[:, row, column], key[:, y, x])
+                shares = scores.exp() * weights[y]
+                shares = shares / shares.sum(-1, keepdim=True)
+                out[:, row, column] = torch.einsum("bnt,btnc->bnc", shares, value[:, y, x])
+        return out.flatten(3)
+
+    lists = SimpleNamespace(_build_psi_segments=lambda *_: ())
+    monkeypatch.setattr(peers, "_import_harmonics", lambda: (lists, kernel, ""))
+    problem = peers.Problem(BORDERS[name], torch.float32, CPU, training=True)
+    assert peers._harmonics_refuses(problem) is None
+    assert_computes(peers._prepare_harmonics(problem, {}), BORDERS[name])
+
+
+def test_windows_that_do_not_shift_are_not_timed():
+    shifted = dataclasses.replace(SMALL, padding_mode="shifted")
+    record = small_record(())
+    padded = peers.Contender(
+        "padded",
+        "",
+        lambda _: None,
+        lambda *_: partial(sdwa.sliding_dilated_window_attention, **SMALL.arguments),
+    )
+    attention.run(record, [shifted], [padded], torch.float32, CPU, QUICK)
+    assert "padded on map6, float32: out is wrong" in record.left_out[-1]
+
+
+def test_natten_takes_no_window_larger_than_the_map():
+    shifted = dataclasses.replace(SMALL, padding_mode="shifted")
+    assert peers._natten_needs(shifted) == "a window is larger than the map"  # 9 of 5 columns
+    assert peers._natten_needs(SMALL) is None  # 9 of 5 + 6
+    assert peers._natten_needs(dataclasses.replace(shifted, dilation=(1, 1, 1))) is None
+
+
 def test_resuming_times_only_what_is_missing(record, tmp_path):
     path = tmp_path / "results.json"
     record.save(path)
@@ -157,6 +244,18 @@ def test_report_has_a_row_per_shape_and_pass(record):
     summary, _ = text.split("## The operator")
     assert "| unfold | forward+backward, 2 shapes | CPU |" in summary
     assert "(cpu-float32-peers.svg)" in summary
+
+
+def test_report_tells_shifted_windows_apart(record):
+    shape = dataclasses.replace(SMALL, dilation=(4,) * 3, padding_mode="shifted").as_json()
+    rows = [
+        dataclasses.replace(m, details={**m.details, "shape": shape})
+        for m in record.measurements
+        if m.case == "map6"
+    ]
+    text = report.page({"cpu-shifted.json": dataclasses.replace(record, measurements=rows)}, [])
+    assert "| map6 (2 x 6 x 5, 3 x 8, dilation 4, shifted, float32) |" in text
+    assert "| unfold, shifted windows | forward+backward, 1 shapes | CPU |" in text
 
 
 def test_the_page_of_results_is_up_to_date():
