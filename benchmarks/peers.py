@@ -82,19 +82,19 @@ def contenders() -> tuple[Contender, ...]:
     peers = [
         Contender(
             "natten",
-            "NATTEN, one call per dilation; instead of zero padding on zero-padded maps, cropped",
+            "NATTEN, one call per dilation; zero padding is put around its maps, and cropped",
             _natten_refuses,
             _prepare_natten,
         ),
         Contender(
             "flex",
-            "FlexAttention, compiled, with a block mask; instead of zero padding on padded keys",
+            "FlexAttention, compiled, with a block mask; zero padding is put around its keys",
             _flex_refuses,
             _prepare_flex,
         ),
         Contender(
             "harmonics",
-            "torch-harmonics' kernel, with the operator's windows, on zero-padded maps, cropped",
+            "torch-harmonics' kernel with the operator's windows; dilation and padding as NATTEN",
             _harmonics_refuses,
             _prepare_harmonics,
         ),

@@ -136,7 +136,7 @@ def _caption(record: Record, dtype: str) -> str:
     setting = record.setting
     versions = ", ".join(
         f"{LABELS.get(name, name)} {setting['versions'][name].split('+')[0]}"
-        for name in ("torch", "natten")
+        for name in ("torch", "natten", "torch-harmonics")
         if name in setting["versions"]
     )
     machine = setting["machine"].replace("; ", ";\n")  # a GPU, and its host
