@@ -114,7 +114,7 @@ def note(record: Record, timings: Mapping[Timed, Timing], **details: object) -> 
         record.measurements.append(
             Measurement(shape.name, contender, what, dtype, timing, None, facts)
         )
-        print(f"  {shape.name:<10}{contender:<20}{what:<18}{dtype:<10}{timing}", flush=True)
+        print(f"  {shape.name:<17}{contender:<20}{what:<18}{dtype:<10}{timing}", flush=True)
 
 
 def run_large(record: Record, seconds: float) -> list[Goal]:
