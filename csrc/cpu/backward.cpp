@@ -51,6 +51,7 @@ class BackwardKernel {
         probability_(query_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
         grad_score_(query_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
         end_pitch_(window_.columns.size + 2 * (kStripSize - 1)),
+        end_lanes_(layout_.end_queries > 0 ? layout_.end_queries + kStripSize - 1 : 0),
         end_probability_(query_rows(), end_row_size(), scratch),
         end_grad_score_(query_rows(), end_row_size(), scratch),
         partial_(scratch.take<Vec<A>>(window_.taps() * kStrips)),
@@ -101,9 +102,7 @@ class BackwardKernel {
  private:
   int32_t key_rows() const { return window_.key_rows(step_); }
   int32_t query_rows() const { return window_.query_rows(step_); }
-  int64_t end_row_size() const {
-    return int64_t(window_.rows.size) * layout_.end_queries * end_pitch_;
-  }
+  int64_t end_row_size() const { return int64_t(window_.rows.size) * end_pitch_ * end_lanes_; }
 
   template <typename Prefetch>
   void run_phase(int32_t phase, const PhaseRows& rows, Prefetch& prefetch) {
@@ -273,27 +272,26 @@ class BackwardKernel {
     }
   }
 
-  // The weights of a shared strip, for the keys: query by query, the taps of each row next to each
-  // other, with zeros on either side for the keys of a strip that are not among them.
+  // The weights of a shared strip, for the keys: tap by tap, those of all queries at ends next to
+  // each other. Zeros lie on either side of a row of taps, for the keys of a strip that are not
+  // among them. As above, lanes without a query fall on what a later strip fills, or on spare ones.
   void save_end(const PlacedStrip& at, int32_t u) {
     const auto* probability = reinterpret_cast<const A*>(scores_) + u * kStripSize;
     const auto* grad_score = reinterpret_cast<const A*>(grad_probability_) + u * kStripSize;
     for (int32_t h = 0; h < window_.rows.size; ++h) {
-      for (int32_t w = 0; w < window_.columns.size; ++w) {
-        for (int32_t i = 0; i < at.strip.count; ++i) {
-          const int64_t to = end_weights(h, at.strip.end + i) + kStripSize - 1 + w;
-          end_probability_.row(at.row)[to] = probability[i];
-          end_grad_score_.row(at.row)[to] = grad_score[i];
-        }
+      int64_t to = end_weight(h, 0, at.strip.end);
+      for (int32_t w = 0; w < window_.columns.size; ++w, to += end_lanes_) {
+        std::memcpy(end_probability_.row(at.row) + to, probability, sizeof(A) * kStripSize);
+        std::memcpy(end_grad_score_.row(at.row) + to, grad_score, sizeof(A) * kStripSize);
         probability += kWidth;
         grad_score += kWidth;
       }
     }
   }
 
-  // Where those of row h of taps of a query at an end begin in a row.
-  int64_t end_weights(int32_t h, int32_t query) const {
-    return (int64_t(h) * layout_.end_queries + query) * end_pitch_;
+  // Where that of a tap of a query at an end is in a row.
+  int64_t end_weight(int32_t tap_h, int32_t tap_w, int32_t query) const {
+    return (int64_t(tap_h) * end_pitch_ + kStripSize - 1 + tap_w) * end_lanes_ + query;
   }
 
   // Adds up the gradients of a strip's scores by distance.
@@ -355,11 +353,14 @@ class BackwardKernel {
     const WindowAxis& columns = window_.columns;
     // The queries from `after` before a key to `before` after it read it, each by the tap before.
     const int32_t slot = at.strip.slot - columns.after();
-    around_ = find(rows, columns.size, slot, 0);
-    each_row(at, rows, [&](int32_t n, int32_t row, int32_t tap_h) {
-      const int32_t tap = tap_index(columns, tap_h, columns.size - 1);
-      around_.weights[n] = grad_score_.row(row) + int64_t(tap) * layout_.slots + slot;
-    });
+    around_.columns = 0;
+    if (layout_.any_between_ends(at.strip, slot, at.strip.slot + at.strip.count + columns.before)) {
+      around_ = find(rows, columns.size, slot, 0);
+      each_row(at, rows, [&](int32_t n, int32_t row, int32_t tap_h) {
+        const int32_t tap = tap_index(columns, tap_h, columns.size - 1);
+        around_.weights[n] = grad_score_.row(row) + int64_t(tap) * layout_.slots + slot;
+      });
+    }
     for (int32_t e = 0; e < 2; ++e) {
       at_end_[e].columns = 0;
       if (!columns.shifted) continue;
@@ -368,8 +369,7 @@ class BackwardKernel {
       if (tap <= -at.strip.count || tap >= columns.size) continue;
       at_end_[e] = find(rows, end.count, end.slot, 1 + e);
       each_row(at, rows, [&](int32_t n, int32_t row, int32_t tap_h) {
-        at_end_[e].weights[n] =
-            end_grad_score_.row(row) + end_weights(tap_h, end.number) + kStripSize - 1 + tap;
+        at_end_[e].weights[n] = end_grad_score_.row(row) + end_weight(tap_h, tap, end.number);
       });
     }
   }
@@ -398,12 +398,17 @@ class BackwardKernel {
     const auto window = [&](const Queries& queries) {
       return StripWindow<A>{queries.tokens, token_shift, queries.rows, queries.columns, stride_};
     };
-    products_.sum(window(around_),
-                  StripWeights<A>{around_.weights, weight_shift, 1 - layout_.slots}, results);
+    if (around_.columns > 0) {
+      products_.sum(window(around_),
+                    StripWeights<A>{around_.weights, weight_shift, 1 - layout_.slots}, results);
+    } else {
+      std::memset(result_, 0, sizeof(A) * kStripSize * stride_);
+    }
     for (const Queries& queries : at_end_) {
       if (queries.columns == 0) continue;
       products_.add_shared(window(queries),
-                           StripWeights<A>{queries.weights, end_weight_shift, end_pitch_}, results);
+                           StripWeights<A>{queries.weights, end_weight_shift, 1, end_lanes_},
+                           results);
     }
     write_result(at, target);
   }
@@ -430,8 +435,8 @@ class BackwardKernel {
   ScoreLimits<A> limits_;
   const RowRing<A> delta_, lse_;               // a number per slot
   const RowRing<A> probability_, grad_score_;  // (taps, slots) per row; grad_score is times scale
-  const int32_t end_pitch_;
-  const RowRing<A> end_probability_, end_grad_score_;  // (kernel_h, queries at ends, end_pitch_)
+  const int32_t end_pitch_, end_lanes_;
+  const RowRing<A> end_probability_, end_grad_score_;  // (kernel_h, end_pitch_, end_lanes_)
   Vec<A>* const partial_;
   Vec<A>* const scores_;
   Vec<A>* const grad_probability_;

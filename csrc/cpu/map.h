@@ -260,6 +260,15 @@ struct RowLayout {
     scratch.take<Strip>(strip_count);
   }
 
+  // Whether queries in the slots [from, to) around a strip are not at an end of their row.
+  SDWA_INLINE bool any_between_ends(const Strip& strip, int32_t from, int32_t to) const {
+    if (!axis.shifted) return true;
+    const RowEnd& left = ends[2 * strip.phase];
+    const RowEnd& right = ends[2 * strip.phase + 1];
+    const int32_t first = left.slot + left.count;
+    return (from > first ? from : first) < (to < right.slot ? to : right.slot);
+  }
+
   // The pixel after those of a phase that are read.
   SDWA_INLINE int32_t end_of(int32_t phase) const {
     return phase + x_end < width ? phase + x_end : width;

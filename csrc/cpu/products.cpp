@@ -74,9 +74,9 @@ SDWA_INLINE void dot_strip(const StripTokens<const A>& queries, const StripWindo
     if constexpr (kKernelW == 3 || kKernelW == 5) {
       dot_taps<kCount, kAround, kKernelW, kVectors>(query, row, stride, partial);
     } else if constexpr (kKernelW == 7) {
-      dot_taps<kCount, Around::kAnything, 4, kVectors>(query, row, stride, partial);
-      dot_taps<kCount, Around::kAnything, 3, kVectors>(query, row + 4 * stride, stride,
-                                                       partial + 4 * kStrips);
+      dot_taps<kCount, kAround, 4, kVectors>(query, row, stride, partial);
+      dot_taps<kCount, kAround, 3, kVectors>(query, row + 4 * stride, stride,
+                                             partial + 4 * kStrips);
     } else {
       int t = 0;
       for (; t + 4 <= window.kernel_w; t += 4) {
@@ -153,11 +153,17 @@ SDWA_INLINE void sum_chunk(const StripWindow<A>& window, const StripWeights<A>& 
             });
           });
     } else {
+      const int64_t lane = kAround == Around::kShared ? weights.lane : 1;
       for (int t = 0; t < window.kernel_w; ++t) {
+        Vec<A> token[kChunk];
         unroll<kCount>([&](auto i) __attribute__((always_inline)) {
-          const Vec<A> w = broadcast(weight[t * weights.step + i]);
+          const Vec<A> w = broadcast(weight[t * weights.step + i * lane]);
           unroll<kChunk>([&](auto n) __attribute__((always_inline)) {
-            sum[i][n] += w * load(row + (t + first_token<kAround>(i)) * stride + n * kWidth);
+            if constexpr (i == 0 || kAround != Around::kShared) {
+              token[n] =
+                  in_register<A>(load(row + (t + first_token<kAround>(i)) * stride + n * kWidth));
+            }
+            sum[i][n] += w * token[n];
           });
         });
       }
@@ -208,11 +214,15 @@ void sum(const StripWindow<A>& window, const StripWeights<A>& weights,
       });
 }
 
-// Shared strips are few. One function serves all windows.
-template <typename A>
+// Shared strips are few. One function serves tokens of any size.
+template <int kKernelW, typename A>
 void dot_shared(const StripTokens<const A>& queries, const StripWindow<A>& window,
                 Vec<A>* partial) {
-  dot_strip<kStripSize, Around::kShared, 0, 0>(queries, window, partial);
+  if (queries.strip.count <= kStripSize / 2) {
+    dot_strip<kStripSize / 2, Around::kShared, kKernelW, 0>(queries, window, partial);
+  } else {
+    dot_strip<kStripSize, Around::kShared, kKernelW, 0>(queries, window, partial);
+  }
 }
 
 template <typename A>
@@ -227,8 +237,8 @@ template <typename A>
 Products<A> choose_products(int kernel_w, int vectors) {
   const auto choose = [](auto kw, auto nv) {
     return Products<A>{dot<decltype(kw)::value, decltype(nv)::value, A>,
-                       sum<decltype(kw)::value, decltype(nv)::value, A>, dot_shared<A>,
-                       add_shared<A>};
+                       sum<decltype(kw)::value, decltype(nv)::value, A>,
+                       dot_shared<decltype(kw)::value, A>, add_shared<A>};
   };
   return specialize<3, 5, 7>(kernel_w, [&](auto kw) {
 #if defined(SDWA_FEW_PRODUCTS)  // a sanitizer takes very long to compile them

@@ -24,14 +24,15 @@ struct StripWindow {
   int stride;  // elements from token to token, whole vectors
 };
 
-// Weights of a strip's taps: row h, tap t, query i has weight rows[h][first + t * step + i]. Where
-// the weights belong to the tokens instead of the queries, `step` counts the one token that a tap
-// moves as well.
+// Weights of a strip's taps: row h, tap t, query i has weight rows[h][first + t * step + i], of a
+// shared strip rows[h][first + t * step + i * lane]. Where the weights belong to the tokens instead
+// of the queries, `step` counts the one token that a tap moves as well.
 template <typename A>
 struct StripWeights {
   const A* const* rows;
   int64_t first;
   int64_t step;
+  int64_t lane = 1;
 };
 
 // Tokens of a strip's queries, `step` elements apart, those of a split strip's second row `jump`
