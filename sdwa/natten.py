@@ -21,12 +21,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sdwa import natten_settings
 from sdwa.arguments import is_int
 from sdwa.functional import sliding_dilated_window_attention
 from sdwa.problem import WindowAxis, accumulation_dtype
 from sdwa.taps import Scores, Sums, Taps
+from sdwa.torch_private import trace_paused
 
 NATTEN_VERSION = "0.17.5"
+_SUBMODULES = ("functional", "na1d", "na2d", "natten1d", "natten2d")
 
 Sizes = int | Sequence[int]
 Flags = bool | Sequence[bool] | None
@@ -38,9 +41,11 @@ __all__ = [
     "na1d",
     "na1d_av",
     "na1d_qk",
+    "na1d_qk_with_bias",
     "na2d",
     "na2d_av",
     "na2d_qk",
+    "na2d_qk_with_bias",
     "natten1dav",
     "natten1dqk",
     "natten1dqkrpb",
@@ -70,17 +75,23 @@ def install() -> ModuleType:
             "call sdwa.natten.install() before anything imports it"
         )
     package = ModuleType("natten", __doc__)
-    functional = ModuleType("natten.functional", __doc__)
-    for module in (package, functional):
+    attention = [ModuleType(f"natten.{name}", __doc__) for name in _SUBMODULES]
+    for module in (package, *attention):
+        vars(module).update({name: globals()[name] for name in __all__})
+    context = natten_settings.context()
+    vars(package).update(
+        {name: value for name, value in vars(context).items() if not name.startswith("_")},
+        __sdwa__=True,
+        __version__=NATTEN_VERSION,
+        __path__=[],
+    )
+    for module in (package, *attention, context, natten_settings.flops()):
         module.__spec__ = ModuleSpec(module.__name__, None, origin=__file__)
         module.__file__ = __file__
-        for name in __all__:
-            setattr(module, name, globals()[name])
-    package.__dict__.update(
-        __sdwa__=True, __version__=NATTEN_VERSION, __path__=[], functional=functional
-    )
-    sys.modules["natten"] = package
-    sys.modules["natten.functional"] = functional
+        sys.modules[module.__name__] = module
+        if module is not package:
+            # `natten.na2d` stays the function, as in later versions: imports find the module.
+            vars(package).setdefault(module.__name__.rpartition(".")[2], module)
     sys.meta_path.append(_Metadata())
     return package
 
@@ -118,7 +129,7 @@ def na1d(
     key: Tensor,
     value: Tensor,
     kernel_size: Sizes,
-    dilation: Sizes = 1,
+    dilation: Sizes | None = 1,
     is_causal: Flags = False,
     rpb: Tensor | None = None,
     scale: float | None = None,
@@ -131,6 +142,7 @@ def na1d(
     Args:
         query, key, value: (batch, length, heads, head_dim).
         kernel_size, dilation, is_causal: of the window; ints and a bool, or one of each in a tuple.
+            A dilation of None is 1.
         rpb: (heads, 2 * kernel_size - 1), the relative position bias.
         scale: of the scores; None or 0: `head_dim ** -0.5`, as NATTEN has it.
         additional_keys, additional_values: (batch, tokens, heads, head_dim); every query attends to
@@ -153,7 +165,7 @@ def na2d(
     key: Tensor,
     value: Tensor,
     kernel_size: Sizes,
-    dilation: Sizes = 1,
+    dilation: Sizes | None = 1,
     is_causal: Flags = False,
     rpb: Tensor | None = None,
     scale: float | None = None,
@@ -185,7 +197,7 @@ def na1d_qk(
     query: Tensor,
     key: Tensor,
     kernel_size: Sizes,
-    dilation: Sizes = 1,
+    dilation: Sizes | None = 1,
     additional_keys: Tensor | None = None,
     is_causal: Flags = False,
     rpb: Tensor | None = None,
@@ -212,7 +224,7 @@ def na1d_av(
     attn: Tensor,
     value: Tensor,
     kernel_size: Sizes,
-    dilation: Sizes = 1,
+    dilation: Sizes | None = 1,
     additional_values: Tensor | None = None,
     is_causal: Flags = False,
 ) -> Tensor:
@@ -238,7 +250,7 @@ def na2d_qk(
     query: Tensor,
     key: Tensor,
     kernel_size: Sizes,
-    dilation: Sizes = 1,
+    dilation: Sizes | None = 1,
     additional_keys: Tensor | None = None,
     is_causal: Flags = False,
     rpb: Tensor | None = None,
@@ -252,7 +264,7 @@ def na2d_av(
     attn: Tensor,
     value: Tensor,
     kernel_size: Sizes,
-    dilation: Sizes = 1,
+    dilation: Sizes | None = 1,
     additional_values: Tensor | None = None,
     is_causal: Flags = False,
 ) -> Tensor:
@@ -264,36 +276,68 @@ def na2d_av(
 # The names of older versions, which models import.
 
 
+def na1d_qk_with_bias(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sizes,
+    dilation: Sizes | None = 1,
+    additional_keys: Tensor | None = None,
+) -> Tensor:
+    """`na1d_qk` with a bias."""
+    return na1d_qk(query, key, kernel_size, dilation, additional_keys, rpb=bias)
+
+
+def na2d_qk_with_bias(
+    query: Tensor,
+    key: Tensor,
+    bias: Tensor | None,
+    kernel_size: Sizes,
+    dilation: Sizes | None = 1,
+    additional_keys: Tensor | None = None,
+) -> Tensor:
+    """`na2d_qk` with a bias."""
+    return na2d_qk(query, key, kernel_size, dilation, additional_keys, rpb=bias)
+
+
 def natten1dqkrpb(
-    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Sizes, dilation: Sizes = 1
+    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Sizes, dilation: Sizes | None = 1
 ) -> Tensor:
     """`na1d_qk` with a bias."""
     return na1d_qk(query, key, kernel_size, dilation, rpb=rpb)
 
 
-def natten1dqk(query: Tensor, key: Tensor, kernel_size: Sizes, dilation: Sizes = 1) -> Tensor:
+def natten1dqk(
+    query: Tensor, key: Tensor, kernel_size: Sizes, dilation: Sizes | None = 1
+) -> Tensor:
     """`na1d_qk`."""
     return na1d_qk(query, key, kernel_size, dilation)
 
 
-def natten1dav(attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes = 1) -> Tensor:
+def natten1dav(
+    attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes | None = 1
+) -> Tensor:
     """`na1d_av`."""
     return na1d_av(attn, value, kernel_size, dilation)
 
 
 def natten2dqkrpb(
-    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Sizes, dilation: Sizes = 1
+    query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Sizes, dilation: Sizes | None = 1
 ) -> Tensor:
     """`na2d_qk` with a bias."""
     return na2d_qk(query, key, kernel_size, dilation, rpb=rpb)
 
 
-def natten2dqk(query: Tensor, key: Tensor, kernel_size: Sizes, dilation: Sizes = 1) -> Tensor:
+def natten2dqk(
+    query: Tensor, key: Tensor, kernel_size: Sizes, dilation: Sizes | None = 1
+) -> Tensor:
     """`na2d_qk`."""
     return na2d_qk(query, key, kernel_size, dilation)
 
 
-def natten2dav(attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes = 1) -> Tensor:
+def natten2dav(
+    attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes | None = 1
+) -> Tensor:
     """`na2d_av`."""
     return na2d_av(attn, value, kernel_size, dilation)
 
@@ -311,7 +355,7 @@ class _NeighborhoodAttention(nn.Module):
         dim: int,
         num_heads: int,
         kernel_size: Sizes,
-        dilation: Sizes = 1,
+        dilation: Sizes | None = 1,
         is_causal: Flags = False,
         rel_pos_bias: bool = False,
         qkv_bias: bool = True,
@@ -412,7 +456,7 @@ class Windows:
         self.dims = len(kernel_size)
 
     @staticmethod
-    def of(dims: int, kernel_size: Sizes, dilation: Sizes, is_causal: Flags) -> Windows:
+    def of(dims: int, kernel_size: Sizes, dilation: Sizes | None, is_causal: Flags) -> Windows:
         """From arguments as NATTEN takes them.
 
         Raises:
@@ -422,9 +466,8 @@ class Windows:
         causal = (flags,) * dims if isinstance(flags, bool) else tuple(flags)
         if len(causal) != dims or not all(isinstance(flag, bool) for flag in causal):
             raise ValueError(f"is_causal must be a bool or {dims} of them, got {is_causal!r}")
-        return Windows(
-            _sizes("kernel_size", kernel_size, dims), _sizes("dilation", dilation, dims), causal
-        )
+        steps = _sizes("dilation", 1 if dilation is None else dilation, dims)
+        return Windows(_sizes("kernel_size", kernel_size, dims), steps, causal)
 
     def attend(
         self,
@@ -532,18 +575,19 @@ class Windows:
         return x if self.dims == 2 else x.unsqueeze(2)
 
     def _taps(self, x: Tensor) -> Taps:
-        sizes = [1] * (2 - self.dims) + list(x.shape[2:-1])
-        rows, columns = (
-            (WindowAxis.of(size, True, causal), length, step)
-            for size, causal, length, step in zip(
-                (1, *self.kernel_size)[-2:],
-                (False, *self.is_causal)[-2:],
-                sizes,
-                (1, *self.dilation)[-2:],
-                strict=True,
+        with trace_paused():
+            sizes = [1] * (2 - self.dims) + list(x.shape[2:-1])
+            rows, columns = (
+                (WindowAxis.of(size, True, causal), length, step)
+                for size, causal, length, step in zip(
+                    (1, *self.kernel_size)[-2:],
+                    (False, *self.is_causal)[-2:],
+                    sizes,
+                    (1, *self.dilation)[-2:],
+                    strict=True,
+                )
             )
-        )
-        return Taps(rows, columns, x.device)
+            return Taps(rows, columns, x.device)
 
     def _check_heads_first(self, name: str, x: Tensor) -> None:
         if x.dim() != self.dims + 3:

@@ -2,13 +2,14 @@
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from sdwa import natten
+from sdwa import natten, natten_settings
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "natten").glob("*.npz"))
 
@@ -114,6 +115,45 @@ def test_names_of_older_versions():
     assert torch.equal(scores, natten.na1d_qk(query, key, 3, 2, rpb=rpb))
     assert torch.equal(natten.natten1dqk(query, key, 3), natten.na1d_qk(query, key, 3))
     assert torch.equal(natten.natten1dav(scores, value, 3, 2), natten.na1d_av(scores, value, 3, 2))
+    assert torch.equal(natten.na1d_qk_with_bias(query, key, rpb, 3, 2), scores)
+    assert torch.equal(
+        natten.na1d_qk_with_bias(query, key, None, 3, 2, key[:, :, :4]),
+        natten.na1d_qk(query, key, 3, 2, key[:, :, :4]),
+    )
+
+
+def test_dilation_of_none_is_one():
+    query, key, value = maps(1, 6, 5, 2, 4)
+    expected = natten.na2d(query, key, value, 3)
+    assert torch.equal(natten.na2d(query, key, value, 3, None), expected)
+    assert natten.NeighborhoodAttention2D(8, 2, 3, None).dilation == (1, 1)
+
+
+@pytest.mark.parametrize("split", (True, False), ids=("split", "fused"))
+def test_operations_are_counted_as_fvcore_does(split):
+    class Counter:
+        def set_op_handle(self, *pairs):
+            self.handles = dict(zip(pairs[::2], pairs[1::2], strict=True))
+            return self
+
+    def attend(query, key, value):
+        if not split:
+            return natten.na2d(query, key, value, (3, 5))
+        scores = natten.na2d_qk(query, key, (3, 5))
+        return natten.na2d_av(scores, value, (3, 5))
+
+    tensors = [torch.randn(2, 6, 7, 5, 4) for _ in range(3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        graph = torch.jit.trace(attend, tensors, check_trace=False).graph
+    counter = natten_settings.add_natten_handle(Counter())
+    counted = 0
+    for node in graph.nodes():
+        kind = node.kind()
+        name = f"{kind}.{node.pyname()}" if kind == "prim::PythonOp" else kind
+        if name in counter.handles:
+            counted += counter.handles[name](list(node.inputs()), list(node.outputs()))
+    assert counted == 2 * tensors[0].numel() * 15
 
 
 # Layers
@@ -219,6 +259,14 @@ import natten
 from natten.functional import natten2dav, natten2dqkrpb
 from natten import NeighborhoodAttention2D, na2d
 assert natten is package and na2d is sdwa.natten.na2d and natten2dav is sdwa.natten.natten2dav
+from natten.na2d import NeighborhoodAttention2D as again
+from natten.flops import add_natten_handle
+assert again is NeighborhoodAttention2D is sdwa.natten.NeighborhoodAttention2D
+# as models choose between versions and kernels
+assert natten.context.has_fused_na is natten.has_fused_na and natten.has_fused_na(0) is True
+natten.use_fused_na(False, kv_parallel=False)
+natten.use_autotuner(True)
+assert natten.is_fused_na_enabled() is True and natten.is_autotuner_enabled() is False
 assert importlib.metadata.version("natten") == natten.__version__
 assert importlib.metadata.version("torch")
 print(natten.__version__)
