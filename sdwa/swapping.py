@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -35,8 +37,8 @@ def swap(model: nn.Module) -> Swapped:
     """Replaces the attention modules of known libraries within a model by fused ones.
 
     Known are neighborhood attention of transformers' DiNAT models, also as the backbone of
-    OneFormer; NATTEN's layers, `NeighborhoodAttention1D` and `2D`; and DilateFormer's
-    `MultiDilatelocalAttention`.
+    OneFormer, of allin1, StyleNAT and AgileFormer; NATTEN's layers, `NeighborhoodAttention1D` and
+    `2D`; and DilateFormer's `MultiDilatelocalAttention`.
 
     A replacement has the parameters of what it replaces, the same objects under the same names: an
     optimizer goes on, and state dicts fit both. Where it must drop attention weights in training,
@@ -74,7 +76,10 @@ def swap(model: nn.Module) -> Swapped:
         del done.left[path]  # what it does is in the part that was replaced
     if not done.replaced:
         left = f"; left: {', '.join(sorted(set(done.left.values())))}" if done.left else ""
-        raise ValueError(f"model must contain a module that is known: {known}{left}")
+        ours = ""
+        if any(map(_is_ours, model.modules())):
+            ours = "; it has modules of sdwa, which are fused already"
+        raise ValueError(f"model must contain a module that is known: {known}{left}{ours}")
     return done
 
 
@@ -83,8 +88,10 @@ def _name(module: nn.Module) -> str:
 
 
 def _looks_like_attention(module: nn.Module, done: Swapped, path: str) -> bool:
-    """Whether its class is called so, and it is not part of one that has been listed."""
-    if any(path.startswith(f"{listed}.") for listed in (*done.replaced, *done.left)):
+    """Whether its class is called so, and it is not fused or part of one that has been listed."""
+    if _is_ours(module) or any(
+        path.startswith(f"{listed}.") for listed in (*done.replaced, *done.left)
+    ):
         return False
     kind = type(module).__qualname__.lower()
     return "attention" in kind and any(
@@ -93,7 +100,7 @@ def _looks_like_attention(module: nn.Module, done: Swapped, path: str) -> bool:
 
 
 class FusedDinat(nn.Module):
-    """`NeighborhoodAttention` of transformers' DiNAT.
+    """`NeighborhoodAttention` of transformers' DiNAT, and what allin1 made of it for sequences.
 
     Args:
         module: whose parts are taken.
@@ -113,13 +120,14 @@ class FusedDinat(nn.Module):
     def forward(
         self, hidden_states: Tensor, output_attentions: bool | None = False
     ) -> tuple[Tensor, ...]:
-        """(batch, height, width, dim) -> the same, and the attention weights if asked for."""
+        """(batch, [height,] length, dim) -> the same, and the attention weights if asked for."""
         heads = (self.num_attention_heads, self.attention_head_size)
         query, key, value = (
             part(hidden_states).unflatten(-1, heads) for part in (self.query, self.key, self.value)
         )
-        windows = natten.Windows.of(2, self.kernel_size, self.dilation, False)
-        windows.check_fits(hidden_states.shape[1:3])
+        dims = self.rpb.dim() - 1
+        windows = natten.Windows.of(dims, self.kernel_size, self.dilation, False)
+        windows.check_fits(hidden_states.shape[1:-1])
         if self.training and self.dropout.p:
             out, weights = windows.attend_and_drop(
                 query, key, value, self.rpb, heads[1] ** -0.5, self.dropout
@@ -131,7 +139,61 @@ class FusedDinat(nn.Module):
         weights = attention_weights(
             query, key, self.kernel_size, self.dilation, bias=self.rpb, padding_mode="shifted"
         )
-        return out, weights.flatten(-2).movedim(-2, 1).to(out.dtype)
+        return out, weights.flatten(-dims).movedim(-2, 1).to(out.dtype)
+
+
+class FusedHydra(nn.Module):
+    """StyleNAT's `HydraNeighborhoodAttention`, and its older `NeighborhoodAttentionSplitHead`.
+
+    Groups of heads have a kernel size, a dilation and a bias each.
+
+    Args:
+        module: whose parts are taken.
+    """
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.num_heads = module.num_heads
+        self.scale = module.scale
+        if hasattr(module, "rpb"):
+            self.rpb = module.rpb
+            self.windows = tuple(zip(module.kernel_sizes, module.dilations, strict=True))
+        else:
+            self.rpb0, self.rpb1 = module.rpb0, module.rpb1
+            self.windows = (
+                (module.kernel_size_0, module.dilation_0),
+                (module.kernel_size_1, module.dilation_1),
+            )
+        self.qkv, self.attn_drop = module.qkv, module.attn_drop
+        self.proj, self.proj_drop = module.proj, module.proj_drop
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(batch, height, width, dim) -> the same."""
+        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        biases = tuple(self.rpb) if hasattr(self, "rpb") else (self.rpb0, self.rpb1)
+        drops = self.training and self.attn_drop.p > 0
+        # Neighbouring groups of one kernel size take one call, where they need no weights.
+        numbers = groupby(range(len(biases)), lambda n: n if drops else self.windows[n][0])
+        first, outs = 0, []
+        for together in (list(same) for _, same in numbers):
+            bias = torch.cat([biases[n] for n in together])
+            q, k, v = (t.narrow(-2, first, len(bias)) for t in (query, key, value))
+            first += len(bias)
+            for n in together:
+                windows = natten.Windows.of(2, *self.windows[n], False)
+                windows.check_fits(x.shape[1:3])
+            if drops:
+                out, _ = windows.attend_and_drop(q, k, v, bias, self.scale, self.attn_drop)
+            else:
+                steps = tuple(self.windows[n][1] for n in together for _ in range(len(biases[n])))
+                out = sliding_dilated_window_attention(
+                    *(q, k, v, windows.kernel_size, steps),
+                    bias=bias,
+                    scale=self.scale,
+                    padding_mode="shifted",
+                )
+            outs.append(out)
+        return self.proj_drop(self.proj(torch.cat(outs, -2).flatten(-2)))  # type: ignore[no-any-return]
 
 
 class FusedDilate(nn.Module):
@@ -170,13 +232,36 @@ class FusedDilate(nn.Module):
         return self.proj_drop(self.proj(attended.flatten(-2)))  # type: ignore[no-any-return]
 
 
+class FusedAgile(natten.NeighborhoodAttention2D):
+    """AgileFormer's `NeighborhoodAttention2D`, of maps with channels first.
+
+    As NATTEN's layers did up to 0.15, it pads maps that are smaller than a window.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        """(batch, dim, height, width) -> the same, and twice None."""
+        x = x.movedim(1, -1)
+        height, width = x.shape[1:3]
+        below, right = (
+            max(0, size * step - length)
+            for size, step, length in zip(
+                self.kernel_size, self.dilation, (height, width), strict=True
+            )
+        )
+        out = super().forward(nn.functional.pad(x, (0, 0, 0, right, 0, below)))
+        return out[:, :height, :width].movedim(-1, 1), None, None
+
+
 def _fused_natten(module: Any) -> nn.Module:
     """NATTEN's own layer as that of `sdwa.natten`, with the same parts."""
-    kind = (
-        natten.NeighborhoodAttention1D
-        if len(module.kernel_size) == 1
-        else (natten.NeighborhoodAttention2D)
-    )
+    return _with_parts_of(module, getattr(natten, type(module).__qualname__))
+
+
+def _fused_agile(module: Any) -> nn.Module:
+    return _with_parts_of(module, FusedAgile)
+
+
+def _with_parts_of(module: Any, kind: Any) -> nn.Module:
     with torch.device("meta"):
         fused = kind(
             module.num_heads * module.head_dim,
@@ -189,37 +274,58 @@ def _fused_natten(module: Any) -> nn.Module:
         )
     fused.qkv, fused.rpb = module.qkv, module.rpb
     fused.proj, fused.proj_drop = module.proj, module.proj_drop
-    return fused
+    return fused  # type: ignore[no-any-return]
 
 
 @dataclass(frozen=True)
 class _Known:
-    """A class, known by its name and what it has: copies of it lie in many repositories."""
+    """A class, known by its name and what it has: copies of it lie in many repositories.
+
+    Where a name is in use for classes that do other things with the same parts, by `module` too: a
+    regular expression for the module it is defined in.
+    """
 
     described: str
     name: str
     has: tuple[str, ...]
     make: Callable[[Any], nn.Module]
+    module: str = ""
 
+
+_DINAT = ("num_attention_heads", "attention_head_size", "rpb", "query", "key", "value", "dropout")
+_NATTEN = ("qkv", "rpb", "proj", "proj_drop", "kernel_size", "dilation", "attn_drop", "num_heads")
+_HYDRA = ("qkv", "proj", "proj_drop", "attn_drop", "num_heads", "scale")
 
 _KNOWN = (
     _Known(
-        "transformers' DiNAT (NeighborhoodAttention)",
-        "NeighborhoodAttention",
-        ("num_attention_heads", "attention_head_size", "rpb", "query", "key", "value", "dropout"),
-        FusedDinat,
+        "transformers' DiNAT (NeighborhoodAttention)", "NeighborhoodAttention", _DINAT, FusedDinat
+    ),
+    *(
+        _Known(f"allin1's {name}", name, (*_DINAT, "nattendqkrpb"), FusedDinat)
+        for name in ("NeighborhoodAttention1d", "NeighborhoodAttention2d")
+    ),
+    *(
+        _Known(f"NATTEN's {name}", name, (*_NATTEN, "is_causal"), _fused_natten, r"^natten\.")
+        for name in ("NeighborhoodAttention1D", "NeighborhoodAttention2D")
     ),
     _Known(
-        "NATTEN's NeighborhoodAttention1D",
-        "NeighborhoodAttention1D",
-        ("qkv", "rpb", "proj", "kernel_size", "dilation", "attn_drop"),
-        _fused_natten,
-    ),
-    _Known(
-        "NATTEN's NeighborhoodAttention2D",
+        "AgileFormer's NeighborhoodAttention2D",
         "NeighborhoodAttention2D",
-        ("qkv", "rpb", "proj", "kernel_size", "dilation", "attn_drop"),
-        _fused_natten,
+        (*_NATTEN, "window_size"),
+        _fused_agile,
+        r"(^|\.)nat_2d$",
+    ),
+    _Known(
+        "StyleNAT's HydraNeighborhoodAttention",
+        "HydraNeighborhoodAttention",
+        (*_HYDRA, "rpb", "kernel_sizes", "dilations"),
+        FusedHydra,
+    ),
+    _Known(
+        "StyleNAT's NeighborhoodAttentionSplitHead",
+        "NeighborhoodAttentionSplitHead",
+        (*_HYDRA, "rpb0", "rpb1", "kernel_size_0", "kernel_size_1", "dilation_0", "dilation_1"),
+        FusedHydra,
     ),
     _Known(
         "DilateFormer's MultiDilatelocalAttention",
@@ -230,11 +336,20 @@ _KNOWN = (
 )
 
 
+def _is_ours(module: nn.Module) -> bool:
+    return type(module).__module__.startswith("sdwa.")
+
+
 def _replacement(module: nn.Module) -> nn.Module | None:
     """The fused module for one that is known, None for others."""
-    if type(module).__module__.startswith("sdwa."):
+    if _is_ours(module):
         return None
+    kind = type(module)
     for known in _KNOWN:
-        if type(module).__qualname__ == known.name and all(hasattr(module, n) for n in known.has):
+        if (
+            kind.__qualname__ == known.name
+            and re.search(known.module, kind.__module__)
+            and all(hasattr(module, name) for name in known.has)
+        ):
             return known.make(module)
     return None

@@ -13,32 +13,47 @@ from sdwa import natten
 class NeighborhoodAttention(nn.Module):
     """As transformers' DiNAT has it."""
 
+    dims = 2
+
     def __init__(self, dim, heads, kernel_size, dilation, dropout=0.0):
         super().__init__()
         self.num_attention_heads, self.attention_head_size = heads, dim // heads
         self.all_head_size = dim
         self.kernel_size, self.dilation = kernel_size, dilation
-        side = 2 * kernel_size - 1
-        self.rpb = nn.Parameter(torch.randn(heads, side, side))
+        sides = (2 * kernel_size - 1,) * self.dims
+        self.rpb = nn.Parameter(torch.randn(heads, *sides))
         self.query, self.key, self.value = (nn.Linear(dim, dim) for _ in range(3))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, hidden_states, output_attentions=False):
         shape = (*hidden_states.shape[:-1], self.num_attention_heads, self.attention_head_size)
         query, key, value = (
-            part(hidden_states).view(shape).permute(0, 3, 1, 2, 4)
+            part(hidden_states).view(shape).movedim(-2, 1)
             for part in (self.query, self.key, self.value)
         )
         query = query / self.attention_head_size**0.5
         window = self.kernel_size, self.dilation
-        weights = natten.natten2dqkrpb(query, key, self.rpb, *window).softmax(-1)
+        weights = self.nattendqkrpb(query, key, self.rpb, *window).softmax(-1)
         weights = self.dropout(weights)
-        out = natten.natten2dav(weights, value, *window).permute(0, 2, 3, 1, 4).flatten(-2)
+        out = self.nattendav(weights, value, *window).movedim(1, -2).flatten(-2)
         return (out, weights) if output_attentions else (out,)
+
+    nattendqkrpb = staticmethod(natten.natten2dqkrpb)
+    nattendav = staticmethod(natten.natten2dav)
+
+
+class NeighborhoodAttention1d(NeighborhoodAttention):
+    """As allin1 has it, of sequences."""
+
+    dims = 1
+    nattendqkrpb = staticmethod(natten.natten1dqkrpb)
+    nattendav = staticmethod(natten.natten1dav)
 
 
 class NeighborhoodAttention2D(nn.Module):
     """As NATTEN has it."""
+
+    __module__ = "natten.na2d"
 
     def __init__(self, dim, heads, kernel_size, dilation):
         super().__init__()
@@ -58,6 +73,81 @@ class NeighborhoodAttention2D(nn.Module):
         weights = natten.natten2dqkrpb(query * self.scale, key, self.rpb, *window).softmax(-1)
         out = natten.natten2dav(weights, value, *window).permute(0, 2, 3, 1, 4)
         return self.proj_drop(self.proj(out.flatten(-2)))
+
+
+class PaddedAttention(nn.Module):
+    """As AgileFormer has it: channels first, and maps are padded to the size of a window."""
+
+    __module__ = "networks.nat_2d"
+    __qualname__ = "NeighborhoodAttention2D"
+
+    def __init__(self, dim, heads, kernel_size, dilation):
+        super().__init__()
+        self.num_heads, self.head_dim = heads, dim // heads
+        self.kernel_size, self.dilation = kernel_size, dilation
+        self.window_size = kernel_size * dilation
+        self.scale = self.head_dim**-0.5
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.rpb = nn.Parameter(torch.randn(heads, 2 * kernel_size - 1, 2 * kernel_size - 1))
+        self.attn_drop, self.proj_drop = nn.Dropout(0.0), nn.Dropout(0.0)
+
+    def forward(self, x):
+        height, width = x.shape[2:]
+        below, right = max(0, self.window_size - height), max(0, self.window_size - width)
+        x = nn.functional.pad(x, (0, right, 0, below)).movedim(1, -1)
+        qkv = self.qkv(x).view(*x.shape[:-1], 3, self.num_heads, self.head_dim)
+        query, key, value = qkv.permute(3, 0, 4, 1, 2, 5)
+        window = self.kernel_size, self.dilation
+        weights = natten.na2d_qk_with_bias(query * self.scale, key, self.rpb, *window).softmax(-1)
+        out = natten.na2d_av(weights, value, *window).permute(0, 2, 3, 1, 4).flatten(-2)
+        return self.proj(out[:, :height, :width]).movedim(-1, 1), None, None
+
+
+class HydraNeighborhoodAttention(nn.Module):
+    """As StyleNAT has it: groups of heads, with a window each."""
+
+    def __init__(self, dim, heads, kernel_sizes, dilations, attn_drop=0.0):
+        super().__init__()
+        self.num_heads, self.scale = heads, (dim // heads) ** -0.5
+        self.kernel_sizes, self.dilations = kernel_sizes, dilations
+        groups = torch.arange(heads).tensor_split(len(dilations))
+        biases = [
+            nn.Parameter(torch.randn(len(group), 2 * size - 1, 2 * size - 1))
+            for group, size in zip(groups, kernel_sizes, strict=True)
+        ]
+        self._keep(biases)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.attn_drop, self.proj_drop = nn.Dropout(attn_drop), nn.Dropout(0.0)
+
+    def _keep(self, biases):
+        self.rpb = nn.ParameterList(biases)
+
+    def _biases(self):
+        return list(self.rpb)
+
+    def forward(self, x):
+        qkv = self.qkv(x).view(*x.shape[:-1], 3, self.num_heads, -1).permute(3, 0, 4, 1, 2, 5)
+        qkv[0].mul_(self.scale)
+        parts = qkv.split([len(bias) for bias in self._biases()], 2)
+        outs = []
+        for (query, key, value), bias, *window in zip(
+            parts, self._biases(), self.kernel_sizes, self.dilations, strict=True
+        ):
+            weights = self.attn_drop(natten.na2d_qk(query, key, *window, rpb=bias).softmax(-1))
+            outs.append(natten.na2d_av(weights, value, *window))
+        return self.proj(torch.cat(outs, 1).permute(0, 2, 3, 1, 4).flatten(-2))
+
+
+class NeighborhoodAttentionSplitHead(HydraNeighborhoodAttention):
+    """As StyleNAT had it first."""
+
+    def _keep(self, biases):
+        self.rpb0, self.rpb1 = biases
+        self.kernel_size_0, self.kernel_size_1 = self.kernel_sizes
+        self.dilation_0, self.dilation_1 = self.dilations
+
+    def _biases(self):
+        return [self.rpb0, self.rpb1]
 
 
 class MultiDilatelocalAttention(nn.Module):
@@ -94,7 +184,11 @@ class MultiDilatelocalAttention(nn.Module):
 
 MODULES = {
     "DiNAT": lambda: NeighborhoodAttention(16, 4, 3, 2),
+    "allin1": lambda: NeighborhoodAttention1d(16, 4, 3, 2),
     "NATTEN": lambda: NeighborhoodAttention2D(16, 4, 5, 1),
+    "AgileFormer": lambda: PaddedAttention(16, 4, 3, 3),
+    "StyleNAT": lambda: HydraNeighborhoodAttention(16, 8, (5, 3, 3), (1, 1, 2)),
+    "StyleNAT's first": lambda: NeighborhoodAttentionSplitHead(16, 4, (3, 3), (2, 1)),
     "DilateFormer": lambda: MultiDilatelocalAttention(16, 4, 3, [1, 3]),
 }
 
@@ -103,10 +197,21 @@ class Block(nn.Module):
     def __init__(self, attention):
         super().__init__()
         self.attention, self.norm = attention, nn.LayerNorm(16)
+        self.of_rows = isinstance(attention, NeighborhoodAttention1d)
+        self.channels_first = isinstance(attention, PaddedAttention)
 
     def forward(self, x):
-        out = self.attention(self.norm(x))
-        return x + (out[0] if isinstance(out, tuple) else out)
+        out = self.norm(x)
+        if self.of_rows:
+            out = out.flatten(0, 1)
+        if self.channels_first:
+            out = out.movedim(-1, 1)
+        out = self.attention(out)
+        if isinstance(out, tuple):
+            out = out[0]
+        if self.channels_first:
+            out = out.movedim(1, -1)
+        return x + out.view(x.shape)
 
 
 @pytest.mark.parametrize("make", MODULES.values(), ids=MODULES)
@@ -139,10 +244,11 @@ def test_results_parameters_and_keys_stay(make):
     nn.Sequential(Block(make()), Block(make())).load_state_dict(model.state_dict())
 
 
-def test_weights_are_returned_where_they_are_asked_for():
+@pytest.mark.parametrize("kind", (NeighborhoodAttention, NeighborhoodAttention1d))
+def test_weights_are_returned_where_they_are_asked_for(kind):
     torch.manual_seed(0)
-    original = NeighborhoodAttention(16, 4, 3, 2).eval()
-    x = torch.randn(1, 7, 8, 16)
+    original = kind(16, 4, 3, 2).eval()
+    x = torch.randn(1, *(7, 8)[-kind.dims :], 16)
     expected = original(x, output_attentions=True)
     holder = nn.ModuleList([original])
     sdwa.swap(holder)
@@ -165,6 +271,18 @@ def test_dropout_of_weights_stays():
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
+def test_dropout_of_weights_stays_in_stylenat():
+    torch.manual_seed(0)
+    x = torch.randn(1, 7, 8, 16)
+    original = HydraNeighborhoodAttention(16, 8, (3, 3, 3), (1, 1, 2), attn_drop=0.5).train()
+    torch.manual_seed(1)
+    expected = original(x)
+    holder = nn.ModuleList([original])
+    sdwa.swap(holder)
+    torch.manual_seed(1)
+    torch.testing.assert_close(holder[0](x), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_dropout_of_weights_stays_in_dilateformer():
     torch.manual_seed(0)
     x = torch.randn(1, 7, 8, 16)
@@ -176,6 +294,16 @@ def test_dropout_of_weights_stays_in_dilateformer():
     torch.testing.assert_close(kept, fused(x))
     fused.train().attn_drop = 1e-12  # drops nothing, the same way
     torch.testing.assert_close(fused(x), kept, rtol=1e-4, atol=1e-5)
+
+
+def test_what_is_called_as_natten_s_and_is_another_is_left():
+    other = type(
+        "NeighborhoodAttention2D", (NeighborhoodAttention2D,), {"__module__": "models.own"}
+    )
+    model = nn.ModuleList([other(16, 4, 3, 1), NeighborhoodAttention2D(16, 4, 3, 1)])
+    done = sdwa.swap(model)
+    assert list(done.replaced) == ["1"]
+    assert done.left == {"0": "models.own.NeighborhoodAttention2D"}
 
 
 class WindowAttention(nn.Module):
@@ -211,7 +339,7 @@ def test_what_is_not_known_is_left_and_named():
         (
             nn.Linear(2, 2),
             ValueError,
-            "must contain a module that is known: DilateFormer's .*DiNAT",
+            "must contain a module that is known: AgileFormer's .*DilateFormer's .*DiNAT",
         ),
         (nn.ModuleList([WindowAttention()]), ValueError, "left: .*WindowAttention"),
         (NeighborhoodAttention(16, 4, 3, 1), ValueError, "got one itself .*ModuleList"),
@@ -227,5 +355,5 @@ def test_refused(model, kind, message):
 def test_twice_is_refused_as_there_is_nothing_left():
     model = nn.ModuleList([NeighborhoodAttention(16, 4, 3, 1)])
     sdwa.swap(model)
-    with pytest.raises(ValueError, match="must contain a module that is known"):
+    with pytest.raises(ValueError, match="must contain a module that is known.* fused already"):
         sdwa.swap(model)
