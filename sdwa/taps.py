@@ -16,6 +16,8 @@ from torch.autograd import Function
 from sdwa.problem import WindowAxis, accumulation_dtype
 from sdwa.reference import taps_along
 
+_BLOCK_BYTES = 2**20
+
 
 class Taps:
     """Which pixels the taps of all windows of a map read.
@@ -46,22 +48,36 @@ class Taps:
         self.on_map = on_map.flatten(2)
         self._all_on_map = bool(on_map.all())
 
-    def each(self, x: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def blocks(self, x: Tensor) -> Iterator[slice]:
+        """The rows of queries: on a CPU in parts whose tokens, of a tap, stay in its cache."""
+        height = self._rows.shape[0]
+        share = _BLOCK_BYTES / max(1, x.nbytes) if x.device.type == "cpu" else 1
+        rows = max(1, int(height * share))
+        for first in range(0, height, rows):
+            yield slice(first, first + rows)
+
+    def each(self, x: Tensor, rows: slice) -> Iterator[tuple[int, Tensor]]:
         """Number of each tap, and what it reads of x (batch, heads, height, width, channels)."""
         number = 0
         for h in range(self._rows.shape[1]):
-            row = x.index_select(2, self._rows[:, h])
+            row = x.index_select(2, self._rows[rows, h])
             for w in range(self._columns.shape[1]):
                 read = row.index_select(3, self._columns[:, w])
-                yield number, self._kept(read, number)
+                yield number, self._kept(read, rows, number)
                 number += 1
 
-    def add_back(self, to: Tensor, tap: int, x: Tensor) -> None:
-        """Adds x at each query to what its tap reads of `to`: the adjoint of `each`."""
-        h, w = divmod(tap, self._columns.shape[1])
-        row = to.new_zeros(*to.shape[:2], x.shape[2], *to.shape[3:])
-        row.index_add_(3, self._columns[:, w], self._kept(x, tap))
-        to.index_add_(2, self._rows[:, h], row)
+    def add_back(self, to: Tensor, rows: slice, attn: Tensor, x: Tensor) -> None:
+        """Adds attn * x at each query of the rows to what its taps read of `to`: `each` turned."""
+        of_rows = x[:, :, rows].to(to.dtype)
+        number = 0
+        for h in range(self._rows.shape[1]):
+            sources = self._rows[rows, h]
+            row = to.new_zeros(*to.shape[:2], len(sources), *to.shape[3:])
+            for w in range(self._columns.shape[1]):
+                added = self._kept(_apart(attn, rows, number, x) * of_rows, rows, number)
+                row.index_add_(3, self._columns[:, w], added)
+                number += 1
+            to.index_add_(2, sources, row)
 
     def bias(self, rpb: Tensor) -> Tensor:
         """(heads, height, width, taps) of a bias by distance."""
@@ -78,16 +94,16 @@ class Taps:
         of_both = of_rows.index_select(3, columns.flatten()).unflatten(3, columns.shape)
         return of_both.permute(0, 1, 3, 2, 4).flatten(3)  # type: ignore[no-any-return]
 
-    def _kept(self, x: Tensor, tap: int) -> Tensor:
-        return x if self._all_on_map else torch.where(self.on_map[..., tap, None], x, 0)
+    def _kept(self, x: Tensor, rows: slice, tap: int) -> Tensor:
+        return x if self._all_on_map else torch.where(self.on_map[rows, :, tap, None], x, 0)
 
 
 # Scores, weighted sums, and the sums that go back to the keys: each is differentiated by the
 # others.
 
 
-def _apart(attn: Tensor, tap: int, like: Tensor) -> Tensor:
-    return attn[..., tap, None].to(accumulation_dtype(like.dtype))
+def _apart(attn: Tensor, rows: slice, tap: int, like: Tensor) -> Tensor:
+    return attn[:, :, rows, :, tap, None].to(accumulation_dtype(like.dtype))
 
 
 class _Product(Function):
@@ -106,8 +122,10 @@ class Scores(_Product):
     def forward(query: Tensor, key: Tensor, taps: Taps) -> Tensor:
         accumulate = accumulation_dtype(query.dtype)
         scores = query.new_empty(*query.shape[:-1], taps.count)
-        for tap, read in taps.each(key):
-            scores[..., tap] = (query * read).sum(-1, dtype=accumulate)
+        for rows in taps.blocks(key):
+            of_rows = query[:, :, rows]
+            for tap, read in taps.each(key, rows):
+                scores[:, :, rows, :, tap] = (of_rows * read).sum(-1, dtype=accumulate)
         return scores
 
     @staticmethod
@@ -122,8 +140,10 @@ class Sums(_Product):
     @staticmethod
     def forward(attn: Tensor, value: Tensor, taps: Taps) -> Tensor:
         out = value.new_zeros(value.shape, dtype=accumulation_dtype(value.dtype))
-        for tap, read in taps.each(value):
-            out.addcmul_(_apart(attn, tap, value), read.to(out.dtype))
+        for rows in taps.blocks(value):
+            of_rows = out[:, :, rows]
+            for tap, read in taps.each(value, rows):
+                of_rows.addcmul_(_apart(attn, rows, tap, value), read.to(out.dtype))
         return out.to(value.dtype)
 
     @staticmethod
@@ -138,8 +158,8 @@ class SumsBack(_Product):
     @staticmethod
     def forward(attn: Tensor, x: Tensor, taps: Taps) -> Tensor:
         out = x.new_zeros(x.shape, dtype=accumulation_dtype(x.dtype))
-        for tap in range(taps.count):
-            taps.add_back(out, tap, _apart(attn, tap, x) * x.to(out.dtype))
+        for rows in taps.blocks(x):
+            taps.add_back(out, rows, attn, x)
         return out.to(x.dtype)
 
     @staticmethod

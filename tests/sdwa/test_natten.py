@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sdwa import natten, natten_settings
+from sdwa import natten, natten_settings, taps
 
 GOLDEN = sorted((Path(__file__).parent / "golden" / "natten").glob("*.npz"))
 
@@ -120,6 +120,22 @@ def test_names_of_older_versions():
         natten.na1d_qk_with_bias(query, key, None, 3, 2, key[:, :, :4]),
         natten.na1d_qk(query, key, 3, 2, key[:, :, :4]),
     )
+
+
+@pytest.mark.parametrize("is_causal", (False, (True, False)))
+def test_blocks_of_rows_make_no_difference(monkeypatch, is_causal):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, 7, 6, 4, dtype=torch.float64, requires_grad=True) for _ in "qkv"]
+
+    def results():
+        query, key, value = inputs
+        scores = natten.na2d_qk(query, key, (3, 5), (2, 1), is_causal=is_causal)
+        out = natten.na2d_av(scores.softmax(-1), value, (3, 5), (2, 1), is_causal=is_causal)
+        return scores, out, *torch.autograd.grad(out.square().sum(), inputs)
+
+    whole = results()
+    monkeypatch.setattr(taps, "_BLOCK_BYTES", inputs[0].nbytes // 3)  # 2, 2, 2 rows and 1
+    torch.testing.assert_close(results(), whole)
 
 
 def test_dilation_of_none_is_one():
