@@ -11,3 +11,7 @@
 #else
 #define SDWA_HD SDWA_INLINE
 #endif
+
+// Never: a function of many nested inline ones is compiled once for each level that it is inlined
+// into as well.
+#define SDWA_OUT_OF_LINE __attribute__((noinline))

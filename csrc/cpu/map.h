@@ -8,13 +8,14 @@
 #include <cstdint>
 
 #include "cpu/kernels.h"
+#include "cpu/namespaces.h"
 #include "cpu/pieces.h"
 #include "cpu/scratch.h"
 #include "cpu/simd.h"
 #include "problem.h"
 #include "window_geometry.h"
 
-namespace sdwa::cpu::SDWA_ISA {
+namespace sdwa::cpu::SDWA_VECTORS {
 
 // Batch entry, head, rows, and piece of its rows of an item.
 struct ItemBounds {
@@ -289,4 +290,4 @@ SDWA_INLINE void for_each_slot(const RowLayout& layout, Token&& token) {
   }
 }
 
-}  // namespace sdwa::cpu::SDWA_ISA
+}  // namespace sdwa::cpu::SDWA_VECTORS

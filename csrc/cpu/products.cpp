@@ -8,7 +8,7 @@
 
 #include "specialize.h"
 
-namespace sdwa::cpu::SDWA_ISA {
+namespace sdwa::cpu::SDWA_VECTORS {
 namespace {
 
 // Tokens from the first one in a row of a strip's windows to tap 0 of query i.
@@ -36,31 +36,30 @@ SDWA_INLINE void dot_taps(const A* const (&queries)[kStripSize], const A* tokens
   Vec<A> sum[kTaps][kStripSize] = {};
   for (int d = 0; d < stride; d += kLanes<A>) {
     Vec<A> q[kCount];
-    unroll<kCount>([&](auto i) __attribute__((always_inline)) {
-      q[i] = in_register<A>(load(queries[i] + d));
-    });
-    unroll<first_token<kAround>(kCount - 1) + kTaps>([&](auto c) __attribute__((always_inline)) {
-      if constexpr (in_margin<kCount, kTaps, kAround>(c)) return;
+    unroll<kCount>(
+        [&](int i) __attribute__((always_inline)) { q[i] = in_register<A>(load(queries[i] + d)); });
+    unroll<first_token<kAround>(kCount - 1) + kTaps>([&](int c) __attribute__((always_inline)) {
+      if (in_margin<kCount, kTaps, kAround>(c)) return;
       const Vec<A> token = in_register<A>(load(tokens + c * stride + d));
-      unroll<kCount>([&](auto i) __attribute__((always_inline)) {
-        constexpr int kTap = c - first_token<kAround>(i);
-        if constexpr (kTap >= 0 && kTap < kTaps) sum[kTap][i] += q[i] * token;
+      unroll<kCount>([&](int i) __attribute__((always_inline)) {
+        const int tap = c - first_token<kAround>(i);
+        if (tap >= 0 && tap < kTaps) sum[tap][i] += q[i] * token;
       });
     });
   }
-  unroll<kTaps>([&](auto t) __attribute__((always_inline)) {
+  unroll<kTaps>([&](int t) __attribute__((always_inline)) {
     partial[t * kStripsPerBlock<A>] = fold_all<A, kLanes<A>, kStripSize>(sum[t]);
   });
 }
 
 // As many taps at a time as there are registers for.
 template <int kCount, Around kAround, int kKernelW, int kVectors, typename A>
-SDWA_INLINE void dot_strip(const StripTokens<const A>& queries, const StripWindow<A>& window,
-                           Vec<A>* partial) {
+SDWA_OUT_OF_LINE void dot_strip(const StripTokens<const A>& queries, const StripWindow<A>& window,
+                                Vec<A>* partial) {
   constexpr int kStrips = kStripsPerBlock<A>;
   const A* query[kStripSize];
   // The first query stands in for those that are not there: nobody uses their products.
-  unroll<kStripSize>([&](auto i) __attribute__((always_inline)) {
+  unroll<kStripSize>([&](int i) __attribute__((always_inline)) {
     const int64_t jump = kAround == Around::kSplit && i >= kStripSize / 2 ? queries.jump : 0;
     query[i] = queries.first + (i < queries.strip.count ? i * queries.step + jump : 0);
   });
@@ -137,17 +136,17 @@ SDWA_INLINE void sum_chunk(const StripWindow<A>& window, const StripWeights<A>& 
     const A* const weight = weights.rows[h] + weights.first;
     if constexpr (kKernelW > 0) {
       unroll<first_token<kAround>(kCount - 1) + kKernelW>(
-          [&](auto c) __attribute__((always_inline)) {
-            if constexpr (in_margin<kCount, kKernelW, kAround>(c)) return;
+          [&](int c) __attribute__((always_inline)) {
+            if (in_margin<kCount, kKernelW, kAround>(c)) return;
             Vec<A> token[kChunk];
-            unroll<kChunk>([&](auto n) __attribute__((always_inline)) {
+            unroll<kChunk>([&](int n) __attribute__((always_inline)) {
               token[n] = in_register<A>(load(row + c * stride + n * kWidth));
             });
-            unroll<kCount>([&](auto i) __attribute__((always_inline)) {
-              constexpr int kTap = c - first_token<kAround>(i);
-              if constexpr (kTap >= 0 && kTap < kKernelW) {
-                const Vec<A> w = broadcast(weight[kTap * weights.step + i]);
-                unroll<kChunk>([&](auto n)
+            unroll<kCount>([&](int i) __attribute__((always_inline)) {
+              const int tap = c - first_token<kAround>(i);
+              if (tap >= 0 && tap < kKernelW) {
+                const Vec<A> w = broadcast(weight[tap * weights.step + i]);
+                unroll<kChunk>([&](int n)
                                    __attribute__((always_inline)) { sum[i][n] += w * token[n]; });
               }
             });
@@ -156,10 +155,10 @@ SDWA_INLINE void sum_chunk(const StripWindow<A>& window, const StripWeights<A>& 
       const int64_t lane = kAround == Around::kShared ? weights.lane : 1;
       for (int t = 0; t < window.kernel_w; ++t) {
         Vec<A> token[kChunk];
-        unroll<kCount>([&](auto i) __attribute__((always_inline)) {
+        unroll<kCount>([&](int i) __attribute__((always_inline)) {
           const Vec<A> w = broadcast(weight[t * weights.step + i * lane]);
-          unroll<kChunk>([&](auto n) __attribute__((always_inline)) {
-            if constexpr (i == 0 || kAround != Around::kShared) {
+          unroll<kChunk>([&](int n) __attribute__((always_inline)) {
+            if (i == 0 || kAround != Around::kShared) {
               token[n] =
                   in_register<A>(load(row + (t + first_token<kAround>(i)) * stride + n * kWidth));
             }
@@ -169,11 +168,11 @@ SDWA_INLINE void sum_chunk(const StripWindow<A>& window, const StripWeights<A>& 
       }
     }
   }
-  unroll<kCount>([&](auto i) __attribute__((always_inline)) {
+  unroll<kCount>([&](int i) __attribute__((always_inline)) {
     if (i >= results.strip.count) return;
     const int64_t jump = kAround == Around::kSplit && i >= kStripSize / 2 ? results.jump : 0;
     A* const result = results.first + i * results.step + jump + first * kWidth;
-    unroll<kChunk>([&](auto n) __attribute__((always_inline)) {
+    unroll<kChunk>([&](int n) __attribute__((always_inline)) {
       const Vec<A> before = kAround == Around::kShared ? load(result + n * kWidth) : Vec<A>{};
       store<A>(result + n * kWidth, kAround == Around::kShared ? before + sum[i][n] : sum[i][n]);
     });
@@ -181,8 +180,8 @@ SDWA_INLINE void sum_chunk(const StripWindow<A>& window, const StripWeights<A>& 
 }
 
 template <int kCount, Around kAround, int kKernelW, int kVectors, typename A>
-SDWA_INLINE void sum_strip(const StripWindow<A>& window, const StripWeights<A>& weights,
-                           const StripTokens<A>& results) {
+SDWA_OUT_OF_LINE void sum_strip(const StripWindow<A>& window, const StripWeights<A>& weights,
+                                const StripTokens<A>& results) {
   const int vectors = kVectors > 0 ? kVectors : window.stride / kLanes<A>;
   int n = 0;
   for (; vectors - n >= 4 && vectors - n != 5; n += 4) {
@@ -252,4 +251,4 @@ Products<A> choose_products(int kernel_w, int vectors) {
 template Products<float> choose_products<float>(int, int);
 template Products<double> choose_products<double>(int, int);
 
-}  // namespace sdwa::cpu::SDWA_ISA
+}  // namespace sdwa::cpu::SDWA_VECTORS

@@ -5,7 +5,7 @@
 #include "cpu/map.h"
 #include "cpu/simd.h"
 
-namespace sdwa::cpu::SDWA_ISA {
+namespace sdwa::cpu::SDWA_VECTORS {
 
 // Strips whose folded inner products fill one vector, one lane per query.
 template <typename A>
@@ -64,4 +64,4 @@ struct Products {
 template <typename A>
 Products<A> choose_products(int kernel_w, int vectors);
 
-}  // namespace sdwa::cpu::SDWA_ISA
+}  // namespace sdwa::cpu::SDWA_VECTORS

@@ -61,7 +61,7 @@ class ScoreLimits {
         const A* limit = on_axis(row, rows_on_map) ? rows_.row(row) + first : off_map_;
         for (int32_t w = 0; w < window_.columns.size; ++w, score += kLanes<A>, ++limit) {
           A lowered[kStripSize];
-          unroll<kStripSize>([&](auto i) __attribute__((always_inline)) {
+          unroll<kStripSize>([&](int i) __attribute__((always_inline)) {
             const A largest = limit[i < kStripSize / 2 ? i * step : i * step + split];
             lowered[i] = score[i] < largest ? score[i] : largest;
           });
@@ -114,7 +114,7 @@ SDWA_INLINE void finish_scores(const Args& args, int64_t head, const HeadWindow&
       for (int32_t h = 0; h < window.rows.size; ++h) {
         const A* const row = bias + of.first + h * of.row;
         for (int32_t w = 0; w < window.columns.size; ++w, score += kLanes<A>) {
-          unroll<kStripSize>([&](auto i) __attribute__((always_inline)) {
+          unroll<kStripSize>([&](int i) __attribute__((always_inline)) {
             score[i] += row[w - (i < count ? i : 0) * of.step];
           });
         }

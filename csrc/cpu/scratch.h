@@ -4,8 +4,9 @@
 #include <cstdint>
 
 #include "cpu/kernels.h"
+#include "cpu/namespaces.h"
 
-namespace sdwa::cpu::SDWA_ISA {
+namespace sdwa::cpu::SDWA_VECTORS {
 
 // Hands out pieces of one buffer, or, without a buffer, only adds up their sizes.
 class Scratch {
@@ -60,4 +61,4 @@ class RowRing {
   A* data_;
 };
 
-}  // namespace sdwa::cpu::SDWA_ISA
+}  // namespace sdwa::cpu::SDWA_VECTORS

@@ -10,13 +10,14 @@
 #include <numbers>
 #include <utility>
 
+#include "cpu/namespaces.h"
 #include "inline.h"
 
 #if defined(__SSE2__)
 #include <immintrin.h>
 #endif
 
-namespace sdwa::cpu::SDWA_ISA {
+namespace sdwa::cpu::SDWA_VECTORS {
 
 #if defined(__AVX512F__)
 inline constexpr int kVectorBytes = 64;
@@ -112,7 +113,8 @@ SDWA_INLINE Vec<A> maximum(Vec<A> a, Vec<A> b) {
 }
 
 // f(integral_constant 0), ..., f(integral_constant N - 1), unrolled at compile time, so that arrays
-// indexed by the constant live in registers.
+// indexed by the constant live in registers. An f that takes an int is compiled once and not N
+// times.
 template <int N, typename F>
 SDWA_INLINE void unroll(F&& f) {
   [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
@@ -142,7 +144,7 @@ SDWA_INLINE Vec<A> fold_all(const Vec<A>* v) {
     return v[0];
   } else {
     Vec<A> half[kCount / 2];
-    unroll<kCount / 2>([&](auto i) __attribute__((always_inline)) {
+    unroll<kCount / 2>([&](int i) __attribute__((always_inline)) {
       half[i] = fold<A, kGroup>(v[i], v[i + kCount / 2]);
     });
     return fold_all<A, kGroup / 2, kCount / 2>(half);
@@ -230,4 +232,4 @@ SDWA_INLINE Vec<A> log(Vec<A> x) {
   return x == x ? result : x;
 }
 
-}  // namespace sdwa::cpu::SDWA_ISA
+}  // namespace sdwa::cpu::SDWA_VECTORS
