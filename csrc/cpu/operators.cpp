@@ -39,8 +39,8 @@ constexpr int64_t kKeptBytes = 16 * kMiB;
 // What a query costs beside its taps (reading, softmax, writing), in taps.
 constexpr int64_t kTapsPerQuery = 8;
 // From this size on, glibc gives a block of memory a mapping of its own.
-constexpr int64_t kMappingBytes = 32 * kMiB;
-constexpr int64_t kHugePage = 2 * kMiB;
+[[maybe_unused]] constexpr int64_t kMappingBytes = 32 * kMiB;
+[[maybe_unused]] constexpr int64_t kHugePage = 2 * kMiB;
 
 struct Kernels {
   const char* name;
