@@ -1,23 +1,28 @@
 """Compiles the kernels with ninja; everything else about the packages stands in pyproject.toml.
 
-Three files are built:
+Four files are built:
 
 - `sdwa/_lib/libsdwa_cpu.so`: the operators' schemas and the CPU kernels, always. The kernels are
   compiled once for each instruction set and the best one is picked at run time.
 - `sdwa/_lib/libsdwa_cuda.so`: the CUDA kernels, where nvcc is found.
-- `sdwa/_build.*.so`: what was built, for `python -m sdwa.info`.
+- `sdwa/_lib/build.json`: what was built, for `python -m sdwa.info`.
+- `sdwa/_build.*.so`: the same as a module for the Python at hand, where pybind11 is installed.
 
-The two libraries use PyTorch's stable ABI only, so the PyTorch that builds them and the one that
-runs them need not agree (2.10 or later).
+The two libraries use PyTorch's stable ABI only, and nothing of Python's, so the PyTorch that builds
+them and the one that runs them need not agree (2.10 or later), and a wheel serves every Python.
 
 Environment: SDWA_BUILD_CUDA=auto|1|0 (1 makes a missing toolkit an error), TORCH_CUDA_ARCH_LIST
-("8.6;9.0+PTX"), SDWA_NVCC_FLAGS (more of them), CUDA_HOME, CXX, MAX_JOBS.
+(see `choose_architectures`), SDWA_NVCC_FLAGS (more of them), SDWA_WERROR=1, CUDA_HOME, CXX,
+MAX_JOBS. docs/install.md has more.
 """
 
+import importlib.util
+import json
 import os
 import platform
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,23 +30,31 @@ import sysconfig
 from pathlib import Path
 
 import ninja
-import pybind11
 import torch
 from ninja.ninja_syntax import Writer
 from setuptools import Extension, setup
+from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 TORCH = Path(torch.__file__).parent
-source_digest = runpy.run_path(str(ROOT / "sdwa" / "_sources.py"))["source_digest"]
+SOURCES = runpy.run_path(str(ROOT / "sdwa" / "_sources.py"))
+WINDOWS, MACOS = sys.platform == "win32", sys.platform == "darwin"
 
 # PyTorch 2.10, the oldest whose stable ABI has all that is used here.
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
-COMMON = ["-O3", "-std=c++20", "-DNDEBUG"]
-HOST = ["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
+OPTIMIZED = ["-O3", "-DNDEBUG"]
+CXX20 = "-std=c++20"
+HOST = ["-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
+if WINDOWS:  # clang-cl: the vectors of the CPU kernels are those of GCC and Clang
+    OPTIMIZED, CXX20 = ["/clang:-O3", "/DNDEBUG"], "/std:c++20"
+    HOST += ["/EHsc", "/MD"]
+else:
+    HOST += ["-fPIC", "-fvisibility=hidden"]
 # The CPU kernels are compiled once for each instruction set (see csrc/README.md).
-ISA_SOURCES = ("forward.cpp", "backward.cpp", "products.cpp")
+# The longest to compile come first.
+ISA_SOURCES = ("products.cpp", "backward.cpp", "forward.cpp")
 # The sets of a processor family, the best last, and the features that each takes: as GCC and Clang
 # name them, after -m and to __builtin_cpu_supports.
 AVX2 = ("avx2", "fma", "f16c")
@@ -54,9 +67,30 @@ INSTRUCTION_SETS = {
         "avx512bf16": (*AVX512, "avx512bf16"),
     },
 }
+INSTRUCTION_SETS["AMD64"] = INSTRUCTION_SETS["x86_64"]  # Windows's word
+# Sets whose vectors and products are another's: see csrc/cpu/namespaces.h.
+VECTORS = {"avx512bf16": "avx512"}
+# PyTorch's own wheels need this much.
+OLDEST_GLIBC = (2, 28)
+# The newest symbols of libstdc++ that a distribution with some glibc has (PEP 600).
+GLIBC_OF_LIBSTDCXX = [
+    ((3, 4, 24), (2, 28)),
+    ((3, 4, 28), (2, 31)),
+    ((3, 4, 29), (2, 34)),
+    ((3, 4, 30), (2, 35)),
+    ((3, 4, 33), (2, 39)),
+]
 # A100, RTX 30xx (and RTX 40xx, which run the same code), Hopper, Blackwell. The last also carries
 # PTX, for newer ones.
 DEFAULT_ARCHITECTURES = "8.0;8.6;9.0;10.0;12.0+PTX"
+OLDEST_ARCHITECTURE = 80  # the kernels copy to shared memory without registers
+NAMED_ARCHITECTURES = {
+    "all": DEFAULT_ARCHITECTURES,
+    "ampere": "8.0;8.6",
+    "ada": "8.9",
+    "hopper": "9.0",
+    "blackwell": "10.0;10.3;12.0;12.1",
+}
 
 
 def say(message: str) -> None:
@@ -70,6 +104,8 @@ def find_nvcc() -> tuple[str | None, str]:
         sys.exit(f"SDWA_BUILD_CUDA must be auto, 1 or 0, got {choice!r}")
     if choice == "0":
         return None, "SDWA_BUILD_CUDA=0"
+    if WINDOWS and choice == "auto":
+        return None, "not tried on Windows"
     home = os.environ.get("CUDA_HOME")
     nvcc = shutil.which("nvcc", path=f"{home}/bin") if home else shutil.which("nvcc")
     if nvcc is None:
@@ -84,26 +120,78 @@ def find_nvcc() -> tuple[str | None, str]:
     return None, why
 
 
-def cuda_architectures(nvcc: str) -> list[str]:
-    """Compute capabilities, as "8.6" or "9.0+PTX"; of the default list those that nvcc knows."""
+def choose_architectures(nvcc: str) -> tuple[list[str], str]:
+    """Compute capabilities to compile for, as "8.6" or "9.0+PTX", and why these.
+
+    By default those of the GPUs that PyTorch sees, and PTX, for newer ones; without a GPU, as where
+    a container is built, all. TORCH_CUDA_ARCH_LIST overrides: numbers, PyTorch's names of
+    architectures, "native" (the GPUs seen) and "all". What the kernels do not run on is left out.
+    """
     listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True, check=True)
-    known = {int(number) for number in re.findall(r"compute_(\d+)", listed.stdout)}
-    asked = os.environ.get("TORCH_CUDA_ARCH_LIST")
-    chosen = re.split(r"[;,\s]+", (asked or DEFAULT_ARCHITECTURES).strip())
-    kept = []
-    for entry in chosen:
-        match = re.fullmatch(r"(\d+)\.(\d)(\+PTX)?", entry)
-        if match is None:
-            sys.exit(
-                f"TORCH_CUDA_ARCH_LIST must hold entries such as 8.6 or 9.0+PTX, got {entry!r}"
-            )
-        if int(match[1] + match[2]) in known:
-            kept.append(entry)
-        elif asked:
-            sys.exit(f"TORCH_CUDA_ARCH_LIST names {entry}, which {nvcc} cannot compile for")
+    known = sorted({int(number) for number in re.findall(r"compute_(\d+)", listed.stdout)})
+    known = [number for number in known if number >= OLDEST_ARCHITECTURE]
+    gpus = sorted({10 * major + minor for major, minor in visible_gpus()})
+    asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
+    if asked and asked != "native":
+        return asked_architectures(asked, known, nvcc), f"TORCH_CUDA_ARCH_LIST={asked}"
+    if asked and not gpus:
+        sys.exit("TORCH_CUDA_ARCH_LIST is native, but PyTorch sees no GPU: list architectures")
+    if gpus:
+        # A GPU that is too new for nvcc runs the PTX of the newest architecture that it knows.
+        chosen = {max((n for n in known if n <= gpu), default=0) for gpu in gpus} - {0}
+        why = f"of the GPUs that PyTorch sees ({', '.join(map(dotted, gpus))})"
+        if chosen:
+            return [*map(dotted, sorted(chosen)[:-1]), f"{dotted(max(chosen))}+PTX"], why
+        return [], f"need compute capability {dotted(OLDEST_ARCHITECTURE)}, PyTorch sees GPUs {why}"
+    kept = [e for e in DEFAULT_ARCHITECTURES.split(";") if undotted(e) in known]
     if not kept:
         sys.exit(f"{nvcc} knows none of {DEFAULT_ARCHITECTURES}: set TORCH_CUDA_ARCH_LIST")
-    return kept
+    return kept, "all, since PyTorch sees no GPU"
+
+
+def asked_architectures(asked: str, known: list[int], nvcc: str) -> list[str]:
+    """TORCH_CUDA_ARCH_LIST, without what the kernels do not run on."""
+    kept = []
+    for word in re.split(r"[;,\s]+", asked):
+        entries = NAMED_ARCHITECTURES.get(word.removesuffix("+PTX").lower(), word)
+        if entries != word and word.endswith("+PTX"):
+            entries += "+PTX"
+        for entry in entries.split(";"):
+            match = re.fullmatch(r"(\d+\.\d)[af]?(\+PTX)?", entry)
+            if match is None:
+                sys.exit(
+                    "TORCH_CUDA_ARCH_LIST must hold entries such as 8.6 or 9.0+PTX, native, all or "
+                    f"{', '.join(n.capitalize() for n in NAMED_ARCHITECTURES if n != 'all')}, "
+                    f"got {word!r}"
+                )
+            number = undotted(match[1])
+            if number < OLDEST_ARCHITECTURE:
+                say(f"TORCH_CUDA_ARCH_LIST: {entry} is left out, the kernels do not run on it")
+            elif number in known:
+                kept.append(match[1] + (match[2] or ""))
+            elif entries == word:
+                sys.exit(f"TORCH_CUDA_ARCH_LIST names {entry}, which {nvcc} cannot compile for")
+    if not kept:
+        sys.exit(
+            f"TORCH_CUDA_ARCH_LIST={asked} has no architecture that the kernels run on and {nvcc} "
+            "knows: leave it out, or SDWA_BUILD_CUDA=0"
+        )
+    return list(dict.fromkeys(kept))
+
+
+def visible_gpus() -> list[tuple[int, int]]:
+    """Compute capabilities of the GPUs that the building PyTorch sees."""
+    if not torch.cuda.is_available():
+        return []
+    return [torch.cuda.get_device_capability(i) for i in range(torch.cuda.device_count())]
+
+
+def dotted(number: int) -> str:
+    return f"{number // 10}.{number % 10}"
+
+
+def undotted(entry: str) -> int:
+    return int(entry.removesuffix("+PTX").replace(".", ""))
 
 
 def gencode(architectures: list[str]) -> list[str]:
@@ -111,8 +199,8 @@ def gencode(architectures: list[str]) -> list[str]:
 
     The intermediate code is most of the compiler's work.
     """
-    numbers = [entry.removesuffix("+PTX").replace(".", "") for entry in architectures]
-    oldest = min(numbers, key=int)
+    numbers = [undotted(entry) for entry in architectures]
+    oldest = min(numbers)
     codes = [f"sm_{number}" for number in numbers]
     if any(entry.endswith("+PTX") for entry in architectures):
         codes.append(f"compute_{oldest}")
@@ -140,6 +228,40 @@ def first_line(command: list[str]) -> str:
     return printed.splitlines()[0]
 
 
+def manylinux_tag(libraries: list[Path]) -> str | None:
+    """The platform of a wheel whose libraries need these symbols of glibc and libstdc++.
+
+    None where readelf is missing. PyTorch itself is on the list of needed libraries, and installed
+    apart: `auditwheel show` is told so by its --exclude.
+    """
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        return None
+    needed = OLDEST_GLIBC
+    for library in libraries:
+        command = [readelf, "--version-info", "--wide", str(library)]
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        for name, version in re.findall(r"\b(GLIBC|GLIBCXX)_(\d+(?:\.\d+)*)", printed):
+            numbers = tuple(int(number) for number in version.split("."))
+            if name == "GLIBCXX":
+                fitting = [glibc for newest, glibc in GLIBC_OF_LIBSTDCXX if numbers <= newest]
+                if not fitting:
+                    return None
+                numbers = fitting[0]
+            needed = max(needed, numbers[:2])
+    return f"manylinux_{needed[0]}_{needed[1]}_{platform.machine()}"
+
+
+class UniversalWheel(bdist_wheel):
+    """Tagged for every Python 3; which of them may install it is said by `requires-python`."""
+
+    def get_tag(self) -> tuple[str, str, str]:
+        tag = super().get_tag()[2]
+        if tag.startswith("linux_") and not self.plat_name_supplied:
+            tag = manylinux_tag(self.get_finalized_command("build_ext").libraries_built) or tag
+        return "py3", "none", tag
+
+
 class BuildKernels(build_ext):
     """Writes build.ninja and runs it; `ext_modules` only tells setuptools that code is compiled."""
 
@@ -151,86 +273,124 @@ class BuildKernels(build_ext):
         work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
         (package / "_lib").mkdir(parents=True, exist_ok=True)
-        self.built = self.write_ninja(work, package)
+        self.libraries_built, facts, module = self.write_ninja(work, package)
+        facts.write_text(json.dumps(self.facts, indent=1) + "\n")
+        self.built = [*self.libraries_built, facts, *([module] if module else [])]
+        # Another build's, which may have had CUDA kernels, or have been another Python's.
+        for left in {*(package / "_lib").iterdir(), *package.glob("_build.*")} - {*self.built}:
+            left.unlink()
         jobs = os.environ.get("MAX_JOBS")
         command = [str(Path(ninja.BIN_DIR) / "ninja"), "-k", "0", *(["-j", jobs] if jobs else [])]
-        if subprocess.run(command, cwd=work).returncode:
+        # Paths below the sources count as relative ones, so that any checkout has ccache's results.
+        environment = {"CCACHE_BASEDIR": str(ROOT), "CCACHE_NOHASHDIR": "1", **os.environ}
+        if subprocess.run(command, cwd=work, env=environment).returncode:
             sys.exit(
                 "sdwa build: compiling the kernels failed (see above); "
                 "SDWA_BUILD_CUDA=0 builds without the CUDA kernels"
             )
 
-    def write_ninja(self, work: Path, package: Path) -> list[Path]:
-        compiler = os.environ.get("CXX", "c++")
+    def write_ninja(self, work: Path, package: Path) -> tuple[list[Path], Path, Path | None]:
+        """Says what to build: the libraries, and where the facts and the module of them go."""
+        # "ccache g++" and the like: ccache is added below.
+        words = shlex.split(os.environ.get("CXX", "clang-cl" if WINDOWS else "c++"))
+        compiler = shlex.join(w for w in words if Path(w).stem not in ("ccache", "sccache"))
+        version = first_line([*shlex.split(compiler), "--version"])
+        ccache = shutil.which("ccache")
+        launcher = f"{ccache} " if ccache else ""
         nvcc, why = find_nvcc()
-        architectures = cuda_architectures(nvcc) if nvcc else []
+        architectures, which = choose_architectures(nvcc) if nvcc else ([], "")
+        if nvcc and not architectures:
+            if os.environ.get("SDWA_BUILD_CUDA") == "1":
+                sys.exit(f"SDWA_BUILD_CUDA=1, but the kernels {which}: set TORCH_CUDA_ARCH_LIST")
+            nvcc, why = None, f"they {which}"
         sets = INSTRUCTION_SETS.get(platform.machine(), {"baseline": ()})
-        say(f"CPU kernels for {', '.join(sets)} with {first_line([compiler, '--version'])}")
-        cuda = f"CUDA kernels for {', '.join(architectures)}" if nvcc else "no CUDA kernels"
-        say(f"{cuda}: {why}")
+        say(f"CPU kernels for {', '.join(sets)} with {version}")
+        if nvcc:
+            say(f"CUDA kernels for {', '.join(architectures)}: {which}; {why}")
+        else:
+            say(f"no CUDA kernels: {why}")
+        say(f"compiled through {ccache}" if ccache else "ccache, which keeps results, is not found")
 
-        facts = {
-            "TORCH": torch.__version__,
-            "COMPILER": first_line([compiler, "--version"]),
-            "INSTRUCTION_SETS": " ".join(sets),
-            "CUDA": self.cuda_version(nvcc) if nvcc else why,
-            "ARCHITECTURES": ";".join(architectures),
-            "SOURCE_DIGEST": source_digest(CSRC),
+        self.facts = {
+            "torch_version": torch.__version__,
+            "compiler": version,
+            "instruction_sets": " ".join(sets),
+            "cuda": self.cuda_version(nvcc) if nvcc else why,
+            "cuda_architectures": ";".join(architectures),
+            "source_digest": SOURCES["source_digest"](CSRC),
         }
-        defines = [f'#define SDWA_{key} "{value}"\n' for key, value in facts.items()]
+        defines = [f"#define SDWA_{k.upper()} {json.dumps(v)}\n" for k, v in self.facts.items()]
         write_if_other(work / "build_facts.h", "".join(defines))
         write_if_other(work / "instruction_sets.h", instruction_sets_header(sets))
 
         strict = ["-Werror"] if os.environ.get("SDWA_WERROR") else []
         torch_include = [f"-isystem {TORCH / 'include'}"]
-        torch_link = [f"-L{TORCH / 'lib'}", "-Wl,--no-as-needed"]
         with (work / "build.ninja").open("w") as file:
             n = Writer(file, width=100)
+            # clang-cl takes GCC's options where they are marked.
+            dependencies, to = (
+                ("/clang:-MMD /clang:-MF$out.d", "/Fo") if WINDOWS else ("-MMD -MF $out.d", "-o ")
+            )
             n.rule(
                 "cxx",
-                f"{compiler} -MMD -MF $out.d $flags -c $in -o $out",
+                f"{launcher}{compiler} {dependencies} $flags -c $in {to}$out",
                 depfile="$out.d",
                 deps="gcc",
                 description="c++ $out",
             )
-            n.rule("link", f"{compiler} -shared $in -o $out $flags", description="link $out")
+            link = f"{compiler} -shared $in -o $out $flags"
+            if WINDOWS:
+                link = f"{compiler} /LD $in /Fe:$out /link $flags"
+            elif MACOS:
+                link = f"{compiler} -dynamiclib $in -o $out $flags"
+            n.rule("link", link, description="link $out")
 
             def compile_host(source: Path, name: str, flags: list[str]) -> str:
                 n.build(name, "cxx", str(source), variables={"flags": " ".join(flags)})
                 return name
 
+            def torch_link(*libraries: str) -> list[str]:
+                if WINDOWS:
+                    return [f"/LIBPATH:{TORCH / 'lib'}", *(f"{name}.lib" for name in libraries)]
+                keep = [] if MACOS else ["-Wl,--no-as-needed"]
+                return [f"-L{TORCH / 'lib'}", *keep, *(f"-l{name}" for name in libraries)]
+
             include = [f"-I{CSRC}", f"-I{work}", *torch_include]
-            host_flags = [*COMMON, *HOST, *strict, *STABLE_ABI, *include]
-            sources = [CSRC / "library.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]
+            host_flags = [*OPTIMIZED, CXX20, *HOST, *strict, *STABLE_ABI, *include]
             objects = []
-            for source in sources:
-                if source.name in ISA_SOURCES:
-                    for isa, features in sets.items():
-                        isa_flags = [f"-DSDWA_ISA={isa}", *(f"-m{name}" for name in features)]
-                        flags = [*host_flags, *isa_flags]
-                        objects.append(compile_host(source, f"{source.stem}_{isa}.o", flags))
-                else:
+            for name in ISA_SOURCES:
+                source = CSRC / "cpu" / name
+                for isa, features in sets.items():
+                    isa_flags = [f"-DSDWA_ISA={isa}", *(f"-m{feature}" for feature in features)]
+                    if isa in VECTORS:
+                        if name == "products.cpp":
+                            continue
+                        isa_flags.append(f"-DSDWA_VECTORS={VECTORS[isa]}")
+                    flags = [*host_flags, *isa_flags]
+                    objects.append(compile_host(source, f"{source.stem}_{isa}.o", flags))
+            for source in [CSRC / "library.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]:
+                if source.name not in ISA_SOURCES:
                     objects.append(compile_host(source, f"{source.stem}.o", host_flags))
-            cpu_library = package / "_lib" / "libsdwa_cpu.so"
-            n.build(
-                str(cpu_library),
-                "link",
-                objects,
-                variables={"flags": " ".join([*torch_link, "-ltorch_cpu"])},
-            )
-            outputs = [cpu_library]
+            cpu_library = package / SOURCES["library_path"]("sdwa_cpu")
+            flags = torch_link("torch_cpu")
+            if WINDOWS:  # __builtin_cpu_supports
+                runtime = first_line([*shlex.split(compiler), "/clang:-print-libgcc-file-name"])
+                flags.append(f'"{runtime}"')
+            n.build(str(cpu_library), "link", objects, variables={"flags": " ".join(flags)})
+            libraries = [cpu_library]
 
             if nvcc:
                 n.rule(
                     "nvcc",
-                    f"{nvcc} -MD -MF $out.d $flags -c $in -o $out",
+                    f"{launcher}{nvcc} -MD -MF $out.d $flags -c $in -o $out",
                     depfile="$out.d",
                     deps="gcc",
                     description="nvcc $out",
                 )
                 n.rule("nvlink", f"{nvcc} -shared $in -o $out $flags", description="nvlink $out")
                 flags = [
-                    *COMMON,
+                    *OPTIMIZED,
+                    CXX20,
                     *STABLE_ABI,
                     "-DUSE_CUDA",
                     "-Xfatbin -compress-all",  # 2.5 times smaller
@@ -239,9 +399,7 @@ class BuildKernels(build_ext):
                     *(["-Werror all-warnings"] if strict else []),
                     *gencode(architectures),
                     *os.environ.get("SDWA_NVCC_FLAGS", "").split(),
-                    f"-I{CSRC}",
-                    f"-I{work}",
-                    *torch_include,
+                    *include,
                 ]
                 cuda_objects = []
                 for source in sorted(
@@ -250,21 +408,27 @@ class BuildKernels(build_ext):
                     name = f"cuda_{source.stem}.o"
                     n.build(name, "nvcc", str(source), variables={"flags": " ".join(flags)})
                     cuda_objects.append(name)
-                cuda_library = package / "_lib" / "libsdwa_cuda.so"
+                cuda_library = package / SOURCES["library_path"]("sdwa_cuda")
                 # The CUDA runtime is linked in, so the library needs the driver and PyTorch alone.
-                link = [f"-ccbin {compiler}", "-cudart static", f"-L{TORCH / 'lib'}"]
-                link += ["-Xlinker --no-as-needed", "-ltorch_cpu", "-ltorch_cuda"]
+                flags = [f"-ccbin {compiler}", "-cudart static", f"-L{TORCH / 'lib'}"]
+                flags += ["-Xlinker --no-as-needed", "-ltorch_cpu", "-ltorch_cuda"]
                 n.build(
-                    str(cuda_library), "nvlink", cuda_objects, variables={"flags": " ".join(link)}
+                    str(cuda_library), "nvlink", cuda_objects, variables={"flags": " ".join(flags)}
                 )
-                outputs.append(cuda_library)
+                libraries.append(cuda_library)
 
-            binding = package / f"_build{sysconfig.get_config_var('EXT_SUFFIX')}"
-            flags = [*COMMON, *HOST, *strict, f"-I{work}", f"-isystem {pybind11.get_include()}"]
-            flags.append(f"-isystem {sysconfig.get_path('include')}")
-            module = compile_host(CSRC / "build_info.cpp", "build_info.o", flags)
-            n.build(str(binding), "link", module)
-            return [*outputs, binding]
+            module = None
+            if importlib.util.find_spec("pybind11") and not WINDOWS:
+                import pybind11
+
+                module = package / f"_build{sysconfig.get_config_var('EXT_SUFFIX')}"
+                flags = ["-O1", CXX20, *HOST, *strict, f"-I{work}"]
+                flags.append(f"-isystem {pybind11.get_include()}")
+                flags.append(f"-isystem {sysconfig.get_path('include')}")
+                binding = compile_host(CSRC / "build_info.cpp", "build_info.o", flags)
+                flags = ["-undefined dynamic_lookup"] if MACOS else []
+                n.build(str(module), "link", binding, variables={"flags": " ".join(flags)})
+            return libraries, package / SOURCES["FACTS"], module
 
     @staticmethod
     def cuda_version(nvcc: str) -> str:
@@ -273,7 +437,9 @@ class BuildKernels(build_ext):
         return release[1] if release else "unknown"
 
 
+# `depends` puts the kernels' sources into the sdist.
+SOURCE_FILES = [p.relative_to(ROOT).as_posix() for p in SOURCES["source_files"](CSRC)]
 setup(
-    ext_modules=[Extension("sdwa._build", sources=[])],
-    cmdclass={"build_ext": BuildKernels},
+    ext_modules=[Extension("sdwa._build", sources=[], depends=SOURCE_FILES)],
+    cmdclass={"build_ext": BuildKernels, "bdist_wheel": UniversalWheel},
 )

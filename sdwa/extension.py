@@ -9,20 +9,33 @@ other sources than those in the checkout: that is said, see `stale`.
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from types import ModuleType
 
 import torch
 
-from sdwa._sources import source_digest
+from sdwa._sources import FACTS, library_path, source_digest
+
+
+@dataclass(frozen=True)
+class BuildInfo:
+    """What was compiled, with what."""
+
+    torch_version: str
+    compiler: str
+    instruction_sets: str  # names, the best last
+    cuda: str  # version of the toolkit, or why there are no CUDA kernels
+    cuda_architectures: str  # "8.6;9.0+PTX", or nothing
+    source_digest: str
 
 
 @cache
 def load_library(name: str) -> str | None:
-    """Loads `_lib/lib{name}.so` into PyTorch.
+    """Loads a compiled library into PyTorch.
 
     Args:
         name: "sdwa_cpu" or "sdwa_cuda".
@@ -30,9 +43,11 @@ def load_library(name: str) -> str | None:
     Returns:
         None where the library is loaded, else why it is not.
     """
-    path = find(f"_lib/lib{name}.so")
+    relative = library_path(name)
+    path = find(relative)
     if path is None:
-        return f"lib{name}.so is not compiled: run `pip install .` where the sources are"
+        file = Path(relative).name
+        return f"{file} is not compiled: run `pip install .` where the sources are"
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
@@ -41,16 +56,21 @@ def load_library(name: str) -> str | None:
 
 
 @cache
-def build_info() -> ModuleType | None:
-    """The compiled module that tells what was built, or None where nothing is compiled."""
+def build_info() -> BuildInfo | None:
+    """What was built, or None where nothing is compiled.
+
+    The module that was compiled for one Python says it, or, in another one, the file beside the
+    libraries, which serve every Python.
+    """
     path = find(f"_build{EXTENSION_SUFFIXES[0]}")
-    if path is None:
-        return None
-    spec = importlib.util.spec_from_file_location("sdwa._build", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    if path is not None:
+        spec = importlib.util.spec_from_file_location("sdwa._build", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return BuildInfo(**{field.name: getattr(module, field.name) for field in fields(BuildInfo)})
+    path = find(FACTS)
+    return None if path is None else BuildInfo(**json.loads(path.read_text()))
 
 
 @cache

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 import sdwa
+from sdwa import extension
 from sdwa.extension import build_info
 from sdwa.info import describe
 
 ROOT = Path(__file__).parents[2]
-# The libraries serve any Python, what tells of their build one.
 needs_build_info = pytest.mark.skipif(
-    build_info() is None, reason="no sdwa._build for this Python: run `pip install .`"
+    build_info() is None, reason="nothing is compiled: run `pip install .`"
 )
 
 
@@ -84,3 +84,11 @@ def test_info_tells_versions_and_backends():
 @needs_build_info
 def test_info_tells_what_was_built():
     assert build_info().instruction_sets in describe()
+
+
+@needs_build_info
+def test_build_is_told_in_any_python(monkeypatch):
+    told = build_info()
+    assert told.source_digest and told.compiler
+    monkeypatch.setattr(extension, "EXTENSION_SUFFIXES", [".another-python.so"])
+    assert build_info.__wrapped__() == told

@@ -1,0 +1,126 @@
+"""setup.py: the GPU architectures that are compiled for, the tag of a wheel, what a wheel holds."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+import setuptools
+import torch
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.skipif(
+    not (ROOT / "setup.py").exists(), reason="no setup.py beside the tests"
+)
+ALL = ["8.0", "8.6", "9.0", "10.0", "12.0+PTX"]
+
+
+@pytest.fixture
+def build(monkeypatch):
+    """The names of setup.py."""
+    for name in ("TORCH_CUDA_ARCH_LIST", "SDWA_BUILD_CUDA", "CUDA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(setuptools, "setup", lambda **options: None)
+    return runpy.run_path(str(ROOT / "setup.py"))
+
+
+def program(path: Path, printed: str) -> str:
+    path.write_text(f"#!/bin/sh\ncat <<'END'\n{printed}\nEND\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.fixture
+def nvcc(tmp_path):
+    """A compiler that knows these architectures."""
+    known = ("50", "75", "80", "86", "89", "90", "100", "120")
+    return program(tmp_path / "nvcc", "\n".join(f"compute_{number}" for number in known))
+
+
+def see_gpus(monkeypatch, *capabilities):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: bool(capabilities))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: len(capabilities))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capabilities[index])
+
+
+@pytest.mark.parametrize(
+    "gpus, chosen",
+    [
+        ([], ALL),
+        ([(8, 6)], ["8.6+PTX"]),
+        ([(9, 0), (8, 6), (9, 0)], ["8.6", "9.0+PTX"]),
+        ([(12, 1)], ["12.0+PTX"]),  # too new for this nvcc
+        ([(7, 5)], []),  # too old for the kernels
+        ([(7, 5), (8, 9)], ["8.9+PTX"]),
+    ],
+)
+def test_architectures_are_those_of_the_gpus_seen(build, nvcc, monkeypatch, gpus, chosen):
+    see_gpus(monkeypatch, *gpus)
+    architectures, why = build["choose_architectures"](nvcc)
+    assert architectures == chosen
+    assert all(f"{major}.{minor}" in why for major, minor in gpus)
+    assert ("no GPU" in why) == (not gpus)
+
+
+@pytest.mark.parametrize(
+    "asked, chosen",
+    [
+        ("8.6", ["8.6"]),
+        ("8.0 9.0a;12.0+PTX", ["8.0", "9.0", "12.0+PTX"]),
+        ("5.2 7.5 8.6", ["8.6"]),  # as container images list them
+        ("native", ["8.9+PTX"]),
+        ("all", ALL),
+        ("Ampere;Hopper+PTX", ["8.0", "8.6", "9.0+PTX"]),
+        ("Blackwell", ["10.0", "12.0"]),  # those of it that this nvcc knows
+    ],
+)
+def test_architectures_asked_for(build, nvcc, monkeypatch, asked, chosen):
+    see_gpus(monkeypatch, (8, 9))
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    architectures, why = build["choose_architectures"](nvcc)
+    assert architectures == chosen
+    assert asked == "native" or asked in why
+
+
+@pytest.mark.parametrize(
+    "asked, said",
+    [
+        ("sm_86", "got 'sm_86'"),
+        ("Volta", "Ampere, Ada, Hopper, Blackwell"),
+        ("8.7", "names 8.7"),
+        ("7.5", "no architecture"),
+        ("native", "PyTorch sees no GPU"),
+    ],
+)
+def test_wrong_architectures_are_an_error(build, nvcc, monkeypatch, asked, said):
+    see_gpus(monkeypatch)
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", asked)
+    with pytest.raises(SystemExit, match=said):
+        build["choose_architectures"](nvcc)
+
+
+def test_code_of_all_architectures_is_made_once(build):
+    assert build["gencode"](["8.6", "9.0+PTX"]) == [
+        f"-gencode=arch=compute_86,code={code}" for code in ("sm_86", "sm_90", "compute_86")
+    ]
+
+
+@pytest.mark.parametrize(
+    "needed, tag",
+    [
+        (["GLIBC_2.17", "GLIBCXX_3.4.21"], "manylinux_2_28"),
+        (["GLIBC_2.34", "GLIBCXX_3.4.9"], "manylinux_2_34"),
+        (["GLIBC_2.17", "GLIBCXX_3.4.30", "CXXABI_1.3.13"], "manylinux_2_35"),
+        (["GLIBCXX_3.4.99"], None),
+    ],
+)
+def test_wheel_is_tagged_by_its_symbols(build, tmp_path, monkeypatch, needed, tag):
+    lines = "\n".join(f"  0x0010:   Name: {name}  Flags: none  Version: 2" for name in needed)
+    program(tmp_path / "readelf", lines)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    found = build["manylinux_tag"]([tmp_path / "any.so"])
+    assert found is None if tag is None else found.startswith(tag + "_")
+
+
+def test_sources_go_into_the_sdist(build):
+    files = build["SOURCE_FILES"]
+    assert {"csrc/library.cpp", "csrc/cpu/simd.h", "csrc/cuda/forward_map.cu"} <= set(files)
