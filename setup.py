@@ -327,20 +327,18 @@ class BuildKernels(build_ext):
         torch_include = [f"-isystem {TORCH / 'include'}"]
         with (work / "build.ninja").open("w") as file:
             n = Writer(file, width=100)
-            # clang-cl takes GCC's options where they are marked.
-            dependencies, to = (
-                ("/clang:-MMD /clang:-MF$out.d", "/Fo") if WINDOWS else ("-MMD -MF $out.d", "-o ")
-            )
+            # clang-cl takes these of GCC's options where they are marked.
+            dependencies = "/clang:-MMD /clang:-MF$out.d" if WINDOWS else "-MMD -MF $out.d"
             n.rule(
                 "cxx",
-                f"{launcher}{compiler} {dependencies} $flags -c $in {to}$out",
+                f"{launcher}{compiler} {dependencies} $flags -c $in -o $out",
                 depfile="$out.d",
                 deps="gcc",
                 description="c++ $out",
             )
             link = f"{compiler} -shared $in -o $out $flags"
             if WINDOWS:
-                link = f"{compiler} /LD $in /Fe:$out /link $flags"
+                link = f"{compiler} /LD $in -o $out /link $flags"
             elif MACOS:
                 link = f"{compiler} -dynamiclib $in -o $out $flags"
             n.rule("link", link, description="link $out")
