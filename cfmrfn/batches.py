@@ -498,10 +498,12 @@ def _cores() -> int:
 def _leave_signals_to_main(_: int) -> None:
     """Makes a worker outlive what reaches all processes of a run: the main one ends the workers.
 
-    Ctrl-C, schedulers and service managers signal every process; the main one then finishes its
-    step, for which it needs its workers, and saves.
+    Ctrl-C, a closed terminal, schedulers and service managers signal every process; the main one
+    then finishes its step, for which it needs its workers, and saves.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):  # Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
     # Only `sigwaitinfo` tells who sent a signal. Without it PyTorch's handler stays, which ends the
     # worker without a word where the main process asks for it, and with an error else.
     if hasattr(signal, "sigwaitinfo"):

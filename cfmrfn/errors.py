@@ -6,11 +6,16 @@ import codecs
 import io
 import os
 import re
+import reprlib
+import signal
 import socket
 import sys
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
+from types import FrameType
 
 import torch
 import torch.distributed as dist
@@ -43,15 +48,17 @@ def run(main: Callable[[], object]) -> None:
     """Runs a command-line tool: a user's error becomes one line on stderr and exit status 2.
 
     So does an error of the file system, such as a full disk or a folder that may not be written.
-    Ctrl-C ends with the customary status 130, and a reader of the output that has seen enough, such
-    as `head`, with 141. Of several processes under `torchrun` the first one that fails tells it;
+    Ctrl-C ends with the customary status 130, SIGTERM with 143 and SIGHUP with 129, all after what
+    was begun on disk is removed; a reader of the output that has seen enough, such as `head`, with
+    141. Of several processes under `torchrun` the first one that fails tells it;
     the others, which fail with it, end without a word.
     """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=_ANY_NAME)
     try:
         try:
-            main()
+            with _signals_raise():
+                main()
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -68,6 +75,36 @@ def run(main: Callable[[], object]) -> None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+@contextmanager
+def _signals_raise() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP raise SystemExit, as Ctrl-C raises KeyboardInterrupt, so that
+    what was begun on disk is removed.
+
+    Not of several processes: each may wait for another where Python cannot act, and must end.
+    """
+    own = os.getpid()
+    before = {}
+
+    def leave(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+        if os.getpid() != own:  # a process that helps this one
+            os.kill(os.getpid(), number)
+        sys.exit(128 + number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has not both
+            number = getattr(signal, name, None)
+            # nohup has SIGHUP ignored, which stays
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -92,6 +129,17 @@ def text_of(error: Exception) -> str:
     return str(error).rpartition(f"{type(error).__name__}: ")[2].strip()
 
 
+def first_of(texts: Sequence[str], most: int = 20, rest: str = "") -> list[str]:
+    """The first `most` of `texts`, and how many more there are, with `rest` after that."""
+    more = [f"and {len(texts) - most} more{rest}"] if len(texts) > most else []
+    return [*texts[:most], *more]
+
+
+def brief(value: object) -> str:
+    """`repr(value)` in ASCII, shortened: a damaged or hostile file may hold values of any size."""
+    return _BRIEF.repr(value).encode("ascii", "backslashreplace").decode()
+
+
 def printable(text: str) -> str:
     """`text` as a terminal and a picture can show it: without control codes, and as UTF-8.
 
@@ -109,14 +157,16 @@ def _for_user(error: Exception) -> str | None:
     if isinstance(error, USER_ERRORS):
         message = text_of(error)
     elif isinstance(error, OSError):
-        where = "" if error.filename is None else f"{error.filename}: "
+        where = "" if error.filename is None else f"{os.fsdecode(error.filename)}: "
         message = f"{where}{error.strerror or error}"
     elif _is_lack_of_memory(error):
         message = "out of memory: ask for less at a time, such as smaller batches"
-    elif re.search(r"DataLoader worker .* (killed by signal|exited unexpectedly)", text):
+    elif isinstance(error, BrokenProcessPool) or re.search(
+        r"DataLoader worker .* (killed by signal|exited unexpectedly)", text
+    ):
         message = (
-            "a process that decodes images was ended by the system, likely for lack of memory, or "
-            "of shared memory in a container (docker run --shm-size): lower --workers"
+            "a process that makes or decodes images was ended by the system, likely for lack of "
+            "memory, or of shared memory in a container (docker run --shm-size): lower --workers"
         )
     elif isinstance(error, NotImplementedError) and "MPS" in text:
         message = (
@@ -165,6 +215,10 @@ def _is_first_to_fail() -> bool:
         return store.add(f"cfmrfn failed, {attempt}", 1) == 1
     except (RuntimeError, ValueError, LookupError, OSError):
         return True  # better told twice than not at all
+
+
+_BRIEF = reprlib.Repr()
+_BRIEF.maxstring = _BRIEF.maxother = 80
 
 
 def _encode_any_name(error: UnicodeError) -> tuple[str | bytes, int]:

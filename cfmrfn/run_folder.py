@@ -12,27 +12,61 @@
     report.json     final results; `duplicates` are evaluation images that are training images too
     confusion.png   confusion matrix of the best epoch on the held-out images
     tensorboard/    events
+    .lock           held by the process that trains, as another would write the same files
 """
 
 from __future__ import annotations
 
 import csv
 import dataclasses
+import errno
 import io
 import json
 import os
 import re
+import shutil
 import time
+import weakref
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from tqdm import tqdm
 
 from cfmrfn.config import Config, from_yaml
 from cfmrfn.errors import CheckpointError, printable
-from cfmrfn.whole_files import whole
+from cfmrfn.whole_files import beside, named, whole
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 Row = dict[str, Any]
+
+
+@dataclass
+class _Lock:
+    """An open lock file of this process, and the number of `RunFolder` that need it.
+
+    Several in a process, as in notebooks, are no harm; and to close one of several descriptors of a
+    file would unlock it.
+    """
+
+    descriptor: int
+    holders: int = 0
+
+
+_locks: dict[tuple[int, int], _Lock] = {}  # by device and inode of the run folder
+
+
+def _release(key: tuple[int, int]) -> None:
+    _locks[key].holders -= 1
+    if not _locks[key].holders:
+        os.close(_locks.pop(key).descriptor)
 
 
 class RunFolder:
@@ -40,16 +74,59 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.last = path / "last.pt"
-        self.best = path / "best.pt"
-        self.report = path / "report.json"
+
+    @property
+    def last(self) -> Path:
+        """The latest checkpoint."""
+        return self.path / "last.pt"
+
+    @property
+    def best(self) -> Path:
+        """The weights of the best epoch."""
+        return self.path / "best.pt"
+
+    @property
+    def report(self) -> Path:
+        """The final results."""
+        return self.path / "report.json"
 
     def log(self, text: str) -> None:
         """Prints `text` above the progress bar, and keeps it in `log.txt`."""
-        tqdm.write(printable(text))
         # file names in it may be bytes that are no UTF-8
-        with open(self.path / "log.txt", "a", encoding="utf-8", errors="surrogateescape") as file:
+        path = self.path / "log.txt"
+        with named(path), open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        tqdm.write(printable(text))  # after the file: the terminal may be gone
+
+    def hold(self) -> None:
+        """Keeps other processes from training here, until this object or its process ends.
+
+        Raises:
+            CheckpointError: one does.
+        """
+        if fcntl is None:
+            return
+        place = os.stat(self.path)
+        key = place.st_dev, place.st_ino
+        if key not in _locks:
+            lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                # of this process: workers do not inherit it, and however it ends, the lock is free
+                fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                os.close(lock)
+                if error.errno in (errno.EACCES, errno.EAGAIN):
+                    raise CheckpointError(
+                        f"another process trains in {self.path}; wait for its end, or end it"
+                    ) from error
+                return  # a file system without locks
+            _locks[key] = _Lock(lock)
+        _locks[key].holders += 1
+        weakref.finalize(self, _release, key)
+
+    def __reduce__(self) -> tuple[type[RunFolder], tuple[Path]]:
+        # other processes of a run get it without the lock
+        return RunFolder, (self.path,)
 
     def reopen(self, config: Config, *, is_complete: bool) -> None:
         """Records what a resumed run may have changed for good: its epochs and where its data are.
@@ -58,6 +135,8 @@ class RunFolder:
         """
         if not is_complete:
             self.report.unlink(missing_ok=True)
+        for partial in self.path.glob(".partial.*"):  # of a process that was killed
+            partial.unlink(missing_ok=True)
         saved = from_yaml(self.path / "config.yaml")
         images = dataclasses.replace(saved.images, data=config.absolute().images.data)
         optim = dataclasses.replace(saved.optim, epochs=config.optim.epochs)
@@ -80,8 +159,12 @@ class RunFolder:
 
     def write(self, name: str, text: str) -> None:
         """Writes a text file, whole or not at all."""
-        with whole(self.path / name) as target:
+        with self.file(name) as target:
             target.write_text(text, "utf-8")
+
+    def file(self, name: str) -> AbstractContextManager[Path]:
+        """A path to write a file to, which appears when it is whole."""
+        return whole(self.path / name)
 
 
 def create(config: Config) -> RunFolder:
@@ -97,20 +180,38 @@ def create(config: Config) -> RunFolder:
     # absolute, so that `--data .` has a name too; stray bytes in it are not TensorBoard's to write
     name = "drawn" if data is None else Path(os.path.abspath(data)).name
     name = re.sub(r"[\ud800-\udfff]", "_", name)
-    path = config.run.output or Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    path = config.run.output or _unused(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+    exists = CheckpointError(
+        f"run folder {path} exists; continue it with --resume {path}, or choose another --output"
+    )
     if path.exists():
-        raise CheckpointError(
-            f"run folder {path} exists; continue it with --resume {path}, "
-            "or choose another --output"
-        )
+        raise exists
     # The folder appears with its configuration in it: a run killed at this moment can be repeated.
-    partial = path.with_name(f".{path.name}.partial")
+    # Of two processes that make it at once, the second finds it in its way.
+    partial = beside(path)
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        RunFolder(partial).write("config.yaml", config.absolute().to_yaml())
+        partial.mkdir(parents=True)
+        folder = RunFolder(partial)
+        folder.write("config.yaml", config.absolute().to_yaml())
+        folder.hold()
         partial.rename(path)
-    except OSError as error:
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        if not isinstance(error, OSError):
+            raise
+        if path.exists():  # by now
+            raise exists from error
         raise CheckpointError(
             f"cannot make run folder {path}: {error}; choose another --output"
         ) from error
-    return RunFolder(path)
+    folder.path = path
+    return folder
+
+
+def _unused(path: Path) -> Path:
+    """`path`, with a number where there is one: of the same second, or before a clock was set."""
+    number, unused = 1, path
+    while unused.exists():
+        number += 1
+        unused = path.with_name(f"{path.name}-{number}")
+    return unused

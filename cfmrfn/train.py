@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 import signal
 import sys
 import time
@@ -22,7 +23,6 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
 
 from cfmrfn import checkpoint, errors, pretrained, run_folder, weights
@@ -43,6 +43,7 @@ from cfmrfn.data.duplicates import NOT_LOOKED_FOR
 from cfmrfn.distributed import World, synchronise_batchnorm
 from cfmrfn.errors import CheckpointError, ConfigError, DataError, TrainingError
 from cfmrfn.evaluation import HOW_CHOSEN, evaluate
+from cfmrfn.event_file import EventFile
 from cfmrfn.losses import ExpressionLoss, class_weights
 from cfmrfn.metrics import Report
 from cfmrfn.optim import build_ema, build_optimizer, learning_rate_factor, set_learning_rate
@@ -109,6 +110,8 @@ class Trainer:
             )
 
         # The state to resume from; a run killed before its first checkpoint starts anew
+        if run.resume is not None:
+            self.world.on_main(self.folder.hold)
         saved = framing = None
         if run.resume is not None and self.folder.last.exists():
             saved, framing = checkpoint.load_training(self.folder.last)
@@ -257,7 +260,7 @@ class Trainer:
         progress.correct += result.correct
         return result
 
-    def _finish_epoch(self, speed: str, board: SummaryWriter | None) -> None:
+    def _finish_epoch(self, speed: str, board: EventFile | None) -> None:
         """Evaluates, records the epoch, and saves; `speed` is for the log."""
         # also before it evaluates: whatever ends that, a resumed run goes on here
         self._save()
@@ -297,7 +300,8 @@ class Trainer:
             if self._best_row() is row:
                 checkpoint.save(self.folder.best, self._weights(self.chosen_on))
             self.folder.write_metrics(history)
-            plot_curves(self.folder.path / "curves.png", history)
+            with self.folder.file("curves.png") as path:
+                plot_curves(path, history)
             if board is not None:
                 for key, value in row.items():
                     if isinstance(value, float):
@@ -344,7 +348,8 @@ class Trainer:
                 results[chosen_on or "last"] = result
             best = self._held_out_report(self._best_row())
             title = f"{self.splits.name}, held out, epoch {self._best_row()['epoch']}"
-            plot_confusion(self.folder.path / "confusion.png", best, title)
+            with self.folder.file("confusion.png") as path:
+                plot_confusion(path, best, title)
             self.folder.write_report(
                 {
                     "data": self.splits.name,
@@ -419,19 +424,20 @@ class Trainer:
 
     def _load_state(self, training: dict[str, Any]) -> None:
         # former runs left the images that they skipped out of the fingerprint
-        if training["data"] not in (self.fingerprint, self.splits.fingerprint()):
+        if training.get("data") not in (self.fingerprint, self.splits.fingerprint()):
             where = self.config.images.data
             raise CheckpointError(
                 f"{self.folder.path} was trained on other images or labels than those of "
                 f"{self.splits.name}{'' if where is None else f' in {where}'} now: give its own "
                 "images with --data, or start a new run"
             )
-        self.network.load_state_dict(training["network"])
-        if self.ema is not None:
-            self.ema.load_state_dict(training["ema"])
-        self.optimizer.load_state_dict(training["optimizer"])
-        self.step.scaler.load_state_dict(training["scaler"])
-        self.progress = Progress(**training["progress"])
+        with checkpoint.fitting(f"{self.folder.last} does not fit the run"):
+            self.network.load_state_dict(training["network"])
+            if self.ema is not None:
+                self.ema.load_state_dict(training["ema"])
+            self.optimizer.load_state_dict(training["optimizer"])
+            self.step.scaler.load_state_dict(training["scaler"])
+            self.progress = Progress(**training["progress"])
 
     def _load_backbones(self) -> list[str]:
         """Loads the weights that were given; returns what the log says of them."""
@@ -581,7 +587,8 @@ class Trainer:
             if targets.ndim == 1
             else [f"{self.class_names[votes.argmax()]} {votes.max():.0%}" for votes in targets]
         )
-        plot_batch(self.folder.path / "batch.png", pixels.permute(0, 2, 3, 1).numpy(), captions)
+        with self.folder.file("batch.png") as path:
+            plot_batch(path, pixels.permute(0, 2, 3, 1).numpy(), captions)
 
     def _unreadable(self, error: DataError) -> DataError:
         return DataError(
@@ -615,14 +622,10 @@ class Trainer:
             disable=None if self.world.is_main else True,  # None: shown on a terminal
         )
 
-    def _tensorboard(self) -> AbstractContextManager[SummaryWriter | None]:
+    def _tensorboard(self) -> AbstractContextManager[EventFile | None]:
         if not (self.config.run.tensorboard and self.world.is_main):
             return nullcontext()
-        try:
-            return SummaryWriter(self.folder.path / "tensorboard", purge_step=self._step_number())
-        except UnicodeError:
-            self.log("no TensorBoard events: it cannot write under names that are not UTF-8")
-            return nullcontext()
+        return EventFile(self.folder.path / "tensorboard", self._step_number(), self.log)
 
     def _stop_if_asked(self, stop: StopSignal) -> None:
         asked = torch.tensor(float(stop.asked), device=self.world.device)
@@ -636,11 +639,17 @@ class Trainer:
 
 
 class StopSignal:
-    """Within it, Ctrl-C and SIGTERM are remembered in `asked`; a second one acts at once."""
+    """Within it, Ctrl-C, SIGTERM and SIGHUP are remembered in `asked`; a second one acts at once.
+
+    SIGHUP is what a terminal that is closed sends, as when a connection to another machine is lost.
+    """
 
     def __enter__(self) -> StopSignal:
         self.asked = False
-        self._before = {s: signal.signal(s, self._ask) for s in (signal.SIGINT, signal.SIGTERM)}
+        known = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+        # Windows has no SIGHUP, and nohup has it ignored, which stays
+        numbers = [s for s in known if s is not None and signal.getsignal(s) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -649,8 +658,19 @@ class StopSignal:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+        if number == getattr(signal, "SIGHUP", None):
+            _leave_terminal()
         for each, handler in self._before.items():
             signal.signal(each, handler)
+
+
+def _leave_terminal() -> None:
+    """Sends what is printed to nowhere where the terminal is gone, and writing to it an error."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        if os.isatty(stream):
+            os.dup2(nowhere, stream)
+    os.close(nowhere)
 
 
 def _score(row: Row, split: str) -> tuple[float, float]:

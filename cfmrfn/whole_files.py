@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,17 +23,32 @@ def whole(path: str | Path) -> Iterator[Path]:
         OSError: it cannot be written; names `path`.
     """
     if os.path.exists(path) and not os.path.isfile(path):
-        yield Path(path)  # /dev/stdout links to no path at all
+        with named(path):
+            yield Path(path)  # /dev/stdout links to no path at all
         return
     target = Path(os.path.realpath(path))
-    partial = target.with_name(f".partial.{target.name}")
+    # others may write the same file at the same time
+    partial = target.with_name(f".partial.{secrets.token_hex(4)}.{target.name}")
     try:
-        yield partial
+        with named(path):
+            yield partial
         os.replace(partial, target)
     except BaseException as error:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
         if isinstance(error, OSError) and str(error.filename) == str(partial):
             error.filename = os.fspath(path)  # the name that the user knows
+        raise
+
+
+@contextmanager
+def named(path: str | Path) -> Iterator[None]:
+    """Within it, errors of the file system that name no file, as of a full disk, name `path`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno is not None:
+            error.filename = os.fspath(path)
         raise
 
 
@@ -44,23 +60,32 @@ def whole_folder(path: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
     it, those of the names in `last` after the others.
     """
     folder = Path(os.path.abspath(path))
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    partial = beside(folder)
     missing = [parent for parent in folder.parents if not parent.exists()]
     try:
         partial.mkdir(parents=True)
-        yield partial
+        with named(folder):
+            yield partial
         if folder.exists():
             for file in sorted(partial.iterdir(), key=lambda file: file.name in last):
                 os.replace(file, folder / file.name)
         else:
             partial.rename(folder)
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
         with contextlib.suppress(OSError):
             for parent in missing:
                 parent.rmdir()
+        if isinstance(error, OSError) and isinstance(error.filename, str):
+            # the name that the user knows
+            error.filename = error.filename.replace(str(partial), str(folder), 1)
         raise
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def beside(folder: Path) -> Path:
+    """A name beside that of a folder which no other process has, nor one that was killed."""
+    return folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.partial")
 
 
 class CsvFile:

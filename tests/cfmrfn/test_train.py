@@ -52,6 +52,7 @@ def read_metrics(folder):
 def test_a_run_leaves_everything(run):
     folder = run("--validation", "0.25")
     assert {path.name for path in folder.iterdir()} == {
+        ".lock",
         "batch.png",
         "best.pt",
         "config.yaml",
@@ -290,7 +291,7 @@ def test_names_that_are_no_text(options, tmp_path, monkeypatch):
     assert folder.name == name
     log = (folder / "log.txt").read_bytes()
     assert b"bl\xe9" in log
-    assert b"no TensorBoard events" in log
+    assert list((folder / "tensorboard").iterdir())
     assert json.loads((folder / "report.json").read_text())["held_out"]["last"]["images"] == 2
     assert Trainer(parse_config(["--resume", str(folder)])).progress.epoch == 1
 
@@ -320,7 +321,7 @@ def test_a_run_killed_while_it_makes_its_folder_can_be_repeated(tmp_path, monkey
             run_folder.create(config)
     assert not (tmp_path / "run").exists()
     folder = run_folder.create(config)
-    assert [path.name for path in folder.path.iterdir()] == ["config.yaml"]
+    assert sorted(path.name for path in folder.path.iterdir()) == [".lock", "config.yaml"]
 
 
 @pytest.mark.parametrize(
