@@ -222,7 +222,8 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
     else:
         chosen, left_out = faces_of_classes(samples, about, tool.on_broken)
     if not chosen:
-        raise DataError(f"no image shows a face: {'; '.join(left_out.values())}")
+        reasons = errors.first_of(list(left_out.values()), 3)
+        raise DataError(f"no image shows a face: {'; '.join(reasons)}")
     if len(chosen) > MOST_FACES:
         raise ConfigError(
             f"{len(chosen)} faces were found, and one figure holds {MOST_FACES}; give fewer images"
@@ -269,7 +270,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
             _write_points(folder / "tsne.csv", embedding, about.class_names)
         write_page(folder / "analysis.html", run, network, about, faces, embedding, tool.token)
 
-    for reason in left_out.values():
+    for reason in errors.first_of(list(left_out.values())):
         print(errors.printable(f"left out: {reason}"), file=sys.stderr)
     if left_out:
         print(f"images left out, unreadable or without a face: {len(left_out)}")

@@ -319,7 +319,7 @@ def _agree(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> bool
 
 def _report(plan: _Plan, evaluation: Evaluation, digest: str, *, with_table: bool) -> None:
     """Prints the results of a checkpoint, and writes its files; `digest` is of its weights."""
-    for reason in evaluation.unreadable:
+    for reason in errors.first_of(evaluation.unreadable, rest=f", in {plan.target}.json"):
         print(errors.printable(f"left out: {reason}"), file=sys.stderr)
     images, target = plan.images, plan.target
     lines = [

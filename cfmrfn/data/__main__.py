@@ -19,6 +19,7 @@ from cfmrfn.data.duplicates import write_groups
 from cfmrfn.data.synthetic import contact_sheet, write_faces
 from cfmrfn.data.verify import verify
 from cfmrfn.errors import printable
+from cfmrfn.whole_files import whole
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,9 @@ class Draw:
         if self.sheet is not None:
             if self.sheet.suffix.lower() not in Image.registered_extensions():
                 raise errors.ConfigError(f"sheet must end as pictures do, .png; got {self.sheet}")
-            contact_sheet(self.classes, size=self.size, seed=self.seed).save(self.sheet)
+            sheet = contact_sheet(self.classes, size=self.size, seed=self.seed)
+            with whole(self.sheet) as path:
+                sheet.save(path)
             print(f"contact sheet: {printable(str(self.sheet))}")
         if self.root is not None:
             root = write_faces(

@@ -22,7 +22,7 @@ import numpy as np
 from tqdm import tqdm
 
 from cfmrfn.data.files import is_visible
-from cfmrfn.data.label_files import check_name, place, rows_of
+from cfmrfn.data.label_files import check_name, number, place, rows_of
 from cfmrfn.data.samples import AS_FOUND, Box, ExpressionSet, Sample, SetOptions
 from cfmrfn.errors import DataError
 
@@ -112,13 +112,14 @@ def _load_lists(root: str, options: SetOptions) -> ExpressionSet:
 
 def _read_list(path: str, folder: str, boxes: bool, dropped: Counter[str]) -> list[Sample]:
     samples = []
-    for number, row in rows_of(path):
-        if number == 1 and row[0] == _COLUMNS[0]:
+    for line, row in rows_of(path):
+        if line == 1 and row[0] == _COLUMNS[0]:
             continue
-        where = place(path, number, ",".join(row))
+        where = place(path, line, ",".join(row))
         if len(row) != len(_COLUMNS):
             raise DataError(f"{where}: {len(row)} columns, expected {', '.join(_COLUMNS)}")
-        if not row[6].isdecimal() or not 0 <= (label := int(row[6])) <= 10:
+        label = number(row[6])
+        if label is None or label > 10:
             raise DataError(f"{where}: expression {row[6]!r}, but legal labels are 0 to 10")
         if label in _LEFT_OUT:
             dropped[_LEFT_OUT[label]] += 1
@@ -175,9 +176,13 @@ def _load_arrays(root: str, options: SetOptions) -> ExpressionSet:
 
 def _read_array(path: str) -> int:
     try:
-        label = int(np.load(path, allow_pickle=False))  # the release holds strings, such as "3"
-    except (OSError, ValueError, TypeError) as error:
-        raise DataError(f"{path} holds no label: {error}") from error
+        with open(path, "rb") as file:
+            label = int(np.load(file, allow_pickle=False))  # the release holds strings, such as "3"
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror or error}") from error
+    except Exception as error:  # NumPy has many ways to say that a file is damaged
+        # and advises to trust it, which can run code
+        raise DataError(f"{path} holds no label: it must be a NumPy array of one number") from error
     if not 0 <= label < len(CLASS_NAMES):
         raise DataError(f"{path}: label {label}, but legal labels are 0 to 7")
     return label

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -158,8 +158,7 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
         index, draw = key if isinstance(key, tuple) else (key, 0)
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} is out of range for {len(self)} samples")
-        for step in range(len(self)):
-            candidate = (index + step) % len(self)
+        for candidate in self._candidates(index % len(self)):
             try:
                 pixels = self._pixels(candidate)
             except UNREADABLE as error:
@@ -175,6 +174,21 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
                 return candidate, draw, pixels.flip(0) if self.color == "BGR" else pixels
         first = printable(self.samples[0].path)
         raise DataError(f"not one of {len(self)} images can be read, {first} first")
+
+    def _candidates(self, first: int) -> Iterator[int]:
+        """All indices from `first` on, and around, but those that are known to be broken.
+
+        Where thousands of broken files follow one another, each draw would open most of them again.
+        """
+        yield first
+        broken = self.is_broken.numpy()
+        for index, end in ((first + 1, len(self)), (0, first)):
+            while index < end:
+                index += int(broken[index:end].argmin())
+                if broken[index]:
+                    break
+                yield index
+                index += 1
 
     def _pixels(self, index: int) -> Tensor:
         pixels = None if self.cache is None else self.cache[index]

@@ -23,7 +23,7 @@ from tqdm import tqdm
 from cfmrfn.data.reading import UNREADABLE, read_image
 from cfmrfn.data.samples import Sample
 from cfmrfn.errors import printable
-from cfmrfn.whole_files import CsvFile
+from cfmrfn.whole_files import CsvFile, whole
 
 # Small grey copies that correlate so are taken for one picture. Of FERPlus's pictures, copies as
 # JPEG of quality 60, at twice the size, at three quarters of it (99 of 100), or of less contrast
@@ -188,7 +188,10 @@ def find_groups(copies: Sequence[Copy], fingerprints: Sequence[Fingerprint]) -> 
 
 def write_groups(path: Path, groups: Iterable[Group]) -> None:
     """Writes groups as CSV, one line per image; names of files keep their bytes."""
-    with open(path, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+    with (
+        whole(path) as target,
+        open(target, "w", encoding="utf-8", errors="surrogateescape", newline="") as file,
+    ):
         writer = csv.writer(CsvFile(file))
         writer.writerow(["group", "alike", "split", "class", "image"])
         for number, group in enumerate(groups, start=1):

@@ -30,7 +30,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from cfmrfn.data.files import is_visible
-from cfmrfn.data.label_files import check_name, place, rows_of
+from cfmrfn.data.label_files import check_name, number, place, rows_of
 from cfmrfn.data.samples import AS_FOUND, ExpressionSet, Sample, SetOptions
 from cfmrfn.errors import DataError
 
@@ -239,8 +239,10 @@ def prepare(root: str, *, progress: bool = True) -> dict[str, int]:
             )
         usage, pixels = columns.index("Usage"), columns.index("pixels")
         bar = tqdm(rows, desc="writing images", unit="image", disable=not progress)
-        for row, (number, line) in zip(bar, _as_many(lines, len(rows), pixels_file), strict=True):
-            where = f"{pixels_file}, line {number}"
+        for row, (row_number, line) in zip(
+            bar, _as_many(lines, len(rows), pixels_file), strict=True
+        ):
+            where = f"{pixels_file}, line {row_number}"
             if len(line) != len(columns):
                 raise DataError(f"{where}: {len(line)} columns, expected {','.join(columns)}")
             if line[usage].strip() != row.usage:
@@ -251,7 +253,8 @@ def prepare(root: str, *, progress: bool = True) -> dict[str, int]:
             if row.image:
                 folder = _USAGES[row.usage][1]
                 image = Image.fromarray(_pixels(line[pixels], where))
-                image.save(os.path.join(unfinished, folder, row.image))
+                # the file says how it is named, but not in which format it is written
+                image.save(os.path.join(unfinished, folder, row.image), "PNG")
                 counts[folder] += 1
         for folder in folders:
             os.rename(os.path.join(unfinished, folder), os.path.join(root, folder))
@@ -264,13 +267,19 @@ def _rows(root: str) -> Iterator[_Row]:
     _, header = next(lines, (1, []))
     if header != _COLUMNS:
         raise DataError(f"{path}, line 1: expected the header {','.join(_COLUMNS)}")
-    for number, row in lines:
-        where = place(path, number, ",".join(row))
-        if len(row) != len(_COLUMNS) or not all(field.isdecimal() for field in row[2:]):
+    for line, row in lines:
+        where = place(path, line, ",".join(row))
+        votes = [count for field in row[2:] if (count := number(field)) is not None]
+        if len(row) != len(_COLUMNS) or len(votes) < len(row) - 2:
             raise DataError(f"{where}: expected Usage, image name and ten counts of votes")
         if row[0] not in _USAGES:
             raise DataError(f"{where}: Usage is none of {', '.join(_USAGES)}")
-        yield _Row(number, row[0], row[1].strip(), tuple(int(field) for field in row[2:]))
+        image = row[1].strip()
+        if image != os.path.basename(image) or image in (".", "..") or "\0" in image:
+            raise DataError(
+                f"{where}: the name of an image must be that of a file, without a folder"
+            )
+        yield _Row(line, row[0], image, tuple(votes))
 
 
 def _as_many(

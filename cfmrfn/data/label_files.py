@@ -43,6 +43,14 @@ def rows_of(path: str) -> Iterator[tuple[int, list[str]]]:
         raise DataError(f"{path}, line {rows.line_num}: {error}") from error
 
 
+def number(text: str) -> int | None:
+    """A whole number from 0 to 999,999,999 in decimal digits, or None: it is none.
+
+    Python refuses thousands of digits by an error of its own.
+    """
+    return int(text) if text.isdecimal() and len(text) < 10 else None
+
+
 def place(path: str, number: int, line: str) -> str:
     """How errors name a line of a label file."""
     return f"{path}, line {number}: {printable(line)[:120]!r}"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 
 from cfmrfn.data.files import holds_image, is_visible
-from cfmrfn.data.label_files import check_name, lines_of, place
+from cfmrfn.data.label_files import check_name, lines_of, number, place
 from cfmrfn.data.samples import AS_FOUND, EXPRESSIONS, ExpressionSet, Sample, SetOptions
 from cfmrfn.errors import DataError
 
@@ -63,14 +63,15 @@ def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
     highest = min(classes or len(EXPRESSIONS), len(EXPRESSIONS))
     splits: dict[str, list[Sample]] = {"train": [], "test": []}
     listed_names = []
-    for number, line in enumerate(lines_of(label_file), start=1):
+    for line_number, line in enumerate(lines_of(label_file), start=1):
         if not line.strip():
             continue
-        where = place(label_file, number, line.strip())
+        where = place(label_file, line_number, line.strip())
         fields = line.split()
-        if len(fields) != 2 or not fields[1].isdecimal():
+        label = number(fields[1]) if len(fields) == 2 else None
+        if label is None:
             raise DataError(f'{where}: expected "train_00001.jpg 5"')
-        listed_name, label = fields[0], int(fields[1])
+        listed_name = fields[0]
         split = listed_name.partition("_")[0]
         if split not in splits:
             raise DataError(f"{where}: image names begin with train_ or test_")

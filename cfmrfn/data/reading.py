@@ -8,6 +8,7 @@ import stat
 import struct
 import threading
 import warnings
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 
 import numpy as np
@@ -29,6 +30,10 @@ HEIC_NEEDS = "HEIC, which needs the package pillow-heif (pip install pillow-heif
 
 # Formats that files without a suffix are tried as. Not those whose first bytes say too little.
 PHOTOGRAPHS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+# Pixels of an image from which on one is decoded at a time: threads would multiply the memory that
+# the largest of them take, some gigabytes.
+_MANY_PIXELS = 1 << 25
 
 # Names of the major brands of HEIC files, after four bytes of length and "ftyp".
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -64,7 +69,7 @@ def read_image(sample: Sample, at_least: int | None = None) -> Image.Image:
         UNREADABLE: one of these errors, where the file cannot be decoded, or where most of the box
             is outside the image.
     """
-    with _quietly, _open(sample.path) as image:
+    with _quietly, _open(sample.path) as image, _one_of_the_large(image):
         width, height = image.size
         left, top, right, bottom = _inside(sample.box, width, height)
         if at_least is not None:
@@ -186,7 +191,7 @@ def _open(path: str) -> Image.Image:
     if not stat.S_ISREG(mode):  # a pipe that nobody writes to would be waited for
         raise ValueError("a folder" if stat.S_ISDIR(mode) else "no file but a pipe or a device")
     try:
-        return Image.open(path)
+        image = Image.open(path)
     except UnidentifiedImageError:
         if not os.path.getsize(path):
             raise ValueError("empty file") from None
@@ -194,7 +199,20 @@ def _open(path: str) -> Image.Image:
             raise
         if not heic_is_readable():
             raise ValueError(HEIC_NEEDS) from None
-    return Image.open(path)
+        image = Image.open(path)
+    if image.format == "EPS":
+        image.close()
+        raise ValueError("EPS, which is not read: Pillow would run Ghostscript on it")
+    return image
+
+
+_large = threading.RLock()
+
+
+def _one_of_the_large(image: Image.Image) -> AbstractContextManager[object]:
+    """Within it no other thread decodes a large image, if this one is large."""
+    width, height = image.size
+    return _large if width * height >= _MANY_PIXELS else nullcontext()
 
 
 def _is_heic(path: str) -> bool:
