@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ import sdwa
 from cfmrfn import tensor_files
 from cfmrfn.config import Config, from_mapping
 from cfmrfn.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from cfmrfn.errors import CheckpointError, ConfigError
+from cfmrfn.errors import CheckpointError, ConfigError, brief, first_of
 from cfmrfn.faces import Framing
 from cfmrfn.models import CFMRFN
 
@@ -80,9 +80,9 @@ def load(path: str | Path) -> dict[str, Any]:
             f"{path} is no checkpoint of cfmrfn, but {_contents(checkpoint)}{kind}; here a file is "
             "needed that cfmrfn.train wrote, which knows its classes and its network"
         )
-    if checkpoint["format"] != FORMAT:
+    if type(checkpoint["format"]) is not int or checkpoint["format"] != FORMAT:
         raise CheckpointError(
-            f"{path} is a checkpoint in format {checkpoint['format']!r}, and this version of "
+            f"{path} is a checkpoint in format {brief(checkpoint['format'])}, and this version of "
             f"cfmrfn reads format {FORMAT}; use the version that wrote it"
         )
     return checkpoint
@@ -113,9 +113,7 @@ def _contents(content: Any) -> str:
     tensors = sum(isinstance(value, torch.Tensor) for value in content.values())
     if tensors == len(content):
         return f"weights alone, {tensors} tensors"
-    names = [ascii(name) for name in content]
-    more = f", and {len(names) - 4} more" if len(names) > 4 else ""
-    return f"a dictionary of {', '.join(names[:4])}{more}"
+    return f"a dictionary of {', '.join(first_of(list(map(brief, content)), 4))}"
 
 
 @dataclass(frozen=True)
@@ -178,7 +176,7 @@ class About:
         """
         if not isinstance(values, dict):
             raise CheckpointError(
-                f"{source} was not written by cfmrfn.train: 'about' is {values!r}"
+                f"{source} was not written by cfmrfn.train: 'about' is {brief(values)}"
             )
         values = {"framing": None, **values}  # older files have none
         for name, (is_legal, legal) in LEGAL_ABOUT.items():
@@ -187,7 +185,7 @@ class About:
             if not is_legal(values[name]):
                 raise CheckpointError(
                     f"{source} was not written by cfmrfn.train: '{name}' of 'about' must be "
-                    f"{legal}, got {values[name]!r}"
+                    f"{legal}, got {brief(values[name])}"
                 )
         fields: dict[str, Any] = {
             name: tuple(values[name]) if isinstance(values[name], list) else values[name]
@@ -290,11 +288,25 @@ def load_network(path: str | Path) -> tuple[CFMRFN, About]:
     checkpoint = load(path)
     about = About.from_dict(part(checkpoint, "about", path), path)
     network = build_network(about.config, len(about.class_names))
-    try:
+    with fitting(f"{path} does not fit its own network"):
         network.load_state_dict(part(checkpoint, "model", path))
-    except RuntimeError as error:
-        raise CheckpointError(f"{path} lacks a part: {' '.join(str(error).split())}") from error
     return network.eval(), about
+
+
+@contextlib.contextmanager
+def fitting(otherwise: str) -> Iterator[None]:
+    """Within it, values of a file are used that may be anything.
+
+    Raises:
+        CheckpointError: they are not what was expected; begins with `otherwise`.
+    """
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except Exception as error:  # PyTorch's own, and Python's for values of other types
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise CheckpointError(f"{otherwise}: {reason[:500]}") from error
 
 
 def load_training(path: str | Path) -> tuple[dict[str, Any], Framing | None]:

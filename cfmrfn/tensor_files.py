@@ -57,6 +57,8 @@ def read(path: Path, allowed: Sequence[Any] = ()) -> Any:
             return safetensors.torch.load(path.read_bytes())
         if what := what_else(path):
             raise CheckpointError(f"{path} is {what}")
+        if damage := _damage(path):
+            raise CheckpointError(f"{path} is {damage}")
         with warnings.catch_warnings(), torch.serialization.safe_globals(list(allowed)):
             # foreign files warn about their pickle protocol; an error below is enough
             warnings.simplefilter("ignore")
@@ -145,6 +147,35 @@ def _what_zip(path: Path) -> str | None:
         f"a zip archive of other files ({', '.join(map(ascii, names[:3]))}{more}), not one that "
         "torch.save wrote; unpack it if what you look for is inside"
     )
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with an archive in the form of `torch.save`, which does not look itself.
+
+    It never compresses, so what claims to hold more bytes than the file has would fill the memory.
+    Bytes that changed would be wrong weights.
+    """
+    if not zipfile.is_zipfile(path):
+        return None  # of the legacy format
+    with zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+            return (
+                "compressed, which torch.save does not do: unpack it, and pack it without "
+                "compression (zip -0)"
+            )
+        if sum(entry.file_size for entry in entries) > os.path.getsize(path):
+            return "damaged: its parts claim more bytes than it has; download or copy it again"
+        for entry in entries:
+            if not entry.CRC:
+                continue  # PyTorch may be told to leave checksums out
+            try:
+                with archive.open(entry) as content:
+                    while content.read(2**20):
+                        pass
+            except (zipfile.BadZipFile, EOFError):
+                return f"damaged: {entry.filename!a} in it has changed; download or copy it again"
+    return None
 
 
 def _why_not(path: Path, error: Exception) -> str:

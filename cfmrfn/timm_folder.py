@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cfmrfn import tensor_files
-from cfmrfn.checkpoint import About, build_network
+from cfmrfn.checkpoint import About, build_network, fitting
 from cfmrfn.errors import CheckpointError
 from cfmrfn.models import CFMRFN
 from cfmrfn.pretrained import CONFIG, WEIGHTS
@@ -121,12 +121,8 @@ def load(folder: Path) -> tuple[CFMRFN, About]:
     said = about(folder)
     network = build_network(said.config, len(said.class_names))
     weights = tensor_files.read(folder / WEIGHTS)
-    try:
+    with fitting(f"{folder / WEIGHTS} does not fit {CONFIG}"):
         network.load_state_dict(weights)
-    except (RuntimeError, TypeError) as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} does not fit {CONFIG}: {' '.join(str(error).split())}"
-        ) from error
     return network.eval(), said
 
 

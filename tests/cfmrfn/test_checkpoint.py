@@ -103,7 +103,10 @@ def test_cut_off_and_missing_files(tmp_path):
         checkpoint.load(path)
 
 
-@pytest.mark.parametrize(("part", "message"), [("about", "'about'"), ("model", "Missing key")])
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [("about", "lacks a part: 'about'"), ("model", "does not fit its own network: .*Missing key")],
+)
 def test_checkpoints_that_lack_a_part(tmp_path, part, message):
     config = parse_config(["--image-size", "64", "--depth", "1"])
     network = checkpoint.build_network(config, 2)
@@ -116,7 +119,7 @@ def test_checkpoints_that_lack_a_part(tmp_path, part, message):
     else:
         del parts[part]
     checkpoint.save(tmp_path / "best.pt", parts)
-    with pytest.raises(CheckpointError, match=f"best.pt lacks a part: .*{message}"):
+    with pytest.raises(CheckpointError, match=f"best.pt {message}"):
         checkpoint.load_network(tmp_path / "best.pt")
 
 
