@@ -12,7 +12,6 @@ import time
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from cfmrfn import batches, checkpoint, train
 from cfmrfn.config import parse_config
@@ -20,6 +19,7 @@ from cfmrfn.data import dataset
 from cfmrfn.data.synthetic import write_faces
 from cfmrfn.errors import CheckpointError, DataError
 from cfmrfn.train import Trainer
+from tests.cfmrfn.states import assert_equal, state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -39,34 +39,6 @@ def start(args):
     process = CONTEXT.Process(target=train.main, args=(args,))
     process.start()
     return process
-
-
-def assert_equal(found, expected, where="state"):
-    """Equal bit for bit, tensors inside containers included."""
-    assert type(found) is type(expected), where
-    if isinstance(expected, dict):
-        assert found.keys() == expected.keys(), where
-        for key, value in expected.items():
-            assert_equal(found[key], value, f"{where}, {key}")
-    elif isinstance(expected, list | tuple):
-        assert len(found) == len(expected), where
-        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
-            assert_equal(one, other, f"{where}, {index}")
-    elif isinstance(expected, torch.Tensor):
-        assert torch.equal(found, expected), where
-    else:
-        assert found == expected, where
-
-
-def state(folder):
-    """All that a run leaves and that must be equal."""
-    last, best = checkpoint.load(folder / "last.pt"), checkpoint.load(folder / "best.pt")
-    for about in (last["about"], best["about"]):
-        # where the run was written, and with how many workers, may differ
-        for key in ("output", "resume", "workers"):
-            del about["config"][key]
-    files = {name: (folder / name).read_bytes() for name in ("metrics.csv", "report.json")}
-    return last, best, files
 
 
 class Uninterrupted(NamedTuple):
