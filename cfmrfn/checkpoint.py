@@ -211,6 +211,12 @@ def _are_names(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, dict) and all(
+        isinstance(text, str) for entry in value.items() for text in entry
+    )
+
+
 def _are_three_numbers(value: Any) -> bool:
     return (
         isinstance(value, list)
@@ -236,7 +242,7 @@ LEGAL_ABOUT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "std": (_are_three_numbers, "three numbers"),
     "image_size": (lambda value: isinstance(value, int), "an integer"),
     "config": (lambda value: isinstance(value, dict), "a dictionary"),
-    "versions": (lambda value: isinstance(value, dict), "a dictionary"),
+    "versions": (_are_texts, "a dictionary of texts"),
     "epoch": (lambda value: isinstance(value, int), "an integer"),
     "chosen_on": (lambda value: value in ("val", "test", None), "val, test or None"),
     "framing": (_is_framing, "five pairs of numbers, or None"),

@@ -29,7 +29,7 @@ import tyro
 import yaml
 
 from cfmrfn import pretrained
-from cfmrfn.errors import ConfigError
+from cfmrfn.errors import ConfigError, brief, first_of
 from cfmrfn.precision import Precision
 
 # The option was --kind before, and is still accepted as such.
@@ -522,24 +522,42 @@ def from_mapping(values: Any, source: str) -> Config:
         ConfigError: an unknown field, or a value that is not legal.
     """
     if not isinstance(values, Mapping):
-        raise ConfigError(f"{source}: expected lines of 'field: value', got {values!r}")
+        raise ConfigError(f"{source}: expected lines of 'field: value', got {brief(values)}")
+    for key, value in values.items():
+        if not isinstance(key, str) or not all(map(_is_plain, _items(value))):
+            raise ConfigError(
+                f"{source}: values must be texts, numbers, or lists of these; got "
+                f"{brief(key)}: {brief(value)}"
+            )
     values = {RENAMED.get(key, key): value for key, value in values.items()}
     defaults = Config().flat()
     unknown = [key for key in values if key not in defaults]
     if unknown:
-        raise ConfigError(f"{source}: unknown keys {', '.join(map(str, unknown))}")
+        raise ConfigError(
+            f"{source}: unknown keys {', '.join(first_of([key[:80] for key in unknown]))}"
+        )
     args = []
     for key, value in values.items():
         flag = str(key).replace("_", "-")
         if isinstance(value, bool) and defaults[key] is not None:
             args.append(f"--{flag}" if value else f"--no-{flag}")
         else:
-            items = value if isinstance(value, list) else [value]
-            args += [f"--{flag}", *map(str, items)]
+            args += [f"--{flag}", *map(str, _items(value))]
     try:
         return parse(Config, args)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
+
+
+def _items(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _is_plain(value: Any) -> bool:
+    """Of a length that a command line has: a checkpoint may come from anywhere."""
+    if isinstance(value, str):
+        return len(value) < 5000
+    return value is None or isinstance(value, bool | int | float)
 
 
 Section = TypeVar("Section", ImageConfig, NetworkConfig, OptimConfig, RunConfig)

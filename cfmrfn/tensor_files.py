@@ -63,7 +63,10 @@ def read(path: Path, allowed: Sequence[Any] = ()) -> Any:
             # foreign files warn about their pickle protocol; an error below is enough
             warnings.simplefilter("ignore")
             with open(path, "rb") as file:  # given a name, torch.load goes by its suffix
-                return torch.load(file, map_location="cpu", weights_only=True)
+                content = torch.load(file, map_location="cpu", weights_only=True)
+        if not _is_finite(content):
+            raise CheckpointError(f"{path} holds containers that hold one another without end")
+        return content
     except CheckpointError:
         raise
     except OSError as error:
@@ -176,6 +179,33 @@ def _damage(path: Path) -> str | None:
             except (zipfile.BadZipFile, EOFError):
                 return f"damaged: {entry.filename!a} in it has changed; download or copy it again"
     return None
+
+
+def _is_finite(content: Any) -> bool:
+    """Whether one can walk through all values of a pickle.
+
+    In some kilobytes it can hold a list twice in a list, that twice in another, and so on, or a
+    list in itself: to copy or print it would never end.
+    """
+    steps: dict[int, int] = {}  # by container, to walk through it; 0 while they are counted
+    entries = 0
+
+    def count(value: Any) -> int:
+        nonlocal entries
+        if not isinstance(value, dict | list | tuple | set):
+            return 1
+        if id(value) in steps:
+            return steps[id(value)] or 1 << 62  # a container that is in itself
+        steps[id(value)] = 0
+        inside = value.values() if isinstance(value, dict) else value
+        entries += len(value)
+        steps[id(value)] = min(1 + sum(map(count, inside)), 1 << 62)
+        return steps[id(value)]
+
+    try:
+        return count(content) <= 1_000_000 + 10 * entries
+    except RecursionError:
+        return False
 
 
 def _why_not(path: Path, error: Exception) -> str:

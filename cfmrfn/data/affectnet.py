@@ -24,7 +24,7 @@ from tqdm import tqdm
 from cfmrfn.data.files import is_visible
 from cfmrfn.data.label_files import check_name, number, place, rows_of
 from cfmrfn.data.samples import AS_FOUND, Box, ExpressionSet, Sample, SetOptions
-from cfmrfn.errors import DataError
+from cfmrfn.errors import DataError, brief
 
 CLASS_NAMES = (
     "neutral",
@@ -120,7 +120,7 @@ def _read_list(path: str, folder: str, boxes: bool, dropped: Counter[str]) -> li
             raise DataError(f"{where}: {len(row)} columns, expected {', '.join(_COLUMNS)}")
         label = number(row[6])
         if label is None or label > 10:
-            raise DataError(f"{where}: expression {row[6]!r}, but legal labels are 0 to 10")
+            raise DataError(f"{where}: expression {brief(row[6])}, but legal labels are 0 to 10")
         if label in _LEFT_OUT:
             dropped[_LEFT_OUT[label]] += 1
             continue

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from cfmrfn.data.files import is_visible
 from cfmrfn.data.label_files import check_name, number, place, rows_of
 from cfmrfn.data.samples import AS_FOUND, ExpressionSet, Sample, SetOptions
-from cfmrfn.errors import DataError
+from cfmrfn.errors import DataError, brief
 
 CLASS_NAMES = (
     "neutral",
@@ -247,7 +247,7 @@ def prepare(root: str, *, progress: bool = True) -> dict[str, int]:
                 raise DataError(f"{where}: {len(line)} columns, expected {','.join(columns)}")
             if line[usage].strip() != row.usage:
                 raise DataError(
-                    f"{where}: Usage is {line[usage]!r}, but {row.usage!r} in {VOTES_FILE}; "
+                    f"{where}: Usage is {brief(line[usage])}, but {row.usage!r} in {VOTES_FILE}; "
                     f"the files are joined by row"
                 )
             if row.image:

@@ -22,7 +22,7 @@ from cfmrfn.errors import printable
 # What Pillow raises on files that are missing, damaged, or no images: each format has its own ways.
 UNREADABLE = (
     *(OSError, SyntaxError, ValueError, RuntimeError, EOFError, LookupError, TypeError),
-    *(ArithmeticError, struct.error, Image.DecompressionBombError),
+    *(ArithmeticError, MemoryError, struct.error, Image.DecompressionBombError),
 )
 
 HEIC_SUFFIXES = (".heic", ".heif", ".hif")
@@ -120,6 +120,8 @@ def reason(path: str, error: BaseException) -> str:
     """Why a file could not be read, from what `read_image` raised; never empty."""
     if not os.path.exists(path):
         return "missing"
+    if isinstance(error, MemoryError):
+        return "not enough memory for it"
     return printable(str(error)) or type(error).__name__
 
 
@@ -256,9 +258,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         image = Image.merge("LA", (grey, alpha))
     if key is None and image.mode in ("RGB", "L", "1", "CMYK", "YCbCr"):
         return image.convert("RGB")
-    with_alpha = image.convert("RGBA")
-    ground = Image.new("RGBA", image.size, "white")
-    return Image.alpha_composite(ground, with_alpha).convert("RGB")
+    on_white = Image.new("RGB", image.size)
+    rows = max(1, _MANY_PIXELS // image.width)  # at a time: it takes many bytes for each pixel
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height))).convert("RGBA")
+        ground = Image.new("RGBA", strip.size, "white")
+        on_white.paste(Image.alpha_composite(ground, strip), (0, top))
+    return on_white
 
 
 def _to_8_bit(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
