@@ -83,7 +83,14 @@ class Payload:
 
 
 @pytest.mark.parametrize(
-    "content", [{"format": 1, "model": Payload()}, {"format": 99}, {"other": 1}, torch.ones(2)]
+    "content",
+    [
+        {"format": 1, "model": Payload()},
+        {"format": 99},
+        {"format": torch.ones(2)},
+        {"other": 1},
+        torch.ones(2),
+    ],
 )
 def test_only_plain_checkpoints_of_this_format_load(tmp_path, content, capsys):
     path = tmp_path / "last.pt"
@@ -120,6 +127,15 @@ def test_checkpoints_that_lack_a_part(tmp_path, part, message):
         del parts[part]
     checkpoint.save(tmp_path / "best.pt", parts)
     with pytest.raises(CheckpointError, match=f"best.pt {message}"):
+        checkpoint.load_network(tmp_path / "best.pt")
+
+
+@pytest.mark.parametrize("model", [None, [torch.ones(1)], {1: torch.ones(1)}])
+def test_a_model_that_is_none(tmp_path, model):
+    config = parse_config(["--image-size", "32", "--depth", "1"])
+    about = checkpoint.About.of_run(config, ("anger", "joy")).to_dict()
+    checkpoint.save(tmp_path / "best.pt", {"model": model, "about": about})
+    with pytest.raises(CheckpointError, match="best.pt does not fit its own network: "):
         checkpoint.load_network(tmp_path / "best.pt")
 
 
@@ -171,6 +187,8 @@ def test_a_checkpoint_of_before_layout_was_named_so():
         ("mean", [0.5], r"'mean' of 'about' must be three numbers, got \[0.5\]"),
         ("chosen_on", "dev", "'chosen_on' of 'about' must be val, test or None, got 'dev'"),
         ("config", {"depth": 0}, "a.pt: depth must be 1 or more, got 0"),
+        ("config", {"depth": [[1]]}, r"a.pt: values must be texts, .*; got 'depth': \[\[1\]\]"),
+        ("versions", {"torch": [1]}, "'versions' of 'about' must be a dictionary of texts"),
     ],
 )
 def test_what_a_checkpoint_says_of_itself_is_checked(name, value, message):

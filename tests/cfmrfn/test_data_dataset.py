@@ -221,3 +221,20 @@ def test_optional_augmentations_change_the_image_within_its_range(option):
     assert not torch.equal(first, second)
     assert first.min() >= 0
     assert first.max() <= 1
+
+
+def test_many_broken_files_in_a_row_are_opened_a_few_times_each(samples, monkeypatch):
+    opened = []
+
+    def read(sample, *_):
+        opened.append(sample)
+        if sample.path == "broken":
+            raise OSError
+        return read_image(sample)
+
+    monkeypatch.setattr("cfmrfn.data.dataset.read_image", read)
+    broken = [Sample("broken", 0)] * 300
+    dataset = ExpressionDataset([*broken, *samples[:2]], NAMES, PLAIN, on_broken="skip")
+    images = torch.stack([dataset[index][0] for index in range(302)])
+    assert (images[:301] == images[300]).all()
+    assert len(opened) < 3 * 302

@@ -286,6 +286,38 @@ def test_a_box_that_reaches_over_the_border_is_clipped(read):
     assert face.getextrema() == ((255, 255),) * 3
 
 
+def test_programs_are_not_run(tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\n")
+    assert "EPS, which is not read" in why_unreadable(Sample(str(path), 0))
+
+
+def test_an_image_without_memory_is_named(tmp_path, monkeypatch):
+    def lack(_):
+        raise MemoryError
+
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(reading, "_to_rgb", lack)
+    why = why_unreadable(Sample(str(tmp_path / "a.png"), 0))
+    assert why == f"{tmp_path / 'a.png'}: not enough memory for it"
+
+
+def test_large_images_are_decoded_one_at_a_time_and_in_strips(read, tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (23, 37, 4), np.uint8)
+    image = Image.fromarray(noise)
+    expected = read(image, "a.png")
+    monkeypatch.setattr(reading, "_MANY_PIXELS", 100)
+    held = []
+    monkeypatch.setattr(reading, "_large", threading.Lock())
+    real = reading._to_rgb
+    monkeypatch.setattr(
+        reading, "_to_rgb", lambda image: held.append(reading._large.locked()) or real(image)
+    )
+    assert read(image, "a.png").tobytes() == expected.tobytes()
+    assert held == [True]
+    assert not reading._large.locked()
+
+
 def test_a_decompression_bomb_is_named(tmp_path, monkeypatch):
     corners().save(tmp_path / "a.png")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)

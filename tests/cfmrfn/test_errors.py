@@ -3,13 +3,14 @@
 import io
 import pickle
 import sys
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 import torch
 import torch.distributed as dist
 
 from cfmrfn import analyze, complexity, errors, evaluate, predict, sweep, train
-from cfmrfn.errors import ConfigError, OutOfMemory, memory_options
+from cfmrfn.errors import ConfigError, OutOfMemory, brief, first_of, memory_options
 
 CUDA = (
     "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 23.69 GiB of "
@@ -111,6 +112,8 @@ def test_advice_and_codes_of_others_do_not_reach_the_user(tmp_path, told):
             "lower --workers",
         ),
         (RuntimeError("DataLoader worker (pid(s) 7) exited unexpectedly"), "lower --workers"),
+        (BrokenProcessPool("A process in the process pool was terminated"), "lower --workers"),
+        (OSError(28, "No space left on device", b"a.png"), "error: a.png: No space left"),
         (
             NotImplementedError(
                 "The operator 'aten::x' is not currently implemented for the MPS device. If you"
@@ -126,6 +129,17 @@ def test_errors_of_the_system_are_one_line(error, message, told):
     assert status == 2
     assert message in line
     assert line.count("\n") == 1
+
+
+def test_values_of_any_size_are_told_in_short():
+    nested = []
+    for _ in range(60):
+        nested = [nested, nested]
+    for value in (nested, "x" * 10**6, {"é": nested}):
+        assert len(brief(value)) < 1000
+    assert brief("\xe9\n") == "'\\xe9\\n'"
+    assert first_of(["a", "b"], 2) == ["a", "b"]
+    assert first_of(["a", "b", "c"], 1, rest=", in b.json") == ["a", "and 2 more, in b.json"]
 
 
 @pytest.mark.parametrize(

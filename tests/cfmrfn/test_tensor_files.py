@@ -45,6 +45,40 @@ def picture(kind):
     return file.getvalue()
 
 
+def compressed():
+    """A file of `torch.save` that was packed anew."""
+    file = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(saved(WEIGHTS))) as old,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    return file.getvalue()
+
+
+def with_a_changed_bit():
+    content = bytearray(saved(WEIGHTS))
+    content[content.index(WEIGHTS["a.weight"].numpy().tobytes()) + 4] ^= 1
+    return bytes(content)
+
+
+def claiming_much():
+    """An archive whose directory says that one of them has 4 GB."""
+    content = bytearray(saved(WEIGHTS))
+    place = content.rindex(b"PK\x01\x02") + 24  # size of the last entry
+    content[place : place + 4] = b"\xf0\xff\xff\xff"
+    return bytes(content)
+
+
+def nested(value):
+    for _ in range(60):
+        value = [value, value]
+    return value
+
+
+IN_ITSELF: list = []
+IN_ITSELF.append(IN_ITSELF)
 LINEAR = "holds an object of the class or function 'torch.nn.modules.linear.Linear'"
 LFS = (
     b"version https://git-lfs.github.com/spec/v1\n"
@@ -73,6 +107,11 @@ FOREIGN = {
         LINEAR,
     ),
     "cut off": (saved(WEIGHTS)[:-100], r"is cut off or damaged: it has [\d,]+ bytes and no end"),
+    "a changed bit": (with_a_changed_bit(), r"is damaged: 'archive/data/0' in it has changed"),
+    "compressed": (compressed(), "is compressed, which torch.save does not"),
+    "claiming much": (claiming_much(), "is damaged: its parts claim more bytes than it has"),
+    "nested": (saved({"format": 1, "a": nested(1)}), "holds containers that hold one another"),
+    "in itself": (saved({"format": 1, "a": IN_ITSELF}), "holds containers that hold one another"),
     "beginning lost": (saved(WEIGHTS)[100:], "is damaged"),
     "cut off, legacy": (saved(WEIGHTS, _use_new_zipfile_serialization=False)[:-9], "is damaged"),
     "cut off, safetensors": (safetensors.torch.save(WEIGHTS)[:-5], "is damaged"),
@@ -129,6 +168,16 @@ def test_weights_in_the_place_of_a_checkpoint(tmp_path, content, message):
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"a.pt is no checkpoint of cfmrfn, but {message}"):
         checkpoint.load(path)
+
+
+def test_checksums_that_were_left_out_are_not_missed(tmp_path):
+    path = tmp_path / "a.pt"
+    torch.serialization.set_crc32_options(False)
+    try:
+        path.write_bytes(saved(WEIGHTS))
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert read_tensors(path)["a.weight"].tolist() == [0, 1, 2]
 
 
 def test_a_file_that_may_not_be_read(tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """Files and folders appear when they are complete, or stay as they were."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -46,6 +47,25 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError) as error, whole(target) as path:
         path.write_text("text")
     assert error.value.filename == str(target)
+
+
+def test_two_writers_of_one_file_do_not_mix(tmp_path):
+    target = tmp_path / "a.txt"
+    with whole(target) as first, whole(target) as second:
+        first.write_text("first")
+        second.write_text("second")
+    assert target.read_text() == "first"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_full_disk_is_told_with_the_folder_that_was_asked_for(tmp_path):
+    def fail():
+        with whole_folder(tmp_path / "a") as folder:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder / "1"))
+
+    with pytest.raises(OSError, match="No space left") as error:
+        fail()
+    assert error.value.filename == str(tmp_path / "a" / "1")
 
 
 def test_a_folder_appears_with_the_folders_above_it(tmp_path):
