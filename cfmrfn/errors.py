@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import errno
 import io
 import os
 import re
@@ -16,6 +17,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
 from types import FrameType
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -53,6 +55,11 @@ def run(main: Callable[[], object]) -> None:
     141. Of several processes under `torchrun` the first one that fails tells it;
     the others, which fail with it, end without a word.
     """
+    with _terminal_may_go():
+        _run(main)
+
+
+def _run(main: Callable[[], object]) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors=_ANY_NAME)
     try:
@@ -75,6 +82,40 @@ def run(main: Callable[[], object]) -> None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
+
+
+class _Terminal(io.FileIO):
+    """A terminal, to write to; once it is closed, what is written is lost, and that is no error."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(content)
+
+
+@contextmanager
+def _terminal_may_go() -> Iterator[None]:
+    """Within it a tool outlives its terminal, and can save what it has when SIGHUP comes."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_outliving, before)
+    try:
+        yield
+    finally:
+        for stream in {sys.stdout, sys.stderr}.difference(before):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _outliving(stream: TextIO) -> TextIO:
+    if not (isinstance(stream, io.TextIOWrapper) and stream.isatty()):
+        return stream
+    raw = _Terminal(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True
+    )
 
 
 @contextmanager

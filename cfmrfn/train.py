@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import os
 import signal
 import sys
 import time
@@ -658,19 +657,8 @@ class StopSignal:
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
-        if number == getattr(signal, "SIGHUP", None):
-            _leave_terminal()
         for each, handler in self._before.items():
             signal.signal(each, handler)
-
-
-def _leave_terminal() -> None:
-    """Sends what is printed to nowhere where the terminal is gone, and writing to it an error."""
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    for stream in (1, 2):
-        if os.isatty(stream):
-            os.dup2(nowhere, stream)
-    os.close(nowhere)
 
 
 def _score(row: Row, split: str) -> tuple[float, float]:

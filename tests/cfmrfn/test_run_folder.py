@@ -1,6 +1,7 @@
 """Run folders when two processes want one, clocks are set, disks are full, or signals come."""
 
 import errno
+import io
 import os
 import signal
 import subprocess
@@ -95,6 +96,30 @@ def test_a_hangup_that_is_ignored_stays_so():
     finally:
         signal.signal(signal.SIGHUP, before)
     assert not stop.asked
+
+
+def test_a_tool_outlives_its_terminal(monkeypatch):
+    """As where a connection to another machine is lost: it can still save."""
+    ours, tools = os.openpty()
+    with open(tools, "wb", buffering=0) as raw:
+        for name in ("stdout", "stderr"):
+            monkeypatch.setattr(sys, name, io.TextIOWrapper(raw, write_through=True))
+        before = sys.stdout
+        saved = []
+
+        def tool():
+            os.close(ours)
+            with pytest.raises(OSError, match="Input/output error"):
+                os.write(tools, b"a")
+            print("b")
+            print("c", file=sys.stderr, flush=True)
+            saved.append(True)
+
+        errors.run(tool)
+        assert saved
+        assert sys.stdout is before
+        for stream in (sys.stdout, sys.stderr):
+            stream.detach()
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
