@@ -304,11 +304,11 @@ def fitting(otherwise: str) -> Iterator[None]:
     """Within it, values of a file are used that may be anything.
 
     Raises:
-        CheckpointError: they are not what was expected; begins with `otherwise`.
+        CheckpointError: they are not what is needed; its text begins with `otherwise`.
     """
     try:
         yield
-    except CheckpointError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # PyTorch's own, and Python's for values of other types
         reason = " ".join(str(error).split()) or type(error).__name__

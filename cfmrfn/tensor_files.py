@@ -163,10 +163,7 @@ def _damage(path: Path) -> str | None:
     with zipfile.ZipFile(path) as archive:
         entries = archive.infolist()
         if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            return (
-                "compressed, which torch.save does not do: unpack it, and pack it without "
-                "compression (zip -0)"
-            )
+            return "compressed, which torch.save does not do; download it from its source again"
         if sum(entry.file_size for entry in entries) > os.path.getsize(path):
             return "damaged: its parts claim more bytes than it has; download or copy it again"
         for entry in entries:

@@ -108,9 +108,10 @@ class Trainer:
                 "where they are now"
             )
 
-        # The state to resume from; a run killed before its first checkpoint starts anew
         if run.resume is not None:
             self.world.on_main(self.folder.hold)
+
+        # The state to resume from; a run killed before its first checkpoint starts anew
         saved = framing = None
         if run.resume is not None and self.folder.last.exists():
             saved, framing = checkpoint.load_training(self.folder.last)
