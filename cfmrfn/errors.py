@@ -70,6 +70,8 @@ def _run(main: Callable[[], object]) -> None:
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
+    except _Signal as signalled:
+        sys.exit(128 + signalled.number)
     except BrokenPipeError:
         # Python flushes once more at its end, where the error would be printed
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -118,10 +120,18 @@ def _outliving(stream: TextIO) -> TextIO:
     )
 
 
+class _Signal(BaseException):
+    """A signal asks this process to end; `SystemExit` means other things to those who catch it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
 @contextmanager
 def _signals_raise() -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP raise SystemExit, as Ctrl-C raises KeyboardInterrupt, so that
-    what was begun on disk is removed.
+    """Within it SIGTERM and SIGHUP raise an exception, as Ctrl-C does, so that what was begun on
+    disk is removed.
 
     Not of several processes: each may wait for another where Python cannot act, and must end.
     """
@@ -132,7 +142,7 @@ def _signals_raise() -> Iterator[None]:
         signal.signal(number, signal.SIG_DFL)  # a second one ends at once
         if os.getpid() != own:  # a process that helps this one
             os.kill(os.getpid(), number)
-        sys.exit(128 + number)
+        raise _Signal(number)
 
     is_main = threading.current_thread() is threading.main_thread()
     if is_main and int(os.environ.get("WORLD_SIZE", 1)) == 1:

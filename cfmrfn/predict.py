@@ -30,7 +30,7 @@ from cfmrfn.faces import Framing, why_no_detector
 from cfmrfn.inference import FaceTable, open_face_list, open_table, progress_bar
 from cfmrfn.overlay import draw
 from cfmrfn.predictor import Face, Faces, Predictor
-from cfmrfn.whole_files import whole
+from cfmrfn.whole_files import save_image, whole
 
 MOST_OF_JPEG = 65500  # pixels on a side
 _PICTURES_AND_VIDEOS = (*IMAGE_SUFFIXES, *HEIC_SUFFIXES, *video.VIDEO_SUFFIXES)
@@ -443,7 +443,7 @@ class PictureFolder:
         """Writes a picture named after `path`."""
         kind, suffix = ("JPEG", ".jpg") if max(image.size) <= MOST_OF_JPEG else ("PNG", ".png")
         with whole(self.name_for(path, suffix)) as target:
-            image.save(target, kind, quality=92)
+            save_image(image, target, kind, quality=92)
 
 
 def _is_same_file(one: Path, other: Path) -> bool:

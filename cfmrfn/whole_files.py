@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
+
+from PIL import Image
 
 
 @contextmanager
@@ -50,6 +53,17 @@ def named(path: str | Path) -> Iterator[None]:
         if error.filename is None and error.errno is not None:
             error.filename = os.fspath(path)
         raise
+
+
+def save_image(image: Image.Image, path: Path, kind: str | None = None, **options: Any) -> None:
+    """Writes a picture, in the format `kind`, or that of its name; `options` are Pillow's.
+
+    Where a disk is nearly full it may take a part of what is written. Pillow's own way to a file
+    does not look, so that half a JPEG would pass for a whole one.
+    """
+    content = io.BytesIO()
+    image.save(content, kind or Image.registered_extensions()[path.suffix.lower()], **options)
+    path.write_bytes(content.getvalue())
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from cfmrfn.data.duplicates import write_groups
 from cfmrfn.data.synthetic import contact_sheet, write_faces
 from cfmrfn.data.verify import verify
 from cfmrfn.errors import printable
-from cfmrfn.whole_files import whole
+from cfmrfn.whole_files import save_image, whole
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Draw:
                 raise errors.ConfigError(f"sheet must end as pictures do, .png; got {self.sheet}")
             sheet = contact_sheet(self.classes, size=self.size, seed=self.seed)
             with whole(self.sheet) as path:
-                sheet.save(path)
+                save_image(sheet, path)
             print(f"contact sheet: {printable(str(self.sheet))}")
         if self.root is not None:
             root = write_faces(

@@ -34,7 +34,7 @@ from cfmrfn.landmarks.training import CropBatches, Learner, new_backbone
 from cfmrfn.models.mobilefacenet import MobileFaceNet
 from cfmrfn.predictor import is_crop
 from cfmrfn.weights import load_landmarks
-from cfmrfn.whole_files import whole
+from cfmrfn.whole_files import save_image, whole
 
 Preset = Literal["cfmrfn_tiny", "cfmrfn_base"]
 
@@ -118,7 +118,7 @@ class Train:
 
         drawn = measure_drawn(learner.network, held_out, self.seed)
         with whole(self.picture) as path:
-            drawn.sheet().save(path)
+            save_image(drawn.sheet(), path)
         about = {"options": self.options(), "held out": str(drawn).splitlines()}
         with whole(self.output) as path:
             path.write_bytes(_safetensors(learner.network, half=self.half, about=about))
@@ -240,7 +240,7 @@ class Evaluate:
         print(measured)
         if self.picture is not None:
             with whole(self.picture) as path:
-                measured.sheet().save(path)
+                save_image(measured.sheet(), path)
             print(printable(f"picture: {self.picture}"))
 
     def _on_photographs(self, network: MobileFaceNet, folder: Path) -> Photographed:

@@ -2,11 +2,13 @@
 
 import errno
 import os
+import resource
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from cfmrfn.whole_files import whole, whole_folder
+from cfmrfn.whole_files import save_image, whole, whole_folder
 
 
 def test_a_file_appears_when_it_is_written(tmp_path):
@@ -47,6 +49,22 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError) as error, whole(target) as path:
         path.write_text("text")
     assert error.value.filename == str(target)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])
+def test_half_a_picture_is_no_picture(tmp_path, monkeypatch, suffix):
+    """As on a disk that takes a part of what is written before it is full."""
+    image = Image.effect_noise((64, 64), 80)
+    save_image(image, tmp_path / f"a{suffix}")
+    size = (tmp_path / f"a{suffix}").stat().st_size
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size - 100, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"), whole(tmp_path / f"b{suffix}") as path:
+            save_image(image, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
 
 
 def test_two_writers_of_one_file_do_not_mix(tmp_path):

@@ -28,6 +28,7 @@ from cfmrfn.data.synthetic.face import Face, draw_identity, draw_pose
 from cfmrfn.data.synthetic.look import draw_camera, draw_look
 from cfmrfn.data.synthetic.paint import paint_face, photograph
 from cfmrfn.errors import DataError
+from cfmrfn.whole_files import named, save_image
 
 # To be increased by any change after which the same seed draws other pictures.
 VERSION = 1
@@ -114,7 +115,8 @@ def write_faces(
     root.parent.mkdir(parents=True, exist_ok=True)
     unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-unfinished-", dir=root.parent))
     try:
-        _write(unfinished, description, workers, progress)
+        with named(root):
+            _write(unfinished, description, workers, progress)
         unfinished.chmod(0o755)  # mkdtemp makes private folders
         try:
             unfinished.rename(root)
@@ -201,8 +203,9 @@ def _per_class(description: Description, split: str) -> list[int]:
 
 def _save_one(folder: str, size: int, order: _Order) -> Array:
     face = draw_face(EXPRESSIONS[order.label], size, order.seeds)
-    path = os.path.join(folder, rafdb.aligned_name(order.name))
-    face.image.save(path, quality=face.jpeg_quality)
+    path = Path(folder, rafdb.aligned_name(order.name))
+    with named(path):
+        save_image(face.image, path, "JPEG", quality=face.jpeg_quality)
     return face.landmarks
 
 
