@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -186,8 +187,11 @@ class Train:
                 raise
 
     def _keep(self, learner: Learner) -> None:
-        with whole(self.unfinished) as path, open(path, "wb") as file:
-            torch.save({"options": self.options(), "learner": learner.state_dict()}, file)
+        # not into the file: torch.save hides a failed write behind errors about its own position
+        content = io.BytesIO()
+        torch.save({"options": self.options(), "learner": learner.state_dict()}, content)
+        with whole(self.unfinished) as path:
+            path.write_bytes(content.getvalue())
 
 
 @dataclass(frozen=True)

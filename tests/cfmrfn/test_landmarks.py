@@ -1,5 +1,6 @@
 """The landmark backbone: crops of drawn faces, its training, and the weights of the package."""
 
+import resource
 from itertools import islice
 
 import numpy as np
@@ -190,3 +191,21 @@ def test_a_run_says_and_keeps_which_landmark_backbone_it_has(options, tmp_path, 
     saved.write_text(saved.read_text().replace("landmarks: random", "landmarks: null"))
     resumed = Trainer(parse_config(["--resume", str(started)]))
     assert not resumed.network.landmark_backbone.is_trained
+
+
+def test_a_full_disk_is_named_and_leaves_the_state_before(tmp_path):
+    class Done:
+        def state_dict(self):
+            return {"weight": torch.ones(10_000)}
+
+    training = tool.Train(output=tmp_path / "a.safetensors")
+    training.unfinished.write_text("before")
+    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as error:
+            training._keep(Done())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert error.value.filename == str(training.unfinished)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]

@@ -115,6 +115,7 @@ def tools(runs: Runs, faces: Path, counts: Counts) -> None:
                 ended = run(args, runs.folder, full=out, fail_from=number, code=errno.ENOSPC)
                 says_what_and_where(ended, out)
                 found = contents(out)
+                found.pop("a.safetensors.unfinished.pt", None)  # from which landmarks go on
                 assert found.items() <= expected.items(), f"left: {found.keys()}"
 
 
