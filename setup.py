@@ -30,11 +30,19 @@ import sysconfig
 from pathlib import Path
 
 import ninja
+import setuptools
 import torch
 from ninja.ninja_syntax import Writer
 from setuptools import Extension, setup
-from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_ext import build_ext
+
+try:
+    from setuptools.command.bdist_wheel import bdist_wheel
+except ImportError:
+    sys.exit(
+        f"sdwa build: setuptools {setuptools.__version__} is too old; without build isolation, "
+        "pip install 'setuptools>=77' first"
+    )
 
 ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
