@@ -32,6 +32,7 @@ from cfmrfn.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cfmrfn.errors import CheckpointError, ConfigError, brief, first_of
 from cfmrfn.faces import Framing
 from cfmrfn.models import CFMRFN
+from cfmrfn.whole_files import whole
 
 FORMAT = 1
 
@@ -42,22 +43,20 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
     Raises:
         CheckpointError: it cannot be written, for example because the disk is full.
     """
-    temporary = path.with_name(f".{path.name}.partial")
     try:
-        with open(temporary, "wb") as file:
+        with whole(path) as partial, open(partial, "wb") as file:
             torch.save({"format": FORMAT, **checkpoint}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        temporary.unlink(missing_ok=True)
         # torch.save hides a failed write behind errors about its own position in the file
         reason: BaseException = error
         while reason.__context__ is not None:
             reason = reason.__context__
+        why = reason.strerror if isinstance(reason, OSError) and reason.strerror else reason
         kept = "the checkpoint before it is intact" if path.exists() else "there is none before it"
         raise CheckpointError(
-            f"cannot write {path}: {reason}; {kept}. Once files can be written there, go on with "
+            f"cannot write {path}: {why}; {kept}. Once files can be written there, go on with "
             f"--resume {path.parent}"
         ) from error
     _sync_folder(path.parent)

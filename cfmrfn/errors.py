@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import codecs
-import errno
 import io
 import os
 import re
 import reprlib
-import signal
 import socket
 import sys
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from datetime import timedelta
-from types import FrameType
-from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
+
+from cfmrfn import signals
 
 
 class ConfigError(ValueError):
@@ -55,7 +52,7 @@ def run(main: Callable[[], object]) -> None:
     141. Of several processes under `torchrun` the first one that fails tells it;
     the others, which fail with it, end without a word.
     """
-    with _terminal_may_go():
+    with signals.terminal_may_go():
         _run(main)
 
 
@@ -64,13 +61,13 @@ def _run(main: Callable[[], object]) -> None:
         sys.stdout.reconfigure(errors=_ANY_NAME)
     try:
         try:
-            with _signals_raise():
+            with signals.signals_raise():
                 main()
         finally:
             sys.stdout.flush()
     except KeyboardInterrupt:
         sys.exit(130)
-    except _Signal as signalled:
+    except signals.Signalled as signalled:
         sys.exit(128 + signalled.number)
     except BrokenPipeError:
         # Python flushes once more at its end, where the error would be printed
@@ -84,78 +81,6 @@ def _run(main: Callable[[], object]) -> None:
             raise
         print(f"error: {message}", file=sys.stderr)
         sys.exit(2)
-
-
-class _Terminal(io.FileIO):
-    """A terminal, to write to; once it is closed, what is written is lost, and that is no error."""
-
-    def write(self, content: Any, /) -> int:
-        try:
-            return super().write(content)
-        except OSError as error:
-            if error.errno != errno.EIO:
-                raise
-            return len(content)
-
-
-@contextmanager
-def _terminal_may_go() -> Iterator[None]:
-    """Within it a tool outlives its terminal, and can save what it has when SIGHUP comes."""
-    before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = map(_outliving, before)
-    try:
-        yield
-    finally:
-        for stream in {sys.stdout, sys.stderr}.difference(before):
-            stream.flush()
-        sys.stdout, sys.stderr = before
-
-
-def _outliving(stream: TextIO) -> TextIO:
-    if not (isinstance(stream, io.TextIOWrapper) and stream.isatty()):
-        return stream
-    raw = _Terminal(stream.fileno(), "w", closefd=False)
-    return io.TextIOWrapper(
-        io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True
-    )
-
-
-class _Signal(BaseException):
-    """A signal asks this process to end; `SystemExit` means other things to those who catch it."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(number)
-        self.number = number
-
-
-@contextmanager
-def _signals_raise() -> Iterator[None]:
-    """Within it SIGTERM and SIGHUP raise an exception, as Ctrl-C does, so that what was begun on
-    disk is removed.
-
-    Not of several processes: each may wait for another where Python cannot act, and must end.
-    """
-    own = os.getpid()
-    before = {}
-
-    def leave(number: int, _: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
-        if os.getpid() != own:  # a process that helps this one
-            os.kill(os.getpid(), number)
-        raise _Signal(number)
-
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        for name in ("SIGTERM", "SIGHUP"):  # Windows has not both
-            number = getattr(signal, name, None)
-            # nohup has SIGHUP ignored, which stays
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, leave)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any, cast
 
 import numpy as np
@@ -48,6 +46,7 @@ from cfmrfn.metrics import Report
 from cfmrfn.optim import build_ema, build_optimizer, learning_rate_factor, set_learning_rate
 from cfmrfn.pictures import plot_batch, plot_confusion, plot_curves
 from cfmrfn.run_folder import Row, RunFolder
+from cfmrfn.signals import StopSignal
 from cfmrfn.step import StepResult, TrainingStep
 
 MEMORY_OPTIONS = (
@@ -636,30 +635,6 @@ class Trainer:
                 f"saved; go on with: python -m cfmrfn.train --resume {self.folder.path}"
             )
             raise Interrupted
-
-
-class StopSignal:
-    """Within it, Ctrl-C, SIGTERM and SIGHUP are remembered in `asked`; a second one acts at once.
-
-    SIGHUP is what a terminal that is closed sends, as when a connection to another machine is lost.
-    """
-
-    def __enter__(self) -> StopSignal:
-        self.asked = False
-        known = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
-        # Windows has no SIGHUP, and nohup has it ignored, which stays
-        numbers = [s for s in known if s is not None and signal.getsignal(s) != signal.SIG_IGN]
-        self._before = {number: signal.signal(number, self._ask) for number in numbers}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-        for each, handler in self._before.items():
-            signal.signal(each, handler)
 
 
 def _score(row: Row, split: str) -> tuple[float, float]:

@@ -307,20 +307,6 @@ def natten1dqkrpb(
     return na1d_qk(query, key, kernel_size, dilation, rpb=rpb)
 
 
-def natten1dqk(
-    query: Tensor, key: Tensor, kernel_size: Sizes, dilation: Sizes | None = 1
-) -> Tensor:
-    """`na1d_qk`."""
-    return na1d_qk(query, key, kernel_size, dilation)
-
-
-def natten1dav(
-    attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes | None = 1
-) -> Tensor:
-    """`na1d_av`."""
-    return na1d_av(attn, value, kernel_size, dilation)
-
-
 def natten2dqkrpb(
     query: Tensor, key: Tensor, rpb: Tensor | None, kernel_size: Sizes, dilation: Sizes | None = 1
 ) -> Tensor:
@@ -328,18 +314,8 @@ def natten2dqkrpb(
     return na2d_qk(query, key, kernel_size, dilation, rpb=rpb)
 
 
-def natten2dqk(
-    query: Tensor, key: Tensor, kernel_size: Sizes, dilation: Sizes | None = 1
-) -> Tensor:
-    """`na2d_qk`."""
-    return na2d_qk(query, key, kernel_size, dilation)
-
-
-def natten2dav(
-    attn: Tensor, value: Tensor, kernel_size: Sizes, dilation: Sizes | None = 1
-) -> Tensor:
-    """`na2d_av`."""
-    return na2d_av(attn, value, kernel_size, dilation)
+natten1dqk, natten2dqk = na1d_qk, na2d_qk
+natten1dav, natten2dav = na1d_av, na2d_av
 
 
 # Layers

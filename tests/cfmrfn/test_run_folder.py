@@ -10,7 +10,7 @@ import sys
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
-from cfmrfn import errors, event_file, run_folder, train
+from cfmrfn import errors, event_file, run_folder, signals
 from cfmrfn.config import parse_config
 from cfmrfn.errors import CheckpointError
 from cfmrfn.run_folder import RunFolder
@@ -82,7 +82,7 @@ def test_runs_that_begin_in_the_same_second_or_after_the_clock_was_set_back(tmp_
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_that_ask_a_run_to_stop(number):
-    with train.StopSignal() as stop:
+    with signals.StopSignal() as stop:
         signal.raise_signal(number)
         assert stop.asked
 
@@ -90,7 +90,7 @@ def test_signals_that_ask_a_run_to_stop(number):
 def test_a_hangup_that_is_ignored_stays_so():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with train.StopSignal() as stop:
+        with signals.StopSignal() as stop:
             signal.raise_signal(signal.SIGHUP)
         errors.run(lambda: signal.raise_signal(signal.SIGHUP))
     finally:

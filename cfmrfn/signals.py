@@ -1,0 +1,110 @@
+"""How a tool ends when it is asked to: by Ctrl-C, a signal, or a terminal that is closed."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, TextIO
+
+
+class Signalled(BaseException):
+    """A signal asks this process to end; `SystemExit` means other things to those who catch it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+@contextmanager
+def signals_raise() -> Iterator[None]:
+    """Within it SIGTERM and SIGHUP raise an exception, as Ctrl-C does, so that what was begun on
+    disk is removed.
+
+    Not of several processes: each may wait for another where Python cannot act, and must end.
+    """
+    own = os.getpid()
+    before = {}
+
+    def leave(number: int, _: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)  # a second one ends at once
+        if os.getpid() != own:  # a process that helps this one
+            os.kill(os.getpid(), number)
+        raise Signalled(number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        for name in ("SIGTERM", "SIGHUP"):  # Windows has not both
+            number = getattr(signal, name, None)
+            # nohup has SIGHUP ignored, which stays
+            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+                before[number] = signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class StopSignal:
+    """Within it, Ctrl-C, SIGTERM and SIGHUP are remembered in `asked`; a second one acts at once.
+
+    SIGHUP is what a terminal that is closed sends, as when a connection to another machine is lost.
+    """
+
+    def __enter__(self) -> StopSignal:
+        self.asked = False
+        known = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
+        # Windows has no SIGHUP, and nohup has it ignored, which stays
+        numbers = [s for s in known if s is not None and signal.getsignal(s) != signal.SIG_IGN]
+        self._before = {number: signal.signal(number, self._ask) for number in numbers}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        for each, handler in self._before.items():
+            signal.signal(each, handler)
+
+
+class _Terminal(io.FileIO):
+    """A terminal, to write to; once it is closed, what is written is lost, and that is no error."""
+
+    def write(self, content: Any, /) -> int:
+        try:
+            return super().write(content)
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return len(content)
+
+
+@contextmanager
+def terminal_may_go() -> Iterator[None]:
+    """Within it a tool outlives its terminal, and can save what it has when SIGHUP comes."""
+    before = sys.stdout, sys.stderr
+    sys.stdout, sys.stderr = map(_outliving, before)
+    try:
+        yield
+    finally:
+        for stream in {sys.stdout, sys.stderr}.difference(before):
+            stream.flush()
+        sys.stdout, sys.stderr = before
+
+
+def _outliving(stream: TextIO) -> TextIO:
+    if not (isinstance(stream, io.TextIOWrapper) and stream.isatty()):
+        return stream
+    raw = _Terminal(stream.fileno(), "w", closefd=False)
+    return io.TextIOWrapper(
+        io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True
+    )
