@@ -54,15 +54,14 @@ struct Kernels {
 #define SDWA_KERNELS(isa, supported) \
   {#isa, isa::forward_scratch, isa::backward_scratch, isa::forward, isa::backward, supported},
 
-// Best first.
-const Kernels kKernels[] = {SDWA_FOR_EACH_INSTRUCTION_SET(SDWA_KERNELS)};
-
-#undef SDWA_KERNELS
-
 const Kernels& choose_kernels() {
+#if defined(__x86_64__)
+  __builtin_cpu_init();  // not every compiler's run-time has done so by now
+#endif
+  static const Kernels best_first[] = {SDWA_FOR_EACH_INSTRUCTION_SET(SDWA_KERNELS)};
   const char* asked = std::getenv("SDWA_CPU_CAPABILITY");
   std::string usable;
-  for (const Kernels& kernels : kKernels) {
+  for (const Kernels& kernels : best_first) {
     if (!kernels.supported) continue;
     if (asked == nullptr || asked[0] == '\0' || std::string(asked) == kernels.name) return kernels;
     usable += usable.empty() ? kernels.name : std::string(", ") + kernels.name;
@@ -70,6 +69,8 @@ const Kernels& choose_kernels() {
   STD_TORCH_CHECK(false, "sdwa: SDWA_CPU_CAPABILITY is '", asked,
                   "', which this build or processor does not have; usable here: ", usable);
 }
+
+#undef SDWA_KERNELS
 
 const Kernels& kernels() {
   static const Kernels& chosen = choose_kernels();

@@ -61,9 +61,10 @@ def resuming(runs: Runs, counts: Counts) -> None:
                 if ended.status == 0:
                     break
                 says_what_and_where(ended, folder, code)
-                runs.clean(name)
+                runs.clean(name, copied="stopped")
                 ended = runs.go_on(name)
                 assert ended.status == 0, ended.err
+                runs.clean(name)
                 runs.equals_whole(name)
             number = number * 3 // 2 + 1
 
