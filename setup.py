@@ -54,12 +54,12 @@ WINDOWS, MACOS = sys.platform == "win32", sys.platform == "darwin"
 STABLE_ABI = ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-DTORCH_STABLE_ONLY"]
 OPTIMIZED = ["-O3", "-DNDEBUG"]
 CXX20 = "-std=c++20"
-HOST = ["-Wall", "-Wextra", "-fno-math-errno", "-fno-trapping-math"]
+# The last is GCC's default.
+FLOATS = ["-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+HOST = ["-Wall", "-Wextra", *FLOATS, "-fPIC", "-fvisibility=hidden"]
 if WINDOWS:  # clang-cl: the vectors of the CPU kernels are those of GCC and Clang
     OPTIMIZED, CXX20 = ["/clang:-O3", "/DNDEBUG"], "/std:c++20"
-    HOST += ["/EHsc", "/MD"]
-else:
-    HOST += ["-fPIC", "-fvisibility=hidden"]
+    HOST = ["/W4", *(f"/clang:{flag}" for flag in FLOATS), "/EHsc", "/MD"]
 # The CPU kernels are compiled once for each instruction set (see csrc/README.md).
 # The longest to compile come first.
 ISA_SOURCES = ("products.cpp", "backward.cpp", "forward.cpp")

@@ -186,7 +186,8 @@ struct ExpLog<double> {
   static constexpr int kExpTerms = 13, kLogTerms = 11;
 };
 
-constexpr double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
+// While compiling: Clang would call a constexpr one at run time.
+consteval double factorial(int n) { return n < 2 ? 1.0 : n * factorial(n - 1); }
 
 // exp(x) for x up to -kSmallest. Exactly 0 below the normal numbers (so for minus infinity), NaN
 // for NaN; the relative error is about one unit in the last place.
