@@ -50,7 +50,7 @@ class BackwardKernel {
         lse_(step_, layout_.slots, scratch),
         probability_(query_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
         grad_score_(query_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
-        end_pitch_(window_.columns.size + 2 * (kStripSize - 1)),
+        end_pitch_(window_.columns.size + kStripSize - 1),
         end_lanes_(layout_.end_queries > 0 ? layout_.end_queries + kStripSize - 1 : 0),
         end_probability_(query_rows(), end_row_size(), scratch),
         end_grad_score_(query_rows(), end_row_size(), scratch),
@@ -83,9 +83,6 @@ class BackwardKernel {
     // Margins and rows of weights are read before they are written: as zeros.
     std::memset(probability_.data(), 0, sizeof(A) * probability_.size());
     std::memset(grad_score_.data(), 0, sizeof(A) * grad_score_.size());
-    // As are those of weights beside the taps of queries at ends.
-    std::memset(end_probability_.data(), 0, sizeof(A) * end_probability_.size());
-    std::memset(end_grad_score_.data(), 0, sizeof(A) * end_grad_score_.size());
     for (int32_t t = 0; t < taps; ++t) grad_bias_[t] = Vec<A>{};
     if (grad_bias) std::memset(bias_sums_, 0, sizeof(A) * problem_.bias_size());
     for (int32_t phase = 0; phase < window_.rows.phases(window_.height); ++phase) {
@@ -273,8 +270,8 @@ class BackwardKernel {
   }
 
   // The weights of a shared strip, for the keys: tap by tap, those of all queries at ends next to
-  // each other. Zeros lie on either side of a row of taps, for the keys of a strip that are not
-  // among them. As above, lanes without a query fall on what a later strip fills, or on spare ones.
+  // each other. Behind a row of taps is room for the keys of a strip that are not among them. As
+  // above, lanes without a query fall on what a later strip fills, or on spare ones.
   void save_end(const PlacedStrip& at, int32_t u) {
     const auto* probability = reinterpret_cast<const A*>(scores_) + u * kStripSize;
     const auto* grad_score = reinterpret_cast<const A*>(grad_probability_) + u * kStripSize;
@@ -291,7 +288,7 @@ class BackwardKernel {
 
   // Where that of a tap of a query at an end is in a row.
   int64_t end_weight(int32_t tap_h, int32_t tap_w, int32_t query) const {
-    return (int64_t(tap_h) * end_pitch_ + kStripSize - 1 + tap_w) * end_lanes_ + query;
+    return (int64_t(tap_h) * end_pitch_ + tap_w) * end_lanes_ + query;
   }
 
   // Adds up the gradients of a strip's scores by distance.
@@ -341,11 +338,13 @@ class BackwardKernel {
     int32_t count() const { return last - first; }
   };
 
-  // Some columns of these rows, where the queries' tokens and weights are.
+  // Some columns of these rows, where the queries' tokens and weights are, and which keys of the
+  // strip their windows hold. A key beside these must not even take a query times 0.
   struct Queries {
     int32_t rows, columns;
     const A** tokens;
     const A** weights;
+    int32_t first_key, keys;
   };
 
   // Finds the queries whose windows hold keys: around them, and at the ends of the row.
@@ -355,7 +354,7 @@ class BackwardKernel {
     const int32_t slot = at.strip.slot - columns.after();
     around_.columns = 0;
     if (layout_.any_between_ends(at.strip, slot, at.strip.slot + at.strip.count + columns.before)) {
-      around_ = find(rows, columns.size, slot, 0);
+      around_ = find(rows, columns.size, slot, 0, 0, at.strip.count);
       each_row(at, rows, [&](int32_t n, int32_t row, int32_t tap_h) {
         const int32_t tap = tap_index(columns, tap_h, columns.size - 1);
         around_.weights[n] = grad_score_.row(row) + int64_t(tap) * layout_.slots + slot;
@@ -366,19 +365,24 @@ class BackwardKernel {
       if (!columns.shifted) continue;
       const RowEnd& end = layout_.ends[2 * at.strip.phase + e];
       const int32_t tap = at.strip.slot - end.window;  // that reads the first key
-      if (tap <= -at.strip.count || tap >= columns.size) continue;
-      at_end_[e] = find(rows, end.count, end.slot, 1 + e);
+      const int32_t first = tap < 0 ? -tap : 0;
+      const int32_t left = columns.size - tap;
+      const int32_t last = left < at.strip.count ? left : at.strip.count;
+      if (first >= last) continue;
+      at_end_[e] = find(rows, end.count, end.slot, 1 + e, first, last - first);
       each_row(at, rows, [&](int32_t n, int32_t row, int32_t tap_h) {
-        at_end_[e].weights[n] = end_grad_score_.row(row) + end_weight(tap_h, tap, end.number);
+        at_end_[e].weights[n] =
+            end_grad_score_.row(row) + end_weight(tap_h, tap + first, end.number);
       });
     }
   }
 
-  Queries find(const QueryRows& rows, int32_t columns, int32_t slot, int32_t which) {
+  Queries find(const QueryRows& rows, int32_t columns, int32_t slot, int32_t which,
+               int32_t first_key, int32_t keys) {
     const int32_t place = which * window_.rows.most_queries();
     find_rows(query_, rows.first, rows.count(), rows.begin, rows.end, int64_t(slot) * stride_,
               token_rows_ + place);
-    return {rows.count(), columns, token_rows_ + place, weight_rows_ + place};
+    return {rows.count(), columns, token_rows_ + place, weight_rows_ + place, first_key, keys};
   }
 
   // Calls f(n, row, tap) for the rows of queries that are there, which read the key by that tap.
@@ -394,13 +398,18 @@ class BackwardKernel {
   // Sums the queries found, or what lies that far from them, with their weights.
   void write_gathered(const PlacedStrip& at, int64_t token_shift, int64_t weight_shift,
                       int64_t end_weight_shift, void* target) {
-    const StripTokens<A> results{at.strip, result_, stride_};
+    const auto results = [&](const Queries& queries) {
+      Strip keys = at.strip;
+      keys.count = queries.keys;
+      return StripTokens<A>{keys, result_ + queries.first_key * stride_, stride_};
+    };
     const auto window = [&](const Queries& queries) {
       return StripWindow<A>{queries.tokens, token_shift, queries.rows, queries.columns, stride_};
     };
     if (around_.columns > 0) {
       products_.sum(window(around_),
-                    StripWeights<A>{around_.weights, weight_shift, 1 - layout_.slots}, results);
+                    StripWeights<A>{around_.weights, weight_shift, 1 - layout_.slots},
+                    results(around_));
     } else {
       std::memset(result_, 0, sizeof(A) * kStripSize * stride_);
     }
@@ -408,7 +417,7 @@ class BackwardKernel {
       if (queries.columns == 0) continue;
       products_.add_shared(window(queries),
                            StripWeights<A>{queries.weights, end_weight_shift, 1, end_lanes_},
-                           results);
+                           results(queries));
     }
     write_result(at, target);
   }
