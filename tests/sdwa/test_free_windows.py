@@ -398,3 +398,22 @@ def test_operators_refuse_shifted_windows_that_pad():
     maps = [given[name] for name in ("query", "key", "value")]
     with pytest.raises(RuntimeError, match="shifted windows must be masked"):
         torch.ops.sdwa.attention_forward(*maps, None, None, [3, 3], [1, 1], 1.0, False, True)
+
+
+@pytest.mark.parametrize("padding_mode", ("zeros", "masked", "shifted"))
+def test_nan_of_a_query_reaches_the_keys_of_its_window_alone(padding_mode, backend):
+    """Keys beside a window at the end of a row once took its query times a weight of 0."""
+    q, k, v = tensors(1, 6, 7, 2, 16, dtype=torch.float32, device=backend.device_type)
+    mode = {"dilation": (1, 2), "padding_mode": padding_mode}
+
+    def depends_on(pixel):
+        """Which keys of each head do."""
+        with_nan = q.detach().clone()
+        with_nan[(0, *pixel)] = float("nan")
+        out = attention(with_nan, k, v, 3, **mode, backend=backend.name)
+        return torch.autograd.grad(out.sum(), k)[0].isnan().any(-1)[0]
+
+    for pixel in ((0, 0), (0, 3), (5, 1), (2, 6)):
+        weights = sdwa.attention_weights(q, k, 3, **mode)
+        gradient = torch.autograd.grad(weights[(0, *pixel)].square().sum(), k)[0]
+        assert torch.equal(depends_on(pixel), (gradient != 0).any(-1)[0])
