@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -137,6 +138,23 @@ def test_bits_do_not_depend_on_threads(case, dtype):
 @pytest.mark.parametrize("dtype", (torch.float64, torch.float32, torch.bfloat16), ids=str)
 def test_wide_maps(case, dtype):
     assert_matches_float64(case, dtype, backend="cpu")
+
+
+@pytest.mark.parametrize("padding_mode", ("zeros", "shifted"))
+def test_threads_that_call_at_once(padding_mode):
+    """Each has its own tensors, and all one pool; each gets what it gets alone."""
+    cases = [
+        Case("one", (2, 24, 23, 3, 24), 3, (1, 2, 3), bias=True, padding_mode=padding_mode),
+        Case("other", (1, 50, 31, 2, 16), (5, 3), 2, bias=True, padding_mode=padding_mode),
+    ]
+    given = [(case, draw(case, torch.float32, seed=seed)) for case in cases for seed in range(2)]
+    alone = [run(case, tensors, backend="cpu") for case, tensors in given]
+    with ThreadPoolExecutor(len(given)) as pool:
+        for _ in range(3):
+            found = pool.map(lambda each: run(*each, backend="cpu"), given)
+            for expected, results in zip(alone, found, strict=True):
+                for name, tensor in expected.items():
+                    assert torch.equal(results[name], tensor), name
 
 
 @pytest.mark.parametrize("key_mask", (False, True))
