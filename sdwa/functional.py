@@ -127,6 +127,8 @@ def sliding_dilated_window_attention(
             `scaled_dot_product_attention`.
         lse, with return_lse: (batch, height, width, heads), float32 (float64 for float64 tensors),
             natural logarithm, differentiable.
+        NaN and infinities reach only the results that depend on them; but the tensor cores of
+        "cuda" take bfloat16 and float16 by tiles, within which they may reach others.
         Where every tap of a window is left out (by "masked" and a bias of -inf, or by key_mask) out
         is 0, lse is -inf and all gradients are 0.
 

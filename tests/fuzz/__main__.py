@@ -78,7 +78,9 @@ def fuzz(target, cases: int, seed: int, state: Path) -> int:
             while done["cases"] < cases:
                 began = time.monotonic()
                 count = min(CHUNK, cases - done["cases"])
-                failure = run_chunk(target, check(attend), (seed << 32) + done["cases"], count)
+                failure = run_chunk(
+                    target, check(target, attend), (seed << 32) + done["cases"], count
+                )
                 done["cases"] += count
                 done["seconds"] += time.monotonic() - began
                 if failure:

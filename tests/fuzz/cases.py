@@ -20,12 +20,13 @@ QUIET = settings(
 )
 
 
-def check(attend: Attend) -> Callable[[Problem], None]:
-    """The test of one problem, for a backend."""
+def check(target: Target, attend: Attend) -> Callable[[Problem], None]:
+    """The test of one problem, for a target as it was made."""
 
     def checked(problem: Problem) -> None:
         tensors = tensors_of(problem)
-        assert_matches(problem, tensors, attend(problem, tensors))
+        spreads = target.tiles and problem.dtype.itemsize == 2
+        assert_matches(problem, tensors, attend(problem, tensors), spreads=spreads)
 
     return checked
 

@@ -99,7 +99,7 @@ def problems(
 
     dims = st.sampled_from([16, 24, 32, 48, 60, 64, 96, 128]) | st.integers(1, 256)
     dim = size(dims, 256)
-    heads = size(st.integers(1, 12), 12)
+    heads = size(mostly(st.integers(1, 3), st.integers(1, 12), 3), 12)
     if draw(st.integers(0, 30)) == 30 and side == 40:
         length = size(st.sampled_from([1000, 4099, 100_000]), 100_000)
         height, width = draw(st.sampled_from([(1, length), (length, 1)]))

@@ -26,6 +26,7 @@ class Target:
         side: of the largest map.
         taps: of the largest window.
         plain: it takes what the kernels take, not all that the operator takes.
+        tiles: with numbers of 16 bits it multiplies tiles, in which a special value spreads.
         dtypes: that it knows; the others are drawn, and passed over.
     """
 
@@ -36,6 +37,7 @@ class Target:
     side: int = 40
     taps: int = 255**2
     plain: bool = False
+    tiles: bool = False
     dtypes: tuple[torch.dtype, ...] = (
         torch.float32,
         torch.bfloat16,
@@ -138,13 +140,13 @@ HALF_AND_FLOAT = (torch.float32, torch.bfloat16, torch.float16)
 TARGETS = {
     target.name: target
     for target in (
-        Target("reference", of_backend("reference"), {}, 300_000),
+        Target("reference", of_backend("reference"), {}, 1_000_000),
         *(
-            Target(f"cpu-{isa}", cpu, {"SDWA_CPU_CAPABILITY": isa}, 1_000_000)
+            Target(f"cpu-{isa}", cpu, {"SDWA_CPU_CAPABILITY": isa}, 3_000_000)
             for isa in ("baseline", "avx2", "avx512", "avx512bf16")
         ),
-        Target("cpu", cpu, {}, 1_000_000),
-        Target("cuda-on-host", cuda_on_host, {}, 30_000, side=30, plain=True),
+        Target("cpu", cpu, {}, 3_000_000),
+        Target("cuda-on-host", cuda_on_host, {}, 200_000, side=30, plain=True, tiles=True),
         Target(
             "triton-interpreted",
             of_backend("triton"),
@@ -154,7 +156,7 @@ TARGETS = {
             taps=25,
             dtypes=HALF_AND_FLOAT,
         ),
-        Target("cuda", of_backend("cuda", "cuda"), {}, 1_000_000, dtypes=HALF_AND_FLOAT),
-        Target("triton", of_backend("triton", "cuda"), {}, 1_000_000, dtypes=HALF_AND_FLOAT),
+        Target("cuda", of_backend("cuda", "cuda"), {}, 3_000_000, tiles=True),
+        Target("triton", of_backend("triton", "cuda"), {}, 3_000_000, dtypes=HALF_AND_FLOAT),
     )
 }

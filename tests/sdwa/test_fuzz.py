@@ -49,7 +49,7 @@ def test_random_problems(name, tmp_path):
     if name == "cpu" and (missing := CPU.unavailable(torch.device("cpu"))):
         pytest.skip("; ".join(missing))
     target = TARGETS[name]
-    failure = run_chunk(target, check(target.make(tmp_path)), SEED, 300)
+    failure = run_chunk(target, check(target, target.make(tmp_path)), SEED, 300)
     assert failure is None, f"SDWA_FUZZ_SEED={SEED}: {failure}"
 
 
