@@ -360,6 +360,16 @@ REFUSED = {
         TypeError,
         r"is_causal must be a bool for sequences, got \(True, False\)",
     ),
+    "line: value of a list": (
+        {**LINE, "value": [1.0]},
+        TypeError,
+        "value must be a tensor, got list",
+    ),
+    "line: bias of a list": (
+        {**LINE, "bias": [0.0]},
+        TypeError,
+        "bias must be a tensor or None, got list",
+    ),
 }
 
 
@@ -389,6 +399,31 @@ def test_layers_refuse_what_they_are_not_for(kernel_size, shape, message):
     layer = sdwa.SlidingDilatedWindowAttention(16, 4, kernel_size)
     with pytest.raises(ValueError, match=message):
         layer(torch.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    "given, kind, message",
+    [
+        ({"x": [0.0]}, TypeError, "x must be a tensor, got list"),
+        ({"context": torch.zeros(9, 16)}, ValueError, "context must be .batch, length, channels."),
+        (
+            {"key_mask": torch.ones(2, 1, 9, dtype=torch.bool)},
+            ValueError,
+            r"key_mask must be \(batch, length\), got shape \(2, 1, 9\)",
+        ),
+    ],
+)
+def test_layers_for_sequences_refuse(given, kind, message):
+    layer = sdwa.SlidingDilatedWindowAttention(16, 4, (5,), context_dim=16)
+    with pytest.raises(kind, match=message):
+        layer(**{"x": torch.zeros(2, 9, 16), **given})
+
+
+def test_entries_of_one_axis_may_be_in_lists():
+    line = [t.detach() for t in tensors(2, 9, 2, 8)]
+    plain = attention(*line, 3, (1, 2), is_causal=True)
+    listed = attention(*line, [3], [[1], [2]], is_causal=[True])
+    assert torch.equal(plain, listed)
 
 
 def test_operators_refuse_shifted_windows_that_pad():

@@ -246,6 +246,26 @@ REFUSED = {
         ValueError,
         "additional_keys and additional_values must both be given",
     ),
+    "layer, dim": (
+        lambda m: natten.NeighborhoodAttention2D(9, 2, 3),
+        ValueError,
+        "dim must be a multiple of num_heads, got 9 and 2 heads",
+    ),
+    "layer, sequence": (
+        lambda m: natten.NeighborhoodAttention2D(8, 2, 3)(torch.zeros(1, 9, 8)),
+        ValueError,
+        r"x must have 4 dimensions, got shape \(1, 9, 8\)",
+    ),
+    "key of another shape": (
+        lambda m: natten.natten2dqk(*heads_first(m[0], m[1][..., :1, :]), 3, 1),
+        ValueError,
+        "key must have the shape of query",
+    ),
+    "heads last in a split function": (
+        lambda m: natten.natten2dqk(m[0][0], m[1][0], 3, 1),
+        ValueError,
+        r"query must be \(batch, heads, height, width, head_dim\), got shape \(8, 9, 2, 4\)",
+    ),
 }
 
 
