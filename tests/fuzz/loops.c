@@ -43,14 +43,14 @@ static long source(const Problem* p, int axis, long dilation, long here, long ta
 // (heads, 2). bias, mask, d_out and d_lse may be NULL. `results` and `bounds`: out, lse, and the
 // gradients of query, key, value and bias, all zero at first.
 void attend(const Problem* p, const long* dilation, const double* query, const double* key,
-            const double* value, const double* bias, const unsigned char* mask,
-            const double* d_out, const double* d_lse, double** results, double** bounds) {
+            const double* value, const double* bias, const unsigned char* mask, const double* d_out,
+            const double* d_lse, double** results, double** bounds) {
   const long D = p->key_dim, E = p->value_dim, taps = p->kernel[0] * p->kernel[1];
   const long pixels = p->height * p->width, queries = p->batch * pixels * p->heads;
   const long rows = p->by_distance ? 2 * p->kernel[0] - 1 : p->kernel[0];
   const long columns = p->by_distance ? 2 * p->kernel[1] - 1 : p->kernel[1];
   const double u = p->u, stored = p->stored, scale = p->scale;
-  long* at = malloc(taps * sizeof *at);     // key row of a tap, or OFF_MAP
+  long* at = malloc(taps * sizeof *at);  // key row of a tap, or OFF_MAP
   long* biased = malloc(taps * sizeof *at);
   double* score = malloc(taps * sizeof *score);
   double* error = malloc(taps * sizeof *error);
