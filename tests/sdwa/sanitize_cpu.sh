@@ -32,9 +32,9 @@ tar -c --exclude=_lib --exclude=__pycache__ --exclude='_build*.so' sdwa tests py
 cp -r "$work/built/sdwa/_lib" "$work"/built/sdwa/_build*.so "$work/root/sdwa/"
 cd "$work/root"
 
-library() { "$compiler" -print-file-name="$1"; }
+library() { $compiler -print-file-name="$1"; }
 if [ "$sanitize" = thread ]; then
-    "${CC:-cc}" -shared -fPIC -O1 -g -fsanitize=thread tests/sdwa/openmp_by_pthreads.c -o "$work/openmp.so"
+    ${CC:-cc} -shared -fPIC -O1 -g -fsanitize=thread tests/sdwa/openmp_by_pthreads.c -o "$work/openmp.so"
     preloaded="$(library libtsan.so) $work/openmp.so"
     tests=(-k threads tests/sdwa/test_cpu_kernels.py)
     cases=100
