@@ -1,6 +1,7 @@
-"""The CPU kernels against the memory's floor: goals, maps of every size, and a table of shapes.
+"""The CPU kernels against what the machine takes at least: goals, maps of every size, and a table.
 
     python -m benchmarks.cpu --json benchmarks/results/cpu-floor.json
+    SDWA_CPU_CAPABILITY=avx2 python -m benchmarks.cpu --table --kernels 3,7 --head-dims 64
 
 What is compared is timed in turns, so that whatever else the machine does at the time falls on all
 alike. Whatever computes a wrong result is not timed.
@@ -23,6 +24,7 @@ import sdwa
 from benchmarks import command_line, measure
 from benchmarks.attention import check, draw, exact_results, make_call
 from benchmarks.command_line import choose
+from benchmarks.floor import Floor
 from benchmarks.measure import Call
 from benchmarks.peers import global_attention
 from benchmarks.record import DTYPES, Measurement, Record, Timing, dtype_name, start_record
@@ -35,11 +37,9 @@ SIDES = (7, 14, 28, 56, 112, 224)
 # With zero padding; windows of both are timed shifted as well.
 BORDERS = (LARGE, Shape("56x56k7", 1, 56, 56, 4, 32, (1,) * 4, kernel_size=7))
 MAPS = tuple(Shape(f"side{s}", SIDES[-1] ** 2 // s**2, s, s, 8, 64, PAPER) for s in SIDES)
-TABLE = tuple(
-    Shape(f"k{kernel}d{head_dim}", 4, 56, 56, 8, head_dim, PAPER, kernel_size=kernel)
-    for kernel in (3, 5, 7)
-    for head_dim in (16, 24, 32, 60, 64, 128)
-)
+KERNELS = (3, 5, 7, 9, 13)
+HEAD_DIMS = (16, 24, 32, 48, 60, 64, 96, 128, 256)
+PASSES = ("forward", "backward")
 BOTH = ("forward", "forward+backward")
 NETWORK_TURNS = 3  # few, so that the tensors of one call stay in the caches
 
@@ -223,25 +223,37 @@ def run_shifted(record: Record, seconds: float) -> list[Goal]:
     return goals
 
 
-def run_table(record: Record, seconds: float, dtypes: Sequence[str]) -> None:
-    """Windows, head dimensions and dtypes, as fractions of the copy bandwidth."""
-    bandwidth = record.setting["copy_bytes_per_second"]
+def table_shape(kernel: int, head_dim: int) -> Shape:
+    """A row of the table."""
+    return Shape(f"k{kernel}d{head_dim}", 4, 56, 56, 8, head_dim, PAPER, kernel_size=kernel)
+
+
+def run_table(
+    record: Record, seconds: float, dtypes: Sequence[str], shapes: Sequence[Shape]
+) -> None:
+    """Windows, head dimensions and dtypes, as fractions of the floor's time."""
+    floor = Floor(record.setting["cpu_capability"], record.setting["copy_bytes_per_second"])
     lines = []
     for dtype in dtypes:
-        for shape in TABLE:
+        for shape in shapes:
+            # The reference of a large window takes too much memory on the whole map.
+            small = dataclasses.replace(shape, batch=1, height=30, width=30)
+            error = checked(small, draw(small, DTYPES[dtype], CPU))
             tensors = draw(shape, DTYPES[dtype], CPU)
-            error = checked(shape, tensors)
             calls = {
                 Timed(shape, "cpu", what, dtype): make_call(attend(shape, "cpu"), tensors, what)
-                for what in ("forward", "backward")
+                for what in PASSES
             }
-            fractions = []
+            cells = []
             for key, timing in in_turns(calls, seconds).items():
-                needed = shape.fewest_bytes(key.what, DTYPES[dtype])
-                fractions.append(needed / (timing.p50_ms / 1e3) / bandwidth)
-                note(record, {key: timing}, error=error, fraction=fractions[-1])
-            lines.append(f"  {dtype:<10}{shape.name:<8}" + "".join(f"{f:8.2f}" for f in fractions))
-    print(f"\nbytes / time / copy bandwidth ({bandwidth / 1e9:.1f} GB/s), forward and backward")
+                least = floor.milliseconds(shape, key.what, DTYPES[dtype])
+                bound = max(least, key=least.__getitem__)
+                fraction = least[bound] / timing.p50_ms
+                note(record, {key: timing}, error=error, fraction=fraction, bound=bound)
+                cells.append(f"{fraction:8.2f} {bound:<10}")
+            lines.append(f"  {dtype:<10}{shape.name:<8}" + "".join(cells))
+    record.setting["multiply_adds_per_second"] = floor.multiply_adds_per_second
+    print(f"\nfloor / time, forward and backward, and what the floor is ({floor})")
     print("\n".join(lines))
 
 
@@ -262,7 +274,14 @@ def parse() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--parts", default=",".join(PARTS), help="of %(default)s")
-    parser.add_argument("--dtypes", default=",".join(DTYPES), help="of the table (%(default)s)")
+    parser.add_argument("--table", action="store_true", help="the same as --parts table")
+    for option, values in (
+        ("--dtypes", DTYPES),
+        ("--kernels", KERNELS),
+        ("--head-dims", HEAD_DIMS),
+    ):
+        given = ",".join(map(str, values))
+        parser.add_argument(option, default=given, help="of the table (%(default)s)")
     command_line.add_options(parser, seconds=1.0)
     return parser.parse_args()
 
@@ -271,15 +290,18 @@ def main() -> int:
     arguments = parse()
     command_line.check_seconds(arguments.seconds)
     record = start_record("cpu", CPU)
-    parts = choose("part", arguments.parts, PARTS, record)
+    parts = choose("part", "table" if arguments.table else arguments.parts, PARTS, record)
     dtypes = choose("dtype", arguments.dtypes, DTYPES, record)
+    kernels = choose("kernel", arguments.kernels, map(str, KERNELS), record)
+    head_dims = choose("head dim", arguments.head_dims, map(str, HEAD_DIMS), record)
+    shapes = [table_shape(int(kernel), int(dim)) for kernel in kernels for dim in head_dims]
     record.setting["copy_bytes_per_second"] = measure.copy_bandwidth(CPU)
     record.setting["cpu_capability"] = capability()
     goals: list[Goal] = []
     for part in parts:
         print(part, flush=True)
-        if part == "table":  # a quarter of the time each: there are 144 of them
-            run_table(record, arguments.seconds / 4, dtypes)
+        if part == "table":  # a quarter of the time each: there are hundreds of them
+            run_table(record, arguments.seconds / 4, dtypes, shapes)
         else:
             goals += PARTS_WITH_GOALS[part](record, arguments.seconds)
         if arguments.json is not None:

@@ -31,9 +31,8 @@ class BackwardKernel {
                  Scratch& scratch)
       : args_(args),
         problem_(args.problem),
-        streaming_(plan.streaming && can_stream<T>(args.grad_query, problem_.head_dim) &&
-                   can_stream<T>(args.grad_key, problem_.head_dim) &&
-                   can_stream<T>(args.grad_value, problem_.head_dim)),
+        streaming_(streaming(args, plan)),
+        in_place_(has_scratch_form<T>(problem_.head_dim)),
         stride_(token_stride<A>(problem_.head_dim)),
         window_(problem_, head),
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
@@ -68,6 +67,13 @@ class BackwardKernel {
     for (int32_t h = 0; h < window_.rows.size; ++h) {
       own_rows_[h] = reinterpret_cast<const A*>(grad_probability_ + h * window_.columns.size);
     }
+  }
+
+  // Whether results go past the caches.
+  static bool streaming(const BackwardArgs& args, const Plan& plan) {
+    const int64_t head_dim = args.problem.head_dim;
+    return plan.streaming && can_stream<T>(args.grad_query, head_dim) &&
+           can_stream<T>(args.grad_key, head_dim) && can_stream<T>(args.grad_value, head_dim);
   }
 
   bool serves(int64_t head, int64_t piece) const {
@@ -157,8 +163,10 @@ class BackwardKernel {
     const int64_t y = phase + int64_t(row) * window_.rows.dilation;
     read_row(query.row(y), query.width_stride, layout_, problem_.head_dim, stride_,
              query_.row(row));
-    A* const grads = grad_out_.row(row);
-    read_row(grad_out.row(y), grad_out.width_stride, layout_, problem_.head_dim, stride_, grads);
+    read_row(grad_out.row(y), grad_out.width_stride, layout_, problem_.head_dim, stride_,
+             grad_out_.row(row));
+    const int head_dim = static_cast<int>(problem_.head_dim);
+    const T* const grads = grad_out.row(y);
     A* const delta = delta_.row(row);
     A* const lse = lse_.row(row);
     const int64_t first =
@@ -166,12 +174,8 @@ class BackwardKernel {
     const T* const out = static_cast<const T*>(args_.out);
     for_each_slot(layout_, [&](int32_t slot, int32_t x) __attribute__((always_inline)) {
       const int64_t token = first + x * problem_.heads;
-      read_token(out + token * problem_.head_dim, problem_.head_dim, result_);
-      Vec<A> sum = {};
-      for (int d = 0; d < stride_; d += kWidth) {
-        sum += load(grads + int64_t(slot) * stride_ + d) * load(result_ + d);
-      }
-      delta[slot] = sum_lanes<A>(sum);
+      delta[slot] =
+          dot_tokens(out + token * problem_.head_dim, grads + x * grad_out.width_stride, head_dim);
       if (args_.grad_lse) delta[slot] -= static_cast<const A*>(args_.grad_lse)[token];
       lse[slot] = static_cast<const A*>(args_.lse)[token];
     });
@@ -181,13 +185,13 @@ class BackwardKernel {
   void finish_queries(Block& block, const PhaseRows& rows, Prefetch& prefetch) {
     A delta[kWidth] = {};
     A lse[kWidth] = {};
-    for (int32_t u = 0; u < block.count; ++u) {
+    unroll<kStrips>([&](int u) __attribute__((always_inline)) {
+      if (u >= block.count) return;
       const PlacedStrip& at = block.strips[u];
-      for (int32_t i = 0; i < at.strip.count; ++i) {
-        delta[u * kStripSize + i] = delta_.row(at.row)[at.strip.slot + i];
-        lse[u * kStripSize + i] = lse_.row(at.row)[at.strip.slot + i];
-      }
-    }
+      constexpr int kBytes = sizeof(A) * kStripSize;
+      std::memcpy(delta + u * kStripSize, delta_.row(at.row) + at.strip.slot, kBytes);
+      std::memcpy(lse + u * kStripSize, lse_.row(at.row) + at.strip.slot, kBytes);
+    });
     const auto of = [&](const RowRing<A>& ring) {
       return [&](const PlacedStrip& at) { return strip_tokens(at, ring, stride_); };
     };
@@ -221,16 +225,22 @@ class BackwardKernel {
     const auto nothing = lse == -kInfinity<A>;
     lse = nothing ? broadcast(kInfinity<A>) : lse;
     delta = nothing ? Vec<A>{} : delta;
-    IntVec<A> present = {};  // lanes with a query
-    IntVec<A> own = {};      // and those with a query of the item
+    typename Types<A>::Int queries[kWidth] = {};      // of each lane's strip
+    typename Types<A>::Int own_queries[kWidth] = {};  // those of the item
     for (int32_t u = 0; u < block.count; ++u) {
       const PlacedStrip& at = block.strips[u];
-      const int32_t of_item = is_own(at, rows) ? -1 : 0;
-      for (int32_t i = 0; i < at.strip.count; ++i) {
-        present[u * kStripSize + i] = -1;
-        own[u * kStripSize + i] = of_item;
-      }
+      const int32_t of_item = is_own(at, rows) ? at.strip.count : 0;
+      unroll<kStripSize>([&](int i) __attribute__((always_inline)) {
+        queries[u * kStripSize + i] = at.strip.count;
+        own_queries[u * kStripSize + i] = of_item;
+      });
     }
+    const IntVec<A> numbers = lane_numbers<A>() % kStripSize;
+    IntVec<A> present, own;  // lanes with a query, and those with one of the item
+    std::memcpy(&present, queries, sizeof present);
+    std::memcpy(&own, own_queries, sizeof own);
+    present = numbers < present;
+    own = numbers < own;
     // Where the strips' probabilities go; grad_score lies as far behind as its ring does.
     A* weights[kStrips] = {};
     for (int32_t u = 0; u < block.count; ++u) {
@@ -309,6 +319,9 @@ class BackwardKernel {
     if (at.strip.around == Around::kShared) {
       std::memset(result_, 0, sizeof(A) * kStripSize * stride_);
       products_.add_shared(windows_.of(u), weights, results);
+    } else if (in_place_) {
+      products_.sum(windows_.of(u), weights, in_memory(at, args_.grad_query));
+      return;
     } else {
       products_.sum(windows_.of(u), weights, results);
     }
@@ -406,10 +419,13 @@ class BackwardKernel {
     const auto window = [&](const Queries& queries) {
       return StripWindow<A>{queries.tokens, token_shift, queries.rows, queries.columns, stride_};
     };
+    const StripWeights<A> weights{around_.weights, weight_shift, 1 - layout_.slots};
+    if (in_place_ && at_end_[0].columns + at_end_[1].columns == 0) {
+      products_.sum(window(around_), weights, in_memory(at, target));
+      return;
+    }
     if (around_.columns > 0) {
-      products_.sum(window(around_),
-                    StripWeights<A>{around_.weights, weight_shift, 1 - layout_.slots},
-                    results(around_));
+      products_.sum(window(around_), weights, results(around_));
     } else {
       std::memset(result_, 0, sizeof(A) * kStripSize * stride_);
     }
@@ -422,8 +438,20 @@ class BackwardKernel {
     write_result(at, target);
   }
 
+  int64_t pixel_of(const PlacedStrip& at) const {
+    return (batch_ * problem_.height + at.y) * problem_.width + at.strip.x;
+  }
+
+  // A strip's tokens in a tensor, where they are as in scratch.
+  StripTokens<A> in_memory(const PlacedStrip& at, void* target) const {
+    const int64_t pixel_size = problem_.heads * problem_.head_dim;
+    return {at.strip,
+            static_cast<A*>(target) + pixel_of(at) * pixel_size + head_ * problem_.head_dim,
+            window_.columns.dilation * pixel_size, 0, streaming_};
+  }
+
   void write_result(const PlacedStrip& at, void* target) {
-    int64_t pixel = (batch_ * problem_.height + at.y) * problem_.width + at.strip.x;
+    int64_t pixel = pixel_of(at);
     for (int32_t i = 0; i < at.strip.count; ++i, pixel += window_.columns.dilation) {
       write_token(result_ + i * stride_, problem_.head_dim, streaming_,
                   static_cast<T*>(target) + (pixel * problem_.heads + head_) * problem_.head_dim);
@@ -434,6 +462,7 @@ class BackwardKernel {
   const Problem& problem_;
   int64_t batch_, head_;  // of the item
   const bool streaming_;
+  const bool in_place_;
   const int stride_;
   const HeadWindow window_;
   const Products<A> products_;
@@ -463,15 +492,17 @@ template <typename T>
 void run_items(const BackwardArgs& args, const Plan& plan, int64_t begin, int64_t end,
                void* grad_bias, char* buffer) {
   const Problem& problem = args.problem;
-  const InputView views[] = {args.query,
-                             args.key,
-                             args.value,
-                             args.grad_out,
-                             contiguous_view(problem, args.out),
-                             contiguous_view(problem, args.grad_query),
-                             contiguous_view(problem, args.grad_key),
-                             contiguous_view(problem, args.grad_value)};
-  Prefetcher<5, 8> prefetch(problem, plan, views, begin, end);
+  const InputView keys[] = {args.key, args.value};
+  const InputView queries[] = {args.query,
+                               args.grad_out,
+                               contiguous_view(problem, args.out),
+                               contiguous_view(problem, args.grad_query),
+                               contiguous_view(problem, args.grad_key),
+                               contiguous_view(problem, args.grad_value)};
+  // Rows are read at once.
+  Prefetchers<Prefetcher<2, 2>, Prefetcher<3, 6>> prefetch{
+      {problem, plan, keys, begin, end, problem.kernel_h / 2 + 1},
+      {problem, plan, queries, begin, end, 1, BackwardKernel<T>::streaming(args, plan)}};
   auto* const sums = static_cast<Accumulation<T>*>(grad_bias);
   for_each_item<BackwardKernel<T>>(
       args, plan, begin, end, buffer,

@@ -1,6 +1,8 @@
 // Reading and writing elements and tokens of any dtype as vectors of the accumulation type.
 #pragma once
 
+#include <type_traits>
+
 #include "cpu/kernels.h"
 #include "cpu/simd.h"
 #include "dtypes.h"
@@ -105,6 +107,34 @@ SDWA_INLINE void read_token(const T* source, int head_dim, Accumulation<T>* toke
     std::memcpy(padded, source, sizeof(T) * head_dim);
     store<A>(token, load_as(padded));
   }
+}
+
+// Whether a token in memory is its scratch form.
+template <typename T>
+constexpr bool has_scratch_form(int64_t head_dim) {
+  return std::is_same_v<T, Accumulation<T>> && head_dim % kLanes<Accumulation<T>> == 0;
+}
+
+// Inner product of two tokens in memory.
+template <typename T>
+SDWA_INLINE Accumulation<T> dot_tokens(const T* a, const T* b, int head_dim) {
+  using A = Accumulation<T>;
+  constexpr int kWidth = kLanes<A>;
+  Vec<A> sum = {};
+  int d = 0;
+  for (; d + kWidth <= head_dim; d += kWidth) sum += load_as(a + d) * load_as(b + d);
+  if (d < head_dim && head_dim < kWidth) {
+    T padded[2][kWidth] = {};
+    std::memcpy(padded[0], a, sizeof(T) * head_dim);
+    std::memcpy(padded[1], b, sizeof(T) * head_dim);
+    sum = load_as(padded[0]) * load_as(padded[1]);
+  } else if (d < head_dim) {
+    // Lanes of the full vector at the end that come again count once.
+    const int first = head_dim - kWidth;
+    const Vec<A> products = load_as(a + first) * load_as(b + first);
+    sum += lane_numbers<A>() >= static_cast<typename Types<A>::Int>(d - first) ? products : Vec<A>{};
+  }
+  return sum_lanes<A>(sum);
 }
 
 // Whether tokens can be streamed: they and their vectors start at aligned addresses.

@@ -30,8 +30,8 @@ class ForwardKernel {
                 Scratch& scratch)
       : args_(args),
         problem_(args.problem),
-        streaming_(plan.streaming && can_stream<T>(args.out, problem_.head_dim)),
-        in_place_(std::is_same_v<T, A> && problem_.head_dim % kWidth == 0),
+        streaming_(streaming(args, plan)),
+        in_place_(has_scratch_form<T>(problem_.head_dim)),
         stride_(token_stride<A>(problem_.head_dim)),
         window_(problem_, head),
         products_(choose_products<A>(window_.columns.size, stride_ / kLanes<A>)),
@@ -52,6 +52,11 @@ class ForwardKernel {
     for (int32_t h = 0; h < window_.rows.size; ++h) {
       weight_rows_[h] = reinterpret_cast<const A*>(scores_ + h * window_.columns.size);
     }
+  }
+
+  // Whether results go past the caches.
+  static bool streaming(const ForwardArgs& args, const Plan& plan) {
+    return plan.streaming && can_stream<T>(args.out, args.problem.head_dim);
   }
 
   bool serves(int64_t head, int64_t piece) const {
@@ -157,8 +162,9 @@ class ForwardKernel {
       products_.add_shared(values, weights, results);
     } else {
       if constexpr (std::is_same_v<T, A>) {
-        if (in_place_ && !streaming_) {
-          results = {at.strip, out, dilation * pixel_size, at.strip.jump(dilation) * pixel_size};
+        if (in_place_) {
+          results = {at.strip, out, dilation * pixel_size, at.strip.jump(dilation) * pixel_size,
+                     streaming_};
         }
       }
       products_.sum(values, weights, results);
@@ -178,7 +184,7 @@ class ForwardKernel {
   int64_t batch_, head_;  // of the item
   Plane<T> queries_;
   const bool streaming_;
-  const bool in_place_;  // a query's token is its scratch form: it needs none
+  const bool in_place_;
   const int stride_;
   const HeadWindow window_;
   const Products<A> products_;
@@ -198,8 +204,13 @@ template <typename T>
 void run_items(const ForwardArgs& args, const Plan& plan, int64_t begin, int64_t end,
                char* buffer) {
   const Problem& problem = args.problem;
-  const InputView views[] = {args.query, args.key, args.value, contiguous_view(problem, args.out)};
-  Prefetcher<3, 4> prefetch(problem, plan, views, begin, end);
+  const InputView keys[] = {args.key, args.value};
+  const InputView queries[] = {args.query, contiguous_view(problem, args.out)};
+  // A row of keys is read at once, and so is one of queries that is copied.
+  const int64_t query_rows = has_scratch_form<T>(problem.head_dim) ? 0 : 1;
+  Prefetchers<Prefetcher<2, 2>, Prefetcher<1, 2>> prefetch{
+      {problem, plan, keys, begin, end, problem.kernel_h / 2 + 1},
+      {problem, plan, queries, begin, end, query_rows, ForwardKernel<T>::streaming(args, plan)}};
   for_each_item<ForwardKernel<T>>(args, plan, begin, end, buffer,
                                   [&](ForwardKernel<T>& kernel, const ItemBounds& bounds, int64_t) {
                                     kernel.run(bounds, prefetch);

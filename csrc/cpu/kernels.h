@@ -12,8 +12,8 @@ namespace sdwa::cpu {
 // vector straddles one.
 inline constexpr int kCacheLine = 64;
 
-// How a call is cut into items that run in any order on any thread. It depends on the problem
-// alone, so results do not depend on the number of threads.
+// How a call is cut into items that run in any order on any thread. What an item computes does not
+// depend on how the call was cut, so results do not depend on the number of threads.
 struct Plan {
   int64_t bands;      // per map
   int64_t band_rows;  // pixels

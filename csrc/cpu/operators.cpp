@@ -20,8 +20,10 @@ namespace sdwa::cpu {
 namespace {
 
 constexpr int64_t kMiB = int64_t(1) << 20;
-// Items that a call is cut into at least, so that many cores have work.
-constexpr int64_t kItems = 64;
+// Items that a call is cut into at least, so that all threads have as much work.
+constexpr int64_t kItemsPerThread = 16;
+// The same where sums over items' results make one: it must not depend on the number of threads.
+constexpr int64_t kItemsToAdd = 64;
 // Bytes of a band in one tensor, all heads: the caches hold them until the last head has been
 // there.
 constexpr int64_t kBandBytes = 8 * kMiB;
@@ -138,11 +140,10 @@ int64_t rows_around_band(const Problem& problem) {
   return (problem.kernel_h - 1) * dilation;
 }
 
-// Items enough for many cores, however few images and heads there are, of bands that the caches
-// hold until all heads have been there, and of rows that a thread's scratch has room for. Depends
-// on the problem alone. What lies around an item is read as far as `halos` windows reach, in
-// scratch of `slot_bytes` for each slot.
-Plan make_plan(const Problem& problem, int64_t halos, int64_t slot_bytes) {
+// At least so many items, however few images and heads there are, of bands that the caches hold
+// until all heads have been there, and of rows that a thread's scratch has room for. What lies
+// around an item is read as far as `halos` windows reach, in scratch of `slot_bytes` for each slot.
+Plan make_plan(const Problem& problem, int64_t items, int64_t halos, int64_t slot_bytes) {
   Plan plan{};
   plan.halo = halos * problem.farthest_w();
   plan.slots = kScratchBytes / slot_bytes;
@@ -156,7 +157,7 @@ Plan make_plan(const Problem& problem, int64_t halos, int64_t slot_bytes) {
   const int64_t maps = problem.batch * problem.heads * plan.pieces;
   const int64_t row_bytes =
       problem.width * problem.heads * problem.head_dim * element_size(problem.dtype);
-  const int64_t for_items = maps > 0 ? (kItems + maps - 1) / maps : 1;
+  const int64_t for_items = maps > 0 ? (items + maps - 1) / maps : 1;
   const int64_t for_caches = problem.height * row_bytes / plan.pieces / kBandBytes + 1;
   const int64_t wanted = for_items > for_caches ? for_items : for_caches;
   const int64_t rows = (problem.height + wanted - 1) / wanted;
@@ -173,17 +174,21 @@ int64_t token_bytes(const Problem& problem) {
   return (bytes + kCacheLine - 1) / kCacheLine * kCacheLine;
 }
 
+int64_t items_for_threads() { return kItemsPerThread * torch::stable::get_num_threads(); }
+
 Plan forward_plan(const Problem& problem) {
   // A row of queries, and rows of keys and values.
-  return make_plan(problem, 1, (1 + 2 * problem.kernel_h) * token_bytes(problem));
+  const int64_t slot_bytes = (1 + 2 * problem.kernel_h) * token_bytes(problem);
+  return make_plan(problem, items_for_threads(), 1, slot_bytes);
 }
 
-Plan backward_plan(const Problem& problem) {
+Plan backward_plan(const Problem& problem, bool grad_bias) {
   // Rows of queries, keys, values and gradients, and of two weights per tap. The queries around an
   // item read its keys: their probabilities are computed again, from keys that lie as far away
   // again.
   const int64_t weights = 2 * problem.kernel_h * problem.kernel_w * int64_t(sizeof(float));
-  return make_plan(problem, 2, problem.kernel_h * (4 * token_bytes(problem) + weights));
+  const int64_t items = grad_bias ? kItemsToAdd : items_for_threads();
+  return make_plan(problem, items, 2, problem.kernel_h * (4 * token_bytes(problem) + weights));
 }
 
 // Items that a thread takes at least.
@@ -235,7 +240,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
       prepare_backward(grad_out, grad_lse, query, key, value, bias, key_mask, out, lse,
                        {kernel_size, dilation, scale, masked, shifted, causal_h, causal_w});
   const Problem& problem = call.args.problem;
-  const Plan plan = backward_plan(problem);
+  const Plan plan = backward_plan(problem, call.args.grad_bias != nullptr);
   std::unique_ptr<double[]> sums;  // (items, bias_h, bias_w) in the accumulation type
   if (call.args.grad_bias) {
     // Zeros: items without pixels make none.

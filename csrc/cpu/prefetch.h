@@ -12,29 +12,33 @@
 
 namespace sdwa::cpu::SDWA_ISA {
 
-// Walks over the tokens of items in the order in which the kernels read them. The first kRead views
-// are read, the others written.
+// Walks over the tokens of items in the order in which the kernels need them, some way ahead of
+// what is being computed. The first kRead views are read, the others written.
+//
+// The way is as short as can be: where the heads of a pixel lie next to each other, the tokens of
+// one head fall into few sets of a cache, and drive each other out if they come early.
 template <int kRead, int kViews>
 class Prefetcher {
  public:
+  // `rows` and some tokens ahead. With `streaming`, what is written goes past the caches.
   Prefetcher(const Problem& problem, const Plan& plan, const InputView (&views)[kViews],
-             int64_t begin, int64_t end)
+             int64_t begin, int64_t end, int64_t rows, bool streaming = false)
       : problem_(problem),
         plan_(plan),
-        views_(views),
+        streaming_(streaming),
         element_(element_size(problem.dtype)),
         token_bytes_(static_cast<int>(problem.head_dim) * element_),
         item_(begin),
         end_(end),
         bounds_(problem, plan, begin) {
     for (int v = 0; v < kViews; ++v) {
+      views_[v] = views[v];
       token_steps_[v] = views[v].width_stride * element_;
       row_steps_[v] = views[v].height_stride * element_;
     }
     enter_item();
-    // Ahead of what is being computed by the window's reach and the rows that kTokensAhead are on.
-    const int64_t rows = problem.kernel_h / 2 + kTokensAhead / (problem.width + 1) + 1;
     for (int64_t i = 0; i < rows && item_ < end_; ++i) next_row();
+    advance(kTokensAhead);
   }
 
   SDWA_INLINE void advance(int tokens) {
@@ -49,15 +53,14 @@ class Prefetcher {
   }
 
  private:
-  // Early enough for narrow maps, and not too much at a time for the second cache on wide ones.
-  static constexpr int64_t kTokensAhead = 24;
+  static constexpr int kTokensAhead = 24;
 
   template <int kLines>
   SDWA_INLINE void advance_lines(int tokens, int runtime_lines) {
     const int lines = kLines > 0 ? kLines : runtime_lines;
     for (int i = 0; i < tokens && item_ < end_; ++i) {
       unroll<kViews>([&](auto v) __attribute__((always_inline)) {
-        if (v >= kRead && plan_.streaming) return;
+        if (v >= kRead && streaming_) return;
         const char* token = rows_[v];
         rows_[v] += token_steps_[v];
         for (int line = 0; line < lines; ++line) {
@@ -127,7 +130,8 @@ class Prefetcher {
 
   const Problem& problem_;
   const Plan& plan_;
-  const InputView (&views_)[kViews];
+  const bool streaming_;
+  InputView views_[kViews];
   const int element_;
   const int token_bytes_;
   int64_t item_, end_;
@@ -139,6 +143,18 @@ class Prefetcher {
   int64_t token_steps_[kViews], row_steps_[kViews];  // bytes
   const char* firsts_[kViews];                       // of the item, were it on row 0
   const char* rows_[kViews] = {};
+};
+
+// Keys are needed some rows before the queries whose windows hold them.
+template <typename Keys, typename Queries>
+struct Prefetchers {
+  Keys keys;
+  Queries queries;
+
+  SDWA_INLINE void advance(int tokens) {
+    keys.advance(tokens);
+    queries.advance(tokens);
+  }
 };
 
 }  // namespace sdwa::cpu::SDWA_ISA

@@ -172,10 +172,17 @@ SDWA_INLINE void sum_chunk(const StripWindow<A>& window, const StripWeights<A>& 
     if (i >= results.strip.count) return;
     const int64_t jump = kAround == Around::kSplit && i >= kStripSize / 2 ? results.jump : 0;
     A* const result = results.first + i * results.step + jump + first * kWidth;
-    unroll<kChunk>([&](int n) __attribute__((always_inline)) {
-      const Vec<A> before = kAround == Around::kShared ? load(result + n * kWidth) : Vec<A>{};
-      store<A>(result + n * kWidth, kAround == Around::kShared ? before + sum[i][n] : sum[i][n]);
-    });
+    if (kAround == Around::kShared) {
+      unroll<kChunk>([&](int n) __attribute__((always_inline)) {
+        store<A>(result + n * kWidth, load(result + n * kWidth) + sum[i][n]);
+      });
+    } else if (results.streaming) {
+      unroll<kChunk>([&](int n)
+                         __attribute__((always_inline)) { stream(result + n * kWidth, sum[i][n]); });
+    } else {
+      unroll<kChunk>(
+          [&](int n) __attribute__((always_inline)) { store<A>(result + n * kWidth, sum[i][n]); });
+    }
   });
 }
 

@@ -36,13 +36,14 @@ struct StripWeights {
 };
 
 // Tokens of a strip's queries, `step` elements apart, those of a split strip's second row `jump`
-// more.
+// more. With `streaming`, they are written past the caches.
 template <typename A>
 struct StripTokens {
   Strip strip;
   A* first;
   int64_t step;
   int64_t jump = 0;
+  bool streaming = false;
 };
 
 template <typename A>

@@ -160,11 +160,25 @@ SDWA_INLINE Vec<A> transposed(Vec<A> v) {
   }(std::make_integer_sequence<int, kLanes<A>>{});
 }
 
+// 0, 1, 2, ...
 template <typename A>
+SDWA_INLINE IntVec<A> lane_numbers() {
+  return []<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+    return IntVec<A>{i...};
+  }(std::make_integer_sequence<int, kLanes<A>>{});
+}
+
+// Adds what lies kHalf lanes apart, then half as far, and so on.
+template <typename A, int kHalf = kLanes<A> / 2>
 SDWA_INLINE A sum_lanes(Vec<A> v) {
-  A sum = 0;
-  for (int i = 0; i < kLanes<A>; ++i) sum += v[i];
-  return sum;
+  if constexpr (kHalf == 0) {
+    return v[0];
+  } else {
+    v += [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+      return __builtin_shufflevector(v, v, (i ^ kHalf)...);
+    }(std::make_integer_sequence<int, kLanes<A>>{});
+    return sum_lanes<A, kHalf / 2>(v);
+  }
 }
 
 template <typename A>
