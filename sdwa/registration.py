@@ -24,7 +24,7 @@ from sdwa.torch_private import (
     autocast_skipped,
     in_forward_mode,
     in_transform,
-    keep_whole,
+    lower_to_kernel,
     plain_apply,
     plain_call,
     register_autocast,
@@ -39,7 +39,8 @@ class OperatorPair:
     """A forward and a backward operator, differentiable, batched, cast and compiled by PyTorch.
 
     Args:
-        forward_name, backward_name: of the operators in `torch.ops.sdwa`, which must be defined.
+        forward_name, backward_name: of the operators in `torch.ops.sdwa`. They must be defined, and
+            so must those of the same names with "_kernel" at the end, for compiled graphs.
     """
 
     def __init__(self, forward_name: str, backward_name: str) -> None:
@@ -149,8 +150,11 @@ def _describe(
     flops: Callable[..., int],
     decomposition: Callable[..., Any],
 ) -> None:
-    """Tells PyTorch all that it asks of an operator."""
-    fake = keep_whole(operator, fake)
+    """Tells PyTorch all that it asks of an operator, and of the one that compiled graphs call."""
+    kernel = getattr(torch.ops.sdwa, f"{operator.overloadpacket.__name__}_kernel").default
+    torch.library.register_fake(kernel, fake)
+    register_flop_formula(kernel.overloadpacket)(flops)
+    fake = lower_to_kernel(operator, kernel, fake)
     torch.library.register_fake(operator, fake)
     torch.library.register_autograd(operator, differentiate, setup_context=save)
     torch.library.register_vmap(operator, partial(vmap, operator))

@@ -32,7 +32,7 @@ __all__ = [
     "constant_when_compiled",
     "in_forward_mode",
     "in_transform",
-    "keep_whole",
+    "lower_to_kernel",
     "plain_apply",
     "plain_call",
     "register_autocast",
@@ -112,22 +112,32 @@ def register_autocast(library: torch.library.Library, name: str, rule: Callable[
         library.impl(name, rule, key, with_keyset=True)  # type: ignore[no-untyped-call]
 
 
-def keep_whole(operator: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
-    """The fake, which also has Inductor call the kernels although there is a decomposition.
+def lower_to_kernel(operator: Any, kernel: Any, fake: Callable[..., Any]) -> Callable[..., Any]:
+    """The fake, which also has Inductor call `kernel` where the graph has the operator.
 
-    Inductor does so by itself, except where the variable CI is set: an operator that has a
-    decomposition which Inductor does not use is then an error. Every compilation runs the fakes, so
-    they tell Inductor where it is loaded; importing sdwa does not load it.
+    `kernel` is the operator without rules for autograd and autocast. Those are written in Python,
+    and a call goes through them also where nothing is left to differentiate or to cast.
+
+    Inductor calls it although there is a decomposition. Every compilation runs the fakes, so they
+    tell Inductor where it is loaded; importing sdwa does not load it.
     """
+    arguments = operator._schema.arguments
 
-    def kept_whole(*inputs: Any) -> Any:
+    def lowered(*inputs: Any) -> Any:
         inductor: Any = sys.modules.get("torch._inductor.lowering")
         if inductor is not None and operator not in inductor.lowerings:
             layout = inductor.tag_to_layout_constraint(get_layout_constraint_tag(operator))
             inductor.make_fallback(operator, layout, warn=False)
+            call = inductor.fallback_handler(kernel)
+
+            def lower(*given: Any, **named: Any) -> Any:
+                others = arguments[len(given) :]  # by name or left out; the kernel has no defaults
+                return call(*given, *(named.get(a.name, a.default_value) for a in others))
+
+            inductor.register_lowering(operator, type_promotion_kind=None)(lower)
         return fake(*inputs)
 
-    return kept_whole
+    return lowered
 
 
 def varies(number: Any) -> bool:

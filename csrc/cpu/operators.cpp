@@ -278,4 +278,6 @@ STABLE_TORCH_LIBRARY_IMPL(sdwa, CompositeExplicitAutograd, m) {
 STABLE_TORCH_LIBRARY_IMPL(sdwa, CPU, m) {
   m.impl("attention_forward", TORCH_BOX(&sdwa::cpu::attention_forward));
   m.impl("attention_backward", TORCH_BOX(&sdwa::cpu::attention_backward));
+  m.impl("attention_forward_kernel", TORCH_BOX(&sdwa::cpu::attention_forward));
+  m.impl("attention_backward_kernel", TORCH_BOX(&sdwa::cpu::attention_backward));
 }

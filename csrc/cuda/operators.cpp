@@ -73,6 +73,8 @@ std::tuple<int64_t, int64_t> cuda_versions() {
 STABLE_TORCH_LIBRARY_IMPL(sdwa, CUDA, m) {
   m.impl("attention_forward", TORCH_BOX(&attention_forward));
   m.impl("attention_backward", TORCH_BOX(&attention_backward));
+  m.impl("attention_forward_kernel", TORCH_BOX(&attention_forward));
+  m.impl("attention_backward_kernel", TORCH_BOX(&attention_backward));
 }
 
 STABLE_TORCH_LIBRARY_FRAGMENT(sdwa, m) {

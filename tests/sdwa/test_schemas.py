@@ -19,10 +19,11 @@ def described(argument):
     )
 
 
+@pytest.mark.parametrize("suffix", ("", "_kernel"))
 @pytest.mark.parametrize("name", ("attention_forward", "attention_backward"))
 @pytest.mark.parametrize("part", ("arguments", "returns"))
-def test_triton_has_the_schema_of_the_compiled_operator(name, part):
-    compiled = getattr(torch.ops.sdwa, name).default._schema
-    triton = getattr(torch.ops.sdwa, f"triton_{name}").default._schema
+def test_triton_has_the_schema_of_the_compiled_operator(name, suffix, part):
+    compiled = getattr(torch.ops.sdwa, name + suffix).default._schema
+    triton = getattr(torch.ops.sdwa, f"triton_{name}{suffix}").default._schema
     expected = [described(argument) for argument in getattr(compiled, part)]
     assert [described(argument) for argument in getattr(triton, part)] == expected

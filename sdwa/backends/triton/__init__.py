@@ -83,9 +83,11 @@ def _backward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 def _define() -> OperatorPair:
     """Defines the pair and registers it. Triton itself is imported by the first call."""
     for schema, implementation in zip(SCHEMAS, (_forward, _backward), strict=True):
-        name = _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-        for key in ("CUDA", "CPU"):
-            _LIBRARY.impl(name, implementation, key)
+        for_graphs = schema.replace("(", "_kernel(", 1).replace("=False", "")
+        for form in (schema, for_graphs):
+            name = _LIBRARY.define(form, tags=(torch.Tag.pt2_compliant_tag,))
+            for key in ("CUDA", "CPU"):
+                _LIBRARY.impl(name, implementation, key)
     return OperatorPair("triton_attention_forward", "triton_attention_backward")
 
 
