@@ -17,7 +17,7 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from cfmrfn import signals
+from cfmrfn import heap, signals
 
 
 class ConfigError(ValueError):
@@ -51,7 +51,10 @@ def run(main: Callable[[], object]) -> None:
     was begun on disk is removed; a reader of the output that has seen enough, such as `head`, with
     141. Of several processes under `torchrun` the first one that fails tells it;
     the others, which fail with it, end without a word.
+
+    The process keeps the memory that it frees, see `heap.keep_pages`.
     """
+    heap.keep_pages()
     with signals.terminal_may_go():
         _run(main)
 

@@ -40,7 +40,7 @@ constexpr int64_t kScratchBytes = kMiB;
 constexpr int64_t kKeptBytes = 16 * kMiB;
 // What a query costs beside its taps (reading, softmax, writing), in taps.
 constexpr int64_t kTapsPerQuery = 8;
-// From this size on, glibc gives a block of memory a mapping of its own.
+// From this size on, glibc gives a block of memory a mapping of its own, by default.
 [[maybe_unused]] constexpr int64_t kMappingBytes = 32 * kMiB;
 [[maybe_unused]] constexpr int64_t kHugePage = 2 * kMiB;
 
@@ -116,8 +116,8 @@ class ThreadScratch {
 };
 
 // Asks for huge pages behind a large new output: most of the time that writing it takes would go
-// into touching its small pages for the first time. Its mapping is its own, so no other allocation
-// is concerned.
+// into touching its small pages for the first time. By default its mapping is its own, so no other
+// allocation is concerned; where glibc keeps freed memory, later ones may lie on its huge pages.
 void advise_huge_pages([[maybe_unused]] const Tensor& tensor) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   const int64_t bytes = tensor.numel() * element_size(dtype_of(tensor));
