@@ -37,6 +37,30 @@ FILES = [
         "sharding",
     )
 ]
+WITHOUT_PYTHON = """\
+## Without Python
+
+AOTInductor makes a package of a model, which a C++ program loads:
+
+```python
+program = torch.export.export(model, (image,))
+torch._inductor.aoti_compile_and_package(program, package_path="model.pt2")
+```
+
+```cpp
+torch::inductor::AOTIModelPackageLoader model("model.pt2");
+std::vector<at::Tensor> out = model.run({image});
+```
+
+The program links `libtorch` and the file `_lib/libsdwa_cpu.so` of the installed package, which
+holds the operators, with `-Wl,--no-as-needed`, or opens that file by `dlopen` before it loads the
+model. No other file of `sdwa` is needed. `tests/sdwa/run_package.cpp` is a whole program, and
+`tests/sdwa/test_export.py` compiles and runs it.
+
+In a Python program, `torch.compile(model, options={"cpp_wrapper": True})` writes the calls between
+the kernels in C++ as well. From PyTorch 2.13 on, the operators are called there without Python;
+before, the wrapper calls operators that take lists by way of Python.
+"""
 FAILS, YES, NOT_RUN, NOT_ASKED = "**fails**", "yes", "not run", ""
 INTRODUCTION = """\
 # sdwa in PyTorch
@@ -119,7 +143,8 @@ def page(outcomes: Outcomes, setting: Mapping[str, Any]) -> str:
         ["in PyTorch", *(f"`{name}`" for name in columns)],
         [[feature, *(row[name] for name in columns)] for feature, row in rows.items()],
     )
-    parts = [INTRODUCTION, " ".join(sentences), table, f"Made by {markdown.provenance(setting)}"]
+    made_by = f"Made by {markdown.provenance(setting)}"
+    parts = [INTRODUCTION, " ".join(sentences), table, WITHOUT_PYTHON, made_by]
     return "\n\n".join(part.strip() for part in parts if part) + "\n"
 
 

@@ -11,7 +11,7 @@ from functorch.compile import make_boxed_func
 from torch import func
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.testing import CompileCounterWithBackend
-from torch._inductor.utils import fresh_cache
+from torch._inductor.utils import fresh_cache, run_and_get_code
 
 import sdwa
 from sdwa.backends.native import MISSING_CUDA, compiled_for
@@ -244,6 +244,30 @@ def test_inductor(backend, monkeypatch):
             torch.autograd.grad(out.square().sum(), parameters),
             torch.autograd.grad(expected.square().sum(), parameters),
         )
+
+
+@pytest.mark.parametrize("cpp_wrapper", (False, True))
+def test_compiled_code_calls_the_kernels(cpp_wrapper):
+    """`torch.compile` with `cpp_wrapper=True`, a training step of the layer"""
+    if sdwa.available_backends("cpu")["cpu"]:
+        pytest.skip("the CPU kernels are not compiled")
+    layer = sdwa.SlidingDilatedWindowAttention(16, 2, dilation=(1, 2), relative_bias=True)
+    x = torch.randn(3, 5, 6, 16, requires_grad=True)
+    options = {"cpp_wrapper": cpp_wrapper}
+    compiled = torch.compile(layer, fullgraph=True, options=options)
+
+    def step(module):
+        out = module(x)
+        return out, *torch.autograd.grad(out.square().sum(), [x, *layer.parameters()])
+
+    with fresh_cache():
+        got, (forward, backward) = run_and_get_code(step, compiled)
+    torch.testing.assert_close(got, step(layer))
+    for way, code in (("forward", forward), ("backward", backward)):
+        assert f"attention_{way}_kernel" in code
+        # Before 2.13 the wrapper calls operators that take lists by way of Python.
+        if cpp_wrapper and torch.__version__ >= (2, 13):
+            assert "custom_op_wrapper" not in code
 
 
 def test_cuda_graph(backend):

@@ -1,5 +1,6 @@
 """torch.export and AOTInductor."""
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -60,7 +61,7 @@ def test_export_decomposes_into_standard_operators():
 
 
 def test_aot_inductor(tmp_path, monkeypatch):
-    """AOTInductor: packaged, loaded and run by another process"""
+    """AOTInductor: packaged, loaded and run by another process, and by a C++ program"""
     if sdwa.available_backends("cpu")["cpu"]:
         pytest.skip("the CPU kernels are not compiled")
     monkeypatch.setenv("CI", "true")  # makes Inductor strict about operators with a decomposition
@@ -72,6 +73,7 @@ def test_aot_inductor(tmp_path, monkeypatch):
     x = torch.randn(7, 5, 6, 16)
     with torch.no_grad():
         torch.save({"x": x, "y": module(x)}, tmp_path / "tensors.pt")
+        of_ones = module(torch.ones_like(x)).sum().item()
     code = f"""
 import torch
 import sdwa  # brings the operators
@@ -80,3 +82,23 @@ tensors = torch.load({str(tmp_path / "tensors.pt")!r})
 torch.testing.assert_close(run(tensors["x"]), tensors["y"])
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True)
+    if compiler := shutil.which("g++"):
+        assert_runs_without_python(compiler, package, of_ones, tmp_path / "run_package")
+
+
+def assert_runs_without_python(compiler, package, expected, program):
+    torch_folder = Path(torch.__file__).parent
+    headers = [torch_folder / "include", torch_folder / "include/torch/csrc/api/include"]
+    libraries = [torch_folder / "lib", Path(sdwa.__file__).parent / "_lib"]
+    command = [
+        *(compiler, "-std=c++20", "-Wl,--no-as-needed", "-o", program),
+        *(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",),
+        *(f"-I{folder}" for folder in headers),
+        *(Path(__file__).with_name("run_package.cpp"),),
+        *(f"-L{folder}" for folder in libraries),
+        *(f"-Wl,-rpath,{folder}" for folder in libraries),
+        *("-ltorch", "-ltorch_cpu", "-lc10", "-lsdwa_cpu"),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run([program, package], check=True, capture_output=True, text=True)
+    assert float(done.stdout) == pytest.approx(expected, rel=1e-4)
