@@ -84,6 +84,17 @@ compared over maps of side 7 to 224. The table holds "of copy" as above, forward
 of 4 x 56 x 56 with 8 heads.
 """
 
+THREADS = """\
+## Threads, alone and beside another process
+
+Times of a call, and how many times as long it took with two processes at once, two threads each, on
+two cores: the mean, and the slowest call. At the end of each parallel loop PyTorch's threads (GNU
+OpenMP) wait for each other. "default": they spin for some milliseconds before they sleep, and so
+take the core from the very thread that they wait for; "passive" (`OMP_WAIT_POLICY=passive`): they
+sleep at once; "spin 10000" (`GOMP_SPINCOUNT=10000`): they spin briefly. "sdpa 7x7" is PyTorch's
+`scaled_dot_product_attention` on as many numbers, on maps of 7 x 7.
+"""
+
 
 def page(records: Mapping[str, Record], pictures: Sequence[str]) -> str:
     """The whole file.
@@ -114,6 +125,7 @@ def page(records: Mapping[str, Record], pictures: Sequence[str]) -> str:
         (PREDICTION, prediction_table, of("prediction")),
         (OVERHEAD, overhead_table, of("overhead")),
         (CPU, cpu_results, of("cpu")),
+        (THREADS, threads_table, of("threads")),
     ):
         if found:
             parts += [introduction, *_tables(found, make_table)]
@@ -308,6 +320,23 @@ def cpu_results(record: Record) -> str:
     if rows:
         parts.append(table(["window", "head dimension", *dtypes], rows))
     return "\n\n".join(filter(None, parts))
+
+
+def threads_table(record: Record) -> str:
+    """Goals, and one row per way of waiting, shape, contender and pass."""
+    rows: dict[tuple[str, ...], list[Measurement]] = {}
+    for m in record.measurements:
+        shape, waiting, _ = m.case.split(", ", 2)
+        rows.setdefault((waiting, shape, m.contender, m.what), []).append(m)
+    cells = []
+    for key, (one, two, beside) in rows.items():
+        gain = f"{one.timing.p50_ms / two.timing.p50_ms:.2f}"
+        slowdown = f"{beside.details['mean_ms'] / two.details['mean_ms']:.2f}"
+        slowest = _digits(beside.details["slowest_ms"])
+        cells.append([*key, _milliseconds(one), _milliseconds(two), gain, slowdown, slowest])
+    head = ["waiting", "shape", "", "pass", "1 thread, ms", "2 threads, ms", "gain"]
+    goals = "\n".join(f"- {goal}" for goal in record.setting["goals"])
+    return f"{goals}\n\n{table([*head, 'two processes', 'slowest call, ms'], cells)}"
 
 
 def _left_out(title: str, lines: Sequence[str]) -> list[str]:

@@ -8,13 +8,24 @@ import sys
 import tarfile
 from functools import partial
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
 import sdwa
-from benchmarks import attention, compare, latency, measure, peers, plots, report, supported
+from benchmarks import (
+    attention,
+    compare,
+    latency,
+    measure,
+    peers,
+    plots,
+    report,
+    supported,
+    threads,
+)
 from benchmarks.gpu import profiling, small_set
 from benchmarks.gpu.check import MOST_CHARACTERS, Check, Step, summary
 from benchmarks.record import ROOT, Measurement, Record, Timing, UserError, start_record
@@ -353,6 +364,39 @@ def test_runs_are_spread_over_turns():
     calls = {name: partial(called.append, name) for name in "ab"}
     measure.sample_in_turns(calls, measure.clock_sample, {"a": 4, "b": 2}, turns=2)
     assert "".join(called) == "aabaab"
+
+
+def test_calls_alone_and_beside_another_process_stand_in_one_row(monkeypatch):
+    class Worker:
+        """Calls take 8 ms, half of it with two threads, and 3 times as long beside another."""
+
+        asked: ClassVar[list] = []  # and not answered yet
+
+        def __init__(self, _):
+            pass
+
+        def ask(self, _, threads, __):
+            self.asked.append(self)
+            self.milliseconds = 8.0 / threads
+            for each in self.asked:
+                each.slower = 3 if len(self.asked) == 2 else 1
+
+        def answer(self):
+            self.asked.remove(self)
+            return [self.milliseconds * self.slower]
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(threads, "Worker", Worker)
+    record = start_record("threads", CPU)
+    goals = threads.run(record, "passive", 0.1)
+    record.setting["goals"] = [str(goal) for goal in goals]
+    assert len(record.measurements) == 3 * len(threads.CASES)
+    assert {goal.value for goal in goals} == {2, 3}
+    rows = [line for line in report.threads_table(record).splitlines() if "| passive" in line]
+    assert len(rows) == len(threads.CASES)
+    assert all("| 8.00 (8.00..8.00) | 4.00 (4.00..4.00) | 2.00 | 3.00 | 12.0 |" in r for r in rows)
 
 
 def test_latency_interval_is_of_order_statistics():
