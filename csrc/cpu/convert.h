@@ -89,24 +89,43 @@ SDWA_INLINE void store_as(T* p, Vec<Accumulation<T>> v) {
   std::memcpy(p, &bits, sizeof bits);
 }
 
+// What is left of a token from element d on, fewer than kLanes elements, and zeros. No byte outside
+// the token is touched; where it is long enough, the vector at its end is read, and moved.
+template <typename T>
+SDWA_INLINE Vec<Accumulation<T>> load_rest(const T* token, int head_dim, int d) {
+  constexpr int kWidth = kLanes<Accumulation<T>>;
+  if (head_dim >= kWidth) return last_lanes(load_as(token + head_dim - kWidth), head_dim - d);
+  T padded[kWidth] = {};
+  std::memcpy(padded, token + d, sizeof(T) * (head_dim - d));
+  return load_as(padded);
+}
+
+// Stores the first `count` lanes, from registers: what several stores have just left in memory is
+// slow to load as one vector.
+template <typename T>
+SDWA_INLINE void store_first(T* p, Vec<Accumulation<T>> v, int count) {
+  constexpr int kWidth = kLanes<Accumulation<T>>;
+  T elements[kWidth];
+  store_as(elements, v);
+  const T* from = elements;
+  unroll<4>([&](auto i) __attribute__((always_inline)) {
+    constexpr int kStep = 8 >> decltype(i)::value;
+    if (kStep >= kWidth || (count & kStep) == 0) return;
+    std::memcpy(p, from, sizeof(T) * kStep);
+    p += kStep;
+    from += kStep;
+  });
+}
+
 // A token is one head of one pixel: head_dim elements in memory, and in scratch the same number
-// rounded up to whole vectors, zeros at the end. A tail is read as a full vector that overlaps the
-// one before it, so no byte outside the token is touched and no traffic is padded.
+// rounded up to whole vectors, zeros at the end.
 template <typename T>
 SDWA_INLINE void read_token(const T* source, int head_dim, Accumulation<T>* token) {
   using A = Accumulation<T>;
   constexpr int kWidth = kLanes<A>;
   int d = 0;
   for (; d + kWidth <= head_dim; d += kWidth) store<A>(token + d, load_as(source + d));
-  if (d == head_dim) return;
-  store<A>(token + d, Vec<A>{});
-  if (head_dim >= kWidth) {
-    store<A>(token + head_dim - kWidth, load_as(source + head_dim - kWidth));
-  } else {
-    T padded[kWidth] = {};
-    std::memcpy(padded, source, sizeof(T) * head_dim);
-    store<A>(token, load_as(padded));
-  }
+  if (d < head_dim) store<A>(token + d, load_rest(source, head_dim, d));
 }
 
 // Whether a token in memory is its scratch form.
@@ -123,17 +142,7 @@ SDWA_INLINE Accumulation<T> dot_tokens(const T* a, const T* b, int head_dim) {
   Vec<A> sum = {};
   int d = 0;
   for (; d + kWidth <= head_dim; d += kWidth) sum += load_as(a + d) * load_as(b + d);
-  if (d < head_dim && head_dim < kWidth) {
-    T padded[2][kWidth] = {};
-    std::memcpy(padded[0], a, sizeof(T) * head_dim);
-    std::memcpy(padded[1], b, sizeof(T) * head_dim);
-    sum = load_as(padded[0]) * load_as(padded[1]);
-  } else if (d < head_dim) {
-    // Lanes of the full vector at the end that come again count once.
-    const int first = head_dim - kWidth;
-    const Vec<A> products = load_as(a + first) * load_as(b + first);
-    sum += lane_numbers<A>() >= static_cast<typename Types<A>::Int>(d - first) ? products : Vec<A>{};
-  }
+  if (d < head_dim) sum += load_rest(a, head_dim, d) * load_rest(b, head_dim, d);
   return sum_lanes<A>(sum);
 }
 
@@ -157,14 +166,7 @@ SDWA_INLINE void write_token(const Accumulation<T>* token, int head_dim, bool st
     return;
   }
   for (; d + kWidth <= head_dim; d += kWidth) store_as(target + d, load<A>(token + d));
-  if (d == head_dim) return;
-  if (head_dim >= kWidth) {
-    store_as(target + head_dim - kWidth, load<A>(token + head_dim - kWidth));
-  } else {
-    T padded[kWidth];
-    store_as(padded, load<A>(token));
-    std::memcpy(target, padded, sizeof(T) * head_dim);
-  }
+  if (d < head_dim) store_first(target + d, load<A>(token + d), head_dim - d);
 }
 
 }  // namespace sdwa::cpu::SDWA_ISA

@@ -28,6 +28,7 @@ class Prefetcher {
         streaming_(streaming),
         element_(element_size(problem.dtype)),
         token_bytes_(static_cast<int>(problem.head_dim) * element_),
+        last_bytes_((token_bytes_ + kCacheLine - 1) % kCacheLine),
         item_(begin),
         end_(end),
         bounds_(problem, plan, begin) {
@@ -66,6 +67,10 @@ class Prefetcher {
         for (int line = 0; line < lines; ++line) {
           __builtin_prefetch(token + kCacheLine * line, v < kRead ? 0 : 1, 2);
         }
+        // A token that begins within a line can end in one more.
+        const char* const last = token + token_bytes_ - 1;
+        const auto in_line = reinterpret_cast<uintptr_t>(last) % kCacheLine;
+        if (kLines == 0 && in_line < last_bytes_) __builtin_prefetch(last, v < kRead ? 0 : 1, 2);
       });
       if (++x_ == stretch_end_) next_stretch();
     }
@@ -134,6 +139,7 @@ class Prefetcher {
   InputView views_[kViews];
   const int element_;
   const int token_bytes_;
+  const uintptr_t last_bytes_;  // of a token's last line, were it to begin with one; less 1
   int64_t item_, end_;
   ItemBounds bounds_;
   int64_t phase_, y_, row_step_;

@@ -168,6 +168,29 @@ SDWA_INLINE IntVec<A> lane_numbers() {
   }(std::make_integer_sequence<int, kLanes<A>>{});
 }
 
+// The last `count` lanes in front, zeros behind them. 0 < count < kLanes.
+#if defined(__AVX512F__)
+SDWA_INLINE Vec<float> last_lanes(Vec<float> v, int count) {
+  return _mm512_maskz_compress_ps(static_cast<__mmask16>(0xffff << (16 - count)), v);
+}
+SDWA_INLINE Vec<double> last_lanes(Vec<double> v, int count) {
+  return _mm512_maskz_compress_pd(static_cast<__mmask8>(0xff << (8 - count)), v);
+}
+#else
+template <typename V>
+SDWA_INLINE V last_lanes(V v, int count) {
+  constexpr int kAll = sizeof v / sizeof v[0];
+  V moved = {};
+  unroll<kAll>([&](auto n) __attribute__((always_inline)) {
+    if (n != count) return;
+    moved = [&]<int... i>(std::integer_sequence<int, i...>) __attribute__((always_inline)) {
+      return __builtin_shufflevector(v, V{}, (i < n ? kAll - n + i : kAll)...);
+    }(std::make_integer_sequence<int, kAll>{});
+  });
+  return moved;
+}
+#endif
+
 // Adds what lies kHalf lanes apart, then half as far, and so on.
 template <typename A, int kHalf = kLanes<A> / 2>
 SDWA_INLINE A sum_lanes(Vec<A> v) {
