@@ -18,9 +18,15 @@ SDWA_INLINE Vec<float> load_as(const float* p) { return load<float>(p); }
 SDWA_INLINE Vec<double> load_as(const double* p) { return load<double>(p); }
 
 SDWA_INLINE Vecf load_as(const BFloat16* p) {
+#if defined(__aarch64__)
+  // What GCC 12 makes of the conversion below goes through the general registers, one by one.
+  const Words wide = (Words)vmovl_u16(vld1_u16(reinterpret_cast<const uint16_t*>(p)));
+#else
   Shorts bits;
   std::memcpy(&bits, p, sizeof bits);
-  return (Vecf)(__builtin_convertvector(bits, Words) << 16);
+  const Words wide = __builtin_convertvector(bits, Words);
+#endif
+  return (Vecf)(wide << 16);
 }
 
 SDWA_INLINE Vecf load_as(const Float16* p) {
@@ -30,6 +36,8 @@ SDWA_INLINE Vecf load_as(const Float16* p) {
   return (Vecf)_mm512_maskz_cvtph_ps(0xffff, bits);
 #elif defined(__F16C__)
   return (Vecf)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+  return (Vecf)vcvt_f32_f16(vld1_f16(reinterpret_cast<const float16_t*>(p)));
 #else
   Shorts bits;
   std::memcpy(&bits, p, sizeof bits);
@@ -65,6 +73,8 @@ SDWA_INLINE auto narrow(const Float16*, Vecf v) {
   return _mm512_maskz_cvtps_ph(0xffff, (__m512)v, _MM_FROUND_TO_NEAREST_INT);
 #elif defined(__F16C__)
   return _mm256_cvtps_ph((__m256)v, _MM_FROUND_TO_NEAREST_INT);
+#elif defined(__aarch64__)
+  return vcvt_f16_f32((float32x4_t)v);
 #else
   const Words bits = (Words)v;
   const Words sign = (bits >> 16) & 0x8000u;
