@@ -315,7 +315,7 @@ class BackwardKernel {
 
   void write_grad_query(const PlacedStrip& at, int32_t u) {
     const StripWeights<A> weights{own_rows_, u * kStripSize, kWidth};
-    const StripTokens<A> results{at.strip, result_, stride_};
+    const StripTokens<A> results{at.strip.around, at.strip.count, result_, stride_};
     if (at.strip.around == Around::kShared) {
       std::memset(result_, 0, sizeof(A) * kStripSize * stride_);
       products_.add_shared(windows_.of(u), weights, results);
@@ -412,9 +412,8 @@ class BackwardKernel {
   void write_gathered(const PlacedStrip& at, int64_t token_shift, int64_t weight_shift,
                       int64_t end_weight_shift, void* target) {
     const auto results = [&](const Queries& queries) {
-      Strip keys = at.strip;
-      keys.count = queries.keys;
-      return StripTokens<A>{keys, result_ + queries.first_key * stride_, stride_};
+      return StripTokens<A>{at.strip.around, queries.keys, result_ + queries.first_key * stride_,
+                            stride_};
     };
     const auto window = [&](const Queries& queries) {
       return StripWindow<A>{queries.tokens, token_shift, queries.rows, queries.columns, stride_};
@@ -445,7 +444,8 @@ class BackwardKernel {
   // A strip's tokens in a tensor, where they are as in scratch.
   StripTokens<A> in_memory(const PlacedStrip& at, void* target) const {
     const int64_t pixel_size = problem_.heads * problem_.head_dim;
-    return {at.strip,
+    return {at.strip.around,
+            at.strip.count,
             static_cast<A*>(target) + pixel_of(at) * pixel_size + head_ * problem_.head_dim,
             window_.columns.dilation * pixel_size, 0, streaming_};
   }

@@ -125,7 +125,7 @@ class ForwardKernel {
     if constexpr (std::is_same_v<T, A>) {
       if (in_place_) {
         const int32_t dilation = window_.columns.dilation;
-        return {at.strip, queries_.row(at.y) + at.strip.x * queries_.width_stride,
+        return {at.strip.around, at.strip.count, queries_.row(at.y) + at.strip.x * queries_.width_stride,
                 dilation * queries_.width_stride, at.strip.jump(dilation) * queries_.width_stride};
       }
     }
@@ -154,7 +154,7 @@ class ForwardKernel {
     const int32_t dilation = window_.columns.dilation;
     const int64_t pixel_size = problem_.heads * problem_.head_dim;
     T* const out = static_cast<T*>(args_.out) + token * problem_.head_dim;
-    StripTokens<A> results{at.strip, result_, stride_};
+    StripTokens<A> results{at.strip.around, at.strip.count, result_, stride_};
     const StripWindow<A> values = windows_.of(u, key_.shift_to(value_));
     const StripWeights<A> weights{weight_rows_, u * kStripSize, kWidth};
     if (at.strip.around == Around::kShared) {
@@ -163,8 +163,10 @@ class ForwardKernel {
     } else {
       if constexpr (std::is_same_v<T, A>) {
         if (in_place_) {
-          results = {at.strip, out, dilation * pixel_size, at.strip.jump(dilation) * pixel_size,
-                     streaming_};
+          results.first = out;
+          results.step = dilation * pixel_size;
+          results.jump = at.strip.jump(dilation) * pixel_size;
+          results.streaming = streaming_;
         }
       }
       products_.sum(values, weights, results);

@@ -61,7 +61,7 @@ SDWA_OUT_OF_LINE void dot_strip(const StripTokens<const A>& queries, const Strip
   // The first query stands in for those that are not there: nobody uses their products.
   unroll<kStripSize>([&](int i) __attribute__((always_inline)) {
     const int64_t jump = kAround == Around::kSplit && i >= kStripSize / 2 ? queries.jump : 0;
-    query[i] = queries.first + (i < queries.strip.count ? i * queries.step + jump : 0);
+    query[i] = queries.first + (i < queries.count ? i * queries.step + jump : 0);
   });
   const int stride = window.stride;
   for (int h = 0; h < window.kernel_h; ++h, partial += window.kernel_w * kStrips) {
@@ -93,8 +93,8 @@ SDWA_OUT_OF_LINE void dot_strip(const StripTokens<const A>& queries, const Strip
 // Calls f(n, around), integral constants, n queries being enough for the strip. Narrow maps and
 // wide dilations have many strips that are not full or that lie between margins. Code for three
 // queries and for margins is made for the common window only.
-template <int kKernelW, typename F>
-SDWA_INLINE void specialize_strip(const Strip& strip, F&& f) {
+template <int kKernelW, typename Tokens, typename F>
+SDWA_INLINE void specialize_strip(const Tokens& strip, F&& f) {
   const auto with_count = [&](auto around) __attribute__((always_inline)) {
     if constexpr (kStripSize == 4 && kKernelW == 3) {
       if (strip.count == 3) return f(std::integral_constant<int, 3>{}, around);
@@ -117,7 +117,7 @@ SDWA_INLINE void specialize_strip(const Strip& strip, F&& f) {
 template <int kKernelW, int kVectors, typename A>
 void dot(const StripTokens<const A>& queries, const StripWindow<A>& window, Vec<A>* partial) {
   specialize_strip<kKernelW>(
-      queries.strip, [&](auto n, auto around) __attribute__((always_inline)) {
+      queries, [&](auto n, auto around) __attribute__((always_inline)) {
         dot_strip<decltype(n)::value, decltype(around)::value, kKernelW, kVectors>(queries, window,
                                                                                    partial);
       });
@@ -169,7 +169,7 @@ SDWA_INLINE void sum_chunk(const StripWindow<A>& window, const StripWeights<A>& 
     }
   }
   unroll<kCount>([&](int i) __attribute__((always_inline)) {
-    if (i >= results.strip.count) return;
+    if (i >= results.count) return;
     const int64_t jump = kAround == Around::kSplit && i >= kStripSize / 2 ? results.jump : 0;
     A* const result = results.first + i * results.step + jump + first * kWidth;
     if (kAround == Around::kShared) {
@@ -214,7 +214,7 @@ template <int kKernelW, int kVectors, typename A>
 void sum(const StripWindow<A>& window, const StripWeights<A>& weights,
          const StripTokens<A>& results) {
   specialize_strip<kKernelW>(
-      results.strip, [&](auto n, auto around) __attribute__((always_inline)) {
+      results, [&](auto n, auto around) __attribute__((always_inline)) {
         sum_strip<decltype(n)::value, decltype(around)::value, kKernelW, kVectors>(window, weights,
                                                                                    results);
       });
@@ -224,7 +224,7 @@ void sum(const StripWindow<A>& window, const StripWeights<A>& weights,
 template <int kKernelW, typename A>
 void dot_shared(const StripTokens<const A>& queries, const StripWindow<A>& window,
                 Vec<A>* partial) {
-  if (queries.strip.count <= kStripSize / 2) {
+  if (queries.count <= kStripSize / 2) {
     dot_strip<kStripSize / 2, Around::kShared, kKernelW, 0>(queries, window, partial);
   } else {
     dot_strip<kStripSize, Around::kShared, kKernelW, 0>(queries, window, partial);

@@ -35,11 +35,12 @@ struct StripWeights {
   int64_t lane = 1;
 };
 
-// Tokens of a strip's queries, `step` elements apart, those of a split strip's second row `jump`
+// Tokens of the `count` queries of a strip, `step` elements apart, those of a split strip's second row `jump`
 // more. With `streaming`, they are written past the caches.
 template <typename A>
 struct StripTokens {
-  Strip strip;
+  Around around;
+  int32_t count;
   A* first;
   int64_t step;
   int64_t jump = 0;
