@@ -305,13 +305,23 @@ def prediction_table(record: Record) -> str:
 def cpu_results(record: Record) -> str:
     """What the kernels were to reach and whether they did; a row per window and head dimension."""
     parts = ["\n".join(f"- {goal}" for goal in record.setting["goals"])]
+    rates = record.setting.get("multiply_adds_per_second")
+    if rates:
+        arithmetic = ", ".join(f"{name} {rate / 1e9:.0f}" for name, rate in rates.items())
+        parts.append(
+            f"Kernels: {record.setting['cpu_capability']}. Floor / time, forward / backward. The "
+            "floor is the larger of the fewest bytes over the rate of a copy "
+            f"({record.setting['copy_bytes_per_second'] / 1e9:.0f} GB/s) and, marked *, the "
+            f"multiply-adds over that of a loop of independent ones ({arithmetic} G/s)."
+        )
     fractions: dict[tuple[int, int], dict[str, list[str]]] = {}
     for m in record.measurements:
         if "fraction" in m.details:
             row = fractions.setdefault(
                 (m.details["shape"]["kernel_size"], m.details["shape"]["head_dim"]), {}
             )
-            row.setdefault(m.dtype, []).append(f"{m.details['fraction']:.2f}")
+            mark = "*" if m.details.get("bound") == "arithmetic" else ""
+            row.setdefault(m.dtype, []).append(f"{m.details['fraction']:.2f}{mark}")
     dtypes = [*dict.fromkeys(dtype for row in fractions.values() for dtype in row)]
     rows = [
         [f"{size} x {size}", str(head_dim), *(" / ".join(row[dtype]) for dtype in dtypes)]

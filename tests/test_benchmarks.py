@@ -1,5 +1,6 @@
 """The tools themselves: records, comparison, report, and what they do with wrong input."""
 
+import ctypes
 import dataclasses
 import itertools
 import json
@@ -18,6 +19,8 @@ import sdwa
 from benchmarks import (
     attention,
     compare,
+    cpu,
+    floor,
     latency,
     measure,
     peers,
@@ -41,6 +44,37 @@ BORDERS = {
     "narrow": Shape("narrow", 1, 5, 2, 2, 8, (1, 3)),
 }
 QUICK = attention.Options(seconds=0.001)
+
+
+def test_floor_is_by_bytes_or_by_arithmetic():
+    shape = dataclasses.replace(SMALL, kernel_size=5)
+    tokens = 2 * 6 * 5 * 3
+    rates = floor.Floor("avx2", bytes_per_second=1e6, multiply_adds_per_second={"float32": 1e7})
+    least = rates.milliseconds(shape, "forward", torch.float32)
+    assert least == pytest.approx(
+        {"bytes": tokens * (4 * 8 + 1) * 4 / 1e3, "arithmetic": tokens * 2 * 25 * 8 / 1e4}
+    )
+    assert str(rates) == "avx2, copy 0.0 GB/s, float32 0 G multiply-adds/s"
+
+
+@pytest.mark.parametrize("loop", ["baseline_float32", "baseline_float64"])
+@pytest.mark.parametrize(("rounds", "sum_of_each"), [(1, 0.5), (2, 0.75), (3, 0.875)])
+def test_loops_add_what_they_multiply(tmp_path, loop, rounds, sum_of_each):
+    """x becomes x / 2 + 1 / 2, in each of the sums."""
+    function = getattr(floor.compiled(tmp_path), loop)
+    function.argtypes, function.restype = [ctypes.c_long], ctypes.c_double
+    assert function(rounds) == 0.5 + floor.KEPT * sum_of_each
+
+
+def test_loop_of_the_kernels_instruction_set_runs():
+    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+        assert floor.multiply_adds_rate(cpu.capability(), dtype, seconds=0.001) > 0
+
+
+def test_missing_compiler_is_said(tmp_path, monkeypatch):
+    monkeypatch.setenv("CC", "no-such-compiler")
+    with pytest.raises(UserError, match="needs a C compiler, and no-such-compiler is not there"):
+        floor.compiled(tmp_path)
 
 
 def small_record(shapes=(SMALL, OTHER), options=QUICK):

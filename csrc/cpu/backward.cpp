@@ -419,7 +419,8 @@ class BackwardKernel {
       return StripWindow<A>{queries.tokens, token_shift, queries.rows, queries.columns, stride_};
     };
     const StripWeights<A> weights{around_.weights, weight_shift, 1 - layout_.slots};
-    if (in_place_ && at_end_[0].columns + at_end_[1].columns == 0) {
+    const bool around_alone = at_end_[0].columns + at_end_[1].columns == 0;
+    if (in_place_ && around_.columns > 0 && around_alone) {
       products_.sum(window(around_), weights, in_memory(at, target));
       return;
     }
@@ -447,7 +448,9 @@ class BackwardKernel {
     return {at.strip.around,
             at.strip.count,
             static_cast<A*>(target) + pixel_of(at) * pixel_size + head_ * problem_.head_dim,
-            window_.columns.dilation * pixel_size, 0, streaming_};
+            window_.columns.dilation * pixel_size,
+            0,
+            streaming_};
   }
 
   void write_result(const PlacedStrip& at, void* target) {

@@ -71,7 +71,8 @@ class BlockWindows {
 template <typename A>
 SDWA_INLINE StripTokens<const A> strip_tokens(const PlacedStrip& at, const RowRing<A>& ring,
                                               int stride) {
-  return {at.strip.around, at.strip.count, ring.row(at.row) + int64_t(at.strip.slot) * stride, stride, stride};
+  return {at.strip.around, at.strip.count, ring.row(at.row) + int64_t(at.strip.slot) * stride,
+          stride, stride};
 }
 
 // Products of a block's queries with the tokens of a ring, one vector per tap, one lane per query.

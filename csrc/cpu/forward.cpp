@@ -125,7 +125,8 @@ class ForwardKernel {
     if constexpr (std::is_same_v<T, A>) {
       if (in_place_) {
         const int32_t dilation = window_.columns.dilation;
-        return {at.strip.around, at.strip.count, queries_.row(at.y) + at.strip.x * queries_.width_stride,
+        return {at.strip.around, at.strip.count,
+                queries_.row(at.y) + at.strip.x * queries_.width_stride,
                 dilation * queries_.width_stride, at.strip.jump(dilation) * queries_.width_stride};
       }
     }

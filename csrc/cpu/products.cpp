@@ -116,11 +116,10 @@ SDWA_INLINE void specialize_strip(const Tokens& strip, F&& f) {
 
 template <int kKernelW, int kVectors, typename A>
 void dot(const StripTokens<const A>& queries, const StripWindow<A>& window, Vec<A>* partial) {
-  specialize_strip<kKernelW>(
-      queries, [&](auto n, auto around) __attribute__((always_inline)) {
-        dot_strip<decltype(n)::value, decltype(around)::value, kKernelW, kVectors>(queries, window,
-                                                                                   partial);
-      });
+  specialize_strip<kKernelW>(queries, [&](auto n, auto around) __attribute__((always_inline)) {
+    dot_strip<decltype(n)::value, decltype(around)::value, kKernelW, kVectors>(queries, window,
+                                                                               partial);
+  });
 }
 
 // kChunk vectors of the results, from vector `first` on.
@@ -177,8 +176,8 @@ SDWA_INLINE void sum_chunk(const StripWindow<A>& window, const StripWeights<A>& 
         store<A>(result + n * kWidth, load(result + n * kWidth) + sum[i][n]);
       });
     } else if (results.streaming) {
-      unroll<kChunk>([&](int n)
-                         __attribute__((always_inline)) { stream(result + n * kWidth, sum[i][n]); });
+      unroll<kChunk>(
+          [&](int n) __attribute__((always_inline)) { stream(result + n * kWidth, sum[i][n]); });
     } else {
       unroll<kChunk>(
           [&](int n) __attribute__((always_inline)) { store<A>(result + n * kWidth, sum[i][n]); });
@@ -213,11 +212,10 @@ SDWA_OUT_OF_LINE void sum_strip(const StripWindow<A>& window, const StripWeights
 template <int kKernelW, int kVectors, typename A>
 void sum(const StripWindow<A>& window, const StripWeights<A>& weights,
          const StripTokens<A>& results) {
-  specialize_strip<kKernelW>(
-      results, [&](auto n, auto around) __attribute__((always_inline)) {
-        sum_strip<decltype(n)::value, decltype(around)::value, kKernelW, kVectors>(window, weights,
-                                                                                   results);
-      });
+  specialize_strip<kKernelW>(results, [&](auto n, auto around) __attribute__((always_inline)) {
+    sum_strip<decltype(n)::value, decltype(around)::value, kKernelW, kVectors>(window, weights,
+                                                                               results);
+  });
 }
 
 // Shared strips are few. One function serves tokens of any size.

@@ -35,8 +35,8 @@ struct StripWeights {
   int64_t lane = 1;
 };
 
-// Tokens of the `count` queries of a strip, `step` elements apart, those of a split strip's second row `jump`
-// more. With `streaming`, they are written past the caches.
+// Tokens of the `count` queries of a strip, `step` elements apart, those of a split strip's second
+// row `jump` more. With `streaming`, they are written past the caches.
 template <typename A>
 struct StripTokens {
   Around around;
