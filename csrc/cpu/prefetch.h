@@ -43,20 +43,22 @@ class Prefetcher {
   }
 
   SDWA_INLINE void advance(int tokens) {
-    // The common case without an inner loop.
+    // Tokens of whole lines begin with one; the common number of them without an inner loop.
     constexpr int kCommonBytes = 64 * sizeof(float);
     if (token_bytes_ == kCommonBytes) {
       constexpr int kLines = kCommonBytes / kCacheLine;
-      advance_lines<kLines>(tokens, kLines);
+      advance_lines<kLines, true>(tokens, kLines);
+    } else if (token_bytes_ % kCacheLine == 0) {
+      advance_lines<0, true>(tokens, token_bytes_ / kCacheLine);
     } else {
-      advance_lines<0>(tokens, (token_bytes_ + kCacheLine - 1) / kCacheLine);
+      advance_lines<0, false>(tokens, token_bytes_ / kCacheLine + 1);
     }
   }
 
  private:
   static constexpr int kTokensAhead = 24;
 
-  template <int kLines>
+  template <int kLines, bool kWhole>
   SDWA_INLINE void advance_lines(int tokens, int runtime_lines) {
     const int lines = kLines > 0 ? kLines : runtime_lines;
     for (int i = 0; i < tokens && item_ < end_; ++i) {
@@ -67,10 +69,11 @@ class Prefetcher {
         for (int line = 0; line < lines; ++line) {
           __builtin_prefetch(token + kCacheLine * line, v < kRead ? 0 : 1, 2);
         }
-        // A token that begins within a line can end in one more.
-        const char* const last = token + token_bytes_ - 1;
-        const auto in_line = reinterpret_cast<uintptr_t>(last) % kCacheLine;
-        if (kLines == 0 && in_line < last_bytes_) __builtin_prefetch(last, v < kRead ? 0 : 1, 2);
+        if (!kWhole) {  // One that begins within a line can end in one more.
+          const char* const last = token + token_bytes_ - 1;
+          const auto in_line = reinterpret_cast<uintptr_t>(last) % kCacheLine;
+          if (in_line < last_bytes_) __builtin_prefetch(last, v < kRead ? 0 : 1, 2);
+        }
       });
       if (++x_ == stretch_end_) next_stretch();
     }
