@@ -2,7 +2,7 @@
 //
 // The rows of a phase are walked once. Each step has two stages:
 // - queries: the probabilities of a row's queries are computed again from lse, with
-//   grad_score = probability * (<grad_out, value> - delta), delta = <grad_out, out> - grad_lse;
+//   grad_score = probability * (<grad_out, value> - delta + grad_lse), delta = <grad_out, out>;
 //   grad_query is summed from grad_score and the keys around; probability and grad_score stay in
 //   scratch;
 // - keys: for the row whose queries are now all there, grad_key is summed from grad_score and the
@@ -47,6 +47,7 @@ class BackwardKernel {
         limits_(args.key_mask, window_, layout_, key_rows(), scratch),
         delta_(step_, layout_.slots, scratch),
         lse_(step_, layout_.slots, scratch),
+        grad_lse_(step_, layout_.slots, scratch),
         probability_(query_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
         grad_score_(query_rows(), int64_t(window_.taps()) * layout_.slots, scratch),
         end_pitch_(window_.columns.size + kStripSize - 1),
@@ -57,6 +58,7 @@ class BackwardKernel {
         scores_(scratch.take<Vec<A>>(window_.taps())),
         grad_probability_(scratch.take<Vec<A>>(window_.taps())),
         grad_bias_(scratch.take<Vec<A>>(window_.taps())),
+        bias_lost_(scratch.take<Vec<A>>(window_.taps())),
         bias_sums_(scratch.take<A>(args.grad_bias ? problem_.bias_size() : 0)),
         result_(scratch.take<A>(int64_t(kStripSize) * stride_)),
         windows_(window_, stride_, scratch),
@@ -89,7 +91,7 @@ class BackwardKernel {
     // Margins and rows of weights are read before they are written: as zeros.
     std::memset(probability_.data(), 0, sizeof(A) * probability_.size());
     std::memset(grad_score_.data(), 0, sizeof(A) * grad_score_.size());
-    for (int32_t t = 0; t < taps; ++t) grad_bias_[t] = Vec<A>{};
+    for (int32_t t = 0; t < taps; ++t) grad_bias_[t] = bias_lost_[t] = Vec<A>{};
     if (grad_bias) std::memset(bias_sums_, 0, sizeof(A) * problem_.bias_size());
     for (int32_t phase = 0; phase < window_.rows.phases(window_.height); ++phase) {
       run_phase(phase, PhaseRows(window_.rows, window_.height, phase, item.row_begin, item.row_end),
@@ -169,6 +171,7 @@ class BackwardKernel {
     const T* const grads = grad_out.row(y);
     A* const delta = delta_.row(row);
     A* const lse = lse_.row(row);
+    A* const grad_lse = grad_lse_.row(row);
     const int64_t first =
         ((batch_ * problem_.height + y) * problem_.width) * problem_.heads + head_;
     const T* const out = static_cast<const T*>(args_.out);
@@ -176,7 +179,7 @@ class BackwardKernel {
       const int64_t token = first + x * problem_.heads;
       delta[slot] =
           dot_tokens(out + token * problem_.head_dim, grads + x * grad_out.width_stride, head_dim);
-      if (args_.grad_lse) delta[slot] -= static_cast<const A*>(args_.grad_lse)[token];
+      grad_lse[slot] = args_.grad_lse ? static_cast<const A*>(args_.grad_lse)[token] : A(0);
       lse[slot] = static_cast<const A*>(args_.lse)[token];
     });
   }
@@ -185,12 +188,14 @@ class BackwardKernel {
   void finish_queries(Block& block, const PhaseRows& rows, Prefetch& prefetch) {
     A delta[kWidth] = {};
     A lse[kWidth] = {};
+    A grad_lse[kWidth] = {};
     unroll<kStrips>([&](int u) __attribute__((always_inline)) {
       if (u >= block.count) return;
       const PlacedStrip& at = block.strips[u];
       constexpr int kBytes = sizeof(A) * kStripSize;
       std::memcpy(delta + u * kStripSize, delta_.row(at.row) + at.strip.slot, kBytes);
       std::memcpy(lse + u * kStripSize, lse_.row(at.row) + at.strip.slot, kBytes);
+      std::memcpy(grad_lse + u * kStripSize, grad_lse_.row(at.row) + at.strip.slot, kBytes);
     });
     const auto of = [&](const RowRing<A>& ring) {
       return [&](const PlacedStrip& at) { return strip_tokens(at, ring, stride_); };
@@ -201,7 +206,7 @@ class BackwardKernel {
     dot_block(block, of(query_), windows_, 0, window_, products_, partial_, scores_);
     dot_block(block, of(grad_out_), windows_, key_.shift_to(value_), window_, products_, partial_,
               grad_probability_);
-    differentiate(block, load(delta), load(lse), rows);
+    differentiate(block, load(delta), load(lse), load(grad_lse), rows);
     for (int32_t u = 0; u < block.count; ++u) {
       const PlacedStrip& at = block.strips[u];
       if (!is_own(at, rows)) continue;
@@ -217,7 +222,8 @@ class BackwardKernel {
   }
 
   // From <query, key> and <grad_out, value> to probability, grad_score and grad_bias.
-  void differentiate(const Block& block, Vec<A> delta, Vec<A> lse, const PhaseRows& rows) {
+  void differentiate(const Block& block, Vec<A> delta, Vec<A> lse, Vec<A> grad_lse,
+                     const PhaseRows& rows) {
     const int32_t taps = window_.taps();
     const A scale = static_cast<A>(problem_.scale);
     finish_scores<A>(args_, head_, window_, limits_, block, rows.on_map, scores_);
@@ -225,6 +231,7 @@ class BackwardKernel {
     const auto nothing = lse == -kInfinity<A>;
     lse = nothing ? broadcast(kInfinity<A>) : lse;
     delta = nothing ? Vec<A>{} : delta;
+    grad_lse = nothing ? Vec<A>{} : grad_lse;
     typename Types<A>::Int queries[kWidth] = {};      // of each lane's strip
     typename Types<A>::Int own_queries[kWidth] = {};  // those of the item
     for (int32_t u = 0; u < block.count; ++u) {
@@ -249,11 +256,17 @@ class BackwardKernel {
     const bool by_distance = args_.grad_bias && problem_.by_distance;
     for (int32_t t = 0; t < taps; ++t) {
       const Vec<A> probability = present ? exp<A>(scores_[t] - lse) : Vec<A>{};
-      const Vec<A> grad_score = present ? probability * (grad_probability_[t] - delta) : Vec<A>{};
+      const Vec<A> grad_score =
+          present ? probability * (grad_probability_[t] - delta + grad_lse) : Vec<A>{};
       if (by_distance) {
         grad_bias_[t] = own ? grad_score : Vec<A>{};
-      } else {
-        grad_bias_[t] += own ? grad_score : Vec<A>{};
+      } else if (args_.grad_bias) {
+        // Kahan's summation: the terms are many, and most of them cancel out.
+        const Vec<A> term = (own ? grad_score : Vec<A>{}) - bias_lost_[t];
+        const Vec<A> sum = grad_bias_[t] + term;
+        const Vec<A> lost = (sum - grad_bias_[t]) - term;
+        bias_lost_[t] = lost == lost ? lost : Vec<A>{};  // infinities stay what they are
+        grad_bias_[t] = sum;
       }
       scores_[t] = probability;
       grad_probability_[t] = grad_score * scale;
@@ -474,7 +487,7 @@ class BackwardKernel {
   const int32_t step_;  // rows walked at a time
   const RowRing<A> query_, key_, value_, grad_out_;
   ScoreLimits<A> limits_;
-  const RowRing<A> delta_, lse_;               // a number per slot
+  const RowRing<A> delta_, lse_, grad_lse_;    // a number per slot
   const RowRing<A> probability_, grad_score_;  // (taps, slots) per row; grad_score is times scale
   const int32_t end_pitch_, end_lanes_;
   const RowRing<A> end_probability_, end_grad_score_;  // (kernel_h, end_pitch_, end_lanes_)
@@ -482,6 +495,7 @@ class BackwardKernel {
   Vec<A>* const scores_;
   Vec<A>* const grad_probability_;
   Vec<A>* const grad_bias_;
+  Vec<A>* const bias_lost_;  // what its sums have lost by rounding
   A* const bias_sums_;
   A* const result_;
   BlockWindows<A> windows_;
