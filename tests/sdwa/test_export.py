@@ -10,6 +10,7 @@ import torch
 from torch._inductor.utils import fresh_cache
 
 import sdwa
+from sdwa import extension
 
 ROOT = Path(__file__).parents[2]
 
@@ -89,7 +90,7 @@ torch.testing.assert_close(run(tensors["x"]), tensors["y"])
 def assert_runs_without_python(compiler, package, expected, program):
     torch_folder = Path(torch.__file__).parent
     headers = [torch_folder / "include", torch_folder / "include/torch/csrc/api/include"]
-    libraries = [torch_folder / "lib", Path(sdwa.__file__).parent / "_lib"]
+    libraries = [torch_folder / "lib", extension.find("_lib")]
     command = [
         *(compiler, "-std=c++20", "-Wl,--no-as-needed", "-o", program),
         *(f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",),
@@ -99,6 +100,6 @@ def assert_runs_without_python(compiler, package, expected, program):
         *(f"-Wl,-rpath,{folder}" for folder in libraries),
         *("-ltorch", "-ltorch_cpu", "-lc10", "-lsdwa_cpu"),
     ]
-    subprocess.run(command, check=True, capture_output=True)
+    subprocess.run(command, check=True)
     done = subprocess.run([program, package], check=True, capture_output=True, text=True)
     assert float(done.stdout) == pytest.approx(expected, rel=1e-4)
