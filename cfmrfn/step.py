@@ -111,7 +111,7 @@ class TrainingStep:
     @property
     def may_overflow(self) -> bool:
         """Whether the loss scaler can still go down, so that a step not applied is no failure."""
-        return self.scaler.is_enabled() and self.scaler.get_scale() > 1
+        return self.scaler.get_scale() > 1  # that of a scaler without use is 1
 
     def _no_sync(self) -> AbstractContextManager[object]:
         if isinstance(self.model, DistributedDataParallel):

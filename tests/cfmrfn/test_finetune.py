@@ -328,9 +328,11 @@ def test_class_weights_by_hand():
     # only ratios of given numbers matter: the mean over the images is 1
     found = class_weights((2.0, 4.0), torch.tensor([3, 1])).tolist()
     assert found == pytest.approx([0.8, 1.6])
+    found = class_weights((0.1, 0.3), torch.tensor([1, 1])).tolist()
+    assert found == pytest.approx([0.5, 1.5], rel=1e-12)  # no float32 in between
     with pytest.raises(ValueError, match="2 class weights for 3 classes"):
         class_weights((1.0, 2.0), torch.ones(3))
-    with pytest.raises(ValueError, match="need an image of every class"):
+    with pytest.raises(ValueError, match="need an image of every class to train on$"):
         class_weights("balanced", torch.tensor([1, 0]))
 
 
@@ -355,6 +357,8 @@ def test_weighted_loss_by_hand():
         logits, labels, label_smoothing=0.2
     )
     assert without(logits, labels).item() == pytest.approx(expected.item())
+    posters = ExpressionLoss()
+    assert posters(logits, labels).item() == pytest.approx(expected.item())
 
 
 def test_class_weights_of_a_run(own_options, tmp_path, faces):

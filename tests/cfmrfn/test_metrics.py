@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from cfmrfn.losses import ExpressionLoss
-from cfmrfn.metrics import Calibration, Report, brier_score, confusion_matrix
+from cfmrfn.metrics import Calibration, Report, brier_score, confusion_matrix, wilson_interval
 from cfmrfn.pictures import (
     FaceMaps,
     plot_confusion,
@@ -28,6 +28,12 @@ def test_confusion_matrix_counts_pairs():
     predictions = torch.tensor([0, 1, 1, 2, 0, 2])
     matrix = confusion_matrix(predictions, labels, 3)
     assert matrix.tolist() == [[1, 1, 0], [0, 1, 0], [1, 0, 2]]
+    # classes that do not come
+    assert confusion_matrix(torch.tensor([0]), torch.tensor([1]), 3).tolist() == [
+        [0, 0, 0],
+        [1, 0, 0],
+        [0, 0, 0],
+    ]
 
 
 def test_report_by_hand():
@@ -38,7 +44,35 @@ def test_report_by_hand():
     assert report.mean_class_accuracy == pytest.approx((1 / 2 + 1 + 2 / 3) / 3)
     # precision 1/2, 1/2, 1 and recall 1/2, 1, 2/3
     assert report.macro_f1 == pytest.approx((1 / 2 + 2 / 3 + 4 / 5) / 3)
-    assert "overall accuracy     0.6667" in str(report)
+    assert report.in_brief() == "0.6667 (mean of classes 0.7222, macro F1 0.6556)"
+    assert str(report).split("\n") == [
+        "images               6",
+        "overall accuracy     0.6667",
+        "mean class accuracy  0.7222",
+        "macro F1             0.6556",
+        "         precision  recall      F1  images",
+        "  anger     0.5000  0.5000  0.5000       2",
+        "  fear      0.5000  1.0000  0.6667       1",
+        "  joy       1.0000  0.6667  0.8000       3",
+    ]
+    assert report.figures({"macro_f1": "less"}).split("\n")[-1] == (
+        "macro F1             0.6556  less"
+    )
+
+
+def test_report_as_plain_values():
+    report = Report(("a", "b"), np.array([[3, 1], [0, 4]]), loss=0.5)
+    assert report.as_dict() == {
+        "images": 8,
+        "loss": 0.5,
+        "accuracy": 7 / 8,
+        "mean_class_accuracy": 7 / 8,
+        "macro_f1": pytest.approx((6 / 7 + 8 / 9) / 2),
+        "per_class": {"a": 3 / 4, "b": 1.0},
+        "per_class_precision": {"a": 1.0, "b": 4 / 5},
+        "per_class_f1": pytest.approx({"a": 6 / 7, "b": 8 / 9}),
+        "confusion_matrix": [[3, 1], [0, 4]],
+    }
 
 
 def test_class_without_images_is_left_out():
@@ -112,6 +146,10 @@ def test_ece_by_a_plain_loop():
     assert calibration.mean_confidence == pytest.approx(probabilities.max(1).mean())
     right = probabilities.argmax(1) == labels
     assert calibration.mean_accuracy == pytest.approx(right.mean())
+    plain = calibration.as_dict()
+    assert plain["definition"] == "ECE of Guo et al. 2017, 15 equal-width bins"
+    assert plain["ece"] == calibration.ece
+    assert plain["mean_confidence"] == calibration.mean_confidence
 
 
 def test_ece_by_hand():
@@ -130,6 +168,23 @@ def test_brier_score_is_the_sum_over_the_classes():
     each = [metrics.brier_score_loss(labels == c, probabilities[:, c]) for c in range(5)]
     assert brier_score(probabilities, labels) == pytest.approx(sum(each))
     assert brier_score(np.eye(3)[[0, 1]], np.array([0, 2])) == 1  # the one that is wrong counts 2
+
+
+@pytest.mark.parametrize(
+    "hits, images, interval",
+    [
+        (81, 263, (0.2553, 0.3662)),
+        (15, 148, (0.0624, 0.1605)),
+        (0, 20, (0.0, 0.1611)),
+        (1, 29, (0.0061, 0.1718)),
+        (20, 20, (0.8389, 1.0)),
+    ],
+)
+def test_wilson_interval_is_as_newcombe_gives_it(hits, images, interval):
+    """Newcombe, Statistics in Medicine 17 (1998), table I; the last is the third, turned round."""
+    low, high = wilson_interval(hits, images)
+    assert (low, high) == pytest.approx(interval, abs=5e-5)
+    assert 0 <= low <= hits / images <= high <= 1
 
 
 def test_loss_is_the_weighted_sum():

@@ -1,7 +1,9 @@
 """Optimizer steps: SAM against a step written out by hand, and what surrounds it."""
 
+import contextlib
 import copy
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +19,8 @@ from cfmrfn.optim import (
     parameter_groups,
     set_learning_rate,
 )
-from cfmrfn.step import TrainingStep
+from cfmrfn.step import TrainingStep, frozen_batch_statistics
+from tests.cfmrfn.processes import forked
 
 CE = ExpressionLoss(1.0, 0.0)
 
@@ -31,10 +34,10 @@ class SmallNetwork(nn.Module):
         self.norm = nn.BatchNorm2d(4) if norm else nn.Identity()
         self.dropout = nn.Dropout(dropout)
         self.head = nn.Linear(5, 3)
-        self.frozen_calls = 0
+        self.frozen_calls = []  # whether each was to keep gradients
 
     def landmark_features(self, x):
-        self.frozen_calls += 1
+        self.frozen_calls.append(torch.is_grad_enabled())
         return x.mean((1, 2, 3)).unsqueeze(1)
 
     def forward(self, x, landmark_features):
@@ -42,10 +45,10 @@ class SmallNetwork(nn.Module):
         return self.head(torch.cat([self.dropout(pooled), landmark_features], 1))
 
 
-def make_step(network, **settings):
+def make_step(network, model=None, world=None, **settings):
     optim = OptimConfig(lr=0.01, **settings)
     optimizer = build_optimizer(network, optim)
-    return TrainingStep(network, network, optimizer, CE, optim, World("cpu"))
+    return TrainingStep(network, model or network, optimizer, CE, optim, world or World("cpu"))
 
 
 def make_batch(size=8, seed=0):
@@ -97,6 +100,42 @@ def test_sam_step_by_hand(freeze, clip):
             torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-6, atol=1e-8)
 
 
+def test_plain_step_by_hand():
+    torch.manual_seed(0)
+    network = SmallNetwork().double()
+    by_hand = copy.deepcopy(network)
+    images, labels = make_batch()
+    adam = torch.optim.Adam(by_hand.parameters(), lr=0.01)
+    logits = by_hand(images, by_hand.landmark_features(images))
+    loss = nn.functional.cross_entropy(logits, labels)
+    loss.backward()
+    adam.step()
+    # the loss is summed in float64
+    assert make_step(network, rho=0.0)(images, labels, 0) == (
+        pytest.approx(loss.item(), rel=1e-14),
+        (logits.argmax(1) == labels).sum().item(),
+        True,
+    )
+    for name, value in by_hand.state_dict().items():
+        torch.testing.assert_close(network.state_dict()[name], value, rtol=1e-12, atol=1e-14)
+
+
+def test_sam_leaves_what_has_no_gradient():
+    network = SmallNetwork().double()
+    network.register_parameter("untrained", nn.Parameter(torch.ones(3)))
+    assert make_step(network, rho=0.1)(*make_batch(), 0).applied
+    assert network.untrained.tolist() == [1, 1, 1]
+
+
+def test_an_image_of_votes_counts_for_the_class_of_most():
+    network = SmallNetwork().double()
+    votes = torch.tensor([[0.2, 0.5, 0.3], [0.6, 0.0, 0.4]]).double().repeat(4, 1)
+    images, _ = make_batch()
+    guesses = network(images, network.landmark_features(images)).argmax(1)
+    right = (guesses == torch.tensor([1, 0]).repeat(4)).sum().item()
+    assert make_step(network)(images, votes, 0).correct == right
+
+
 @pytest.mark.parametrize("rho", [0.0, 0.1])
 def test_accumulation_equals_one_batch(rho):
     torch.manual_seed(0)
@@ -115,7 +154,15 @@ def test_accumulation_equals_one_batch(rho):
 def test_frozen_stream_runs_once_a_step():
     network = SmallNetwork().double()
     make_step(network, rho=0.1)(*make_batch(), 0)
-    assert network.frozen_calls == 1
+    assert network.frozen_calls == [False]
+
+
+def test_statistics_that_are_not_kept_stay_so():
+    kept, not_kept = nn.BatchNorm2d(4), nn.BatchNorm2d(4, track_running_stats=False)
+    with contextlib.suppress(KeyError), frozen_batch_statistics(nn.Sequential(kept, not_kept)):
+        assert not kept.track_running_stats
+        raise KeyError
+    assert kept.track_running_stats and not not_kept.track_running_stats
 
 
 def test_both_passes_see_the_same_dropout():
@@ -150,10 +197,13 @@ def test_optimizer_state_resumes_exactly(optimizer, rho):
 
 def test_bf16_trains():
     network = SmallNetwork()
+    dtypes = set()
+    network.conv.register_forward_hook(lambda module, inputs, out: dtypes.add(out.dtype))
     step = make_step(network, rho=0.05, precision="bf16")
     images, labels = make_batch()
     losses = [step(images.float(), labels, number).loss for number in range(30)]
     assert losses[-1] < losses[0]
+    assert dtypes == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("overflowing_pass", [1, 2])
@@ -168,7 +218,8 @@ def test_fp16_skips_the_whole_step_where_a_pass_overflows(overflowing_pass):
     adam_before = copy.deepcopy(step.optimizer.state_dict()["state"])
     scale = step.scaler.get_scale()
 
-    passes = []
+    passes, forwards = [], []
+    network.conv.register_forward_hook(lambda *_: forwards.append(None))
 
     def overflow(gradient):
         passes.append(gradient)
@@ -178,13 +229,18 @@ def test_fp16_skips_the_whole_step_where_a_pass_overflows(overflowing_pass):
     result = step(images, labels, 1)
     handle.remove()
     assert math.isfinite(result.loss)
-    assert not result.applied
+    assert result.applied is False
+    assert len(forwards) == overflowing_pass
     assert step.may_overflow
     assert step.scaler.get_scale() == scale / 2
     for name, value in network.named_parameters():
         assert torch.equal(value, before[name])
     torch.testing.assert_close(step.optimizer.state_dict()["state"], adam_before, rtol=0, atol=0)
     assert step(images, labels, 2).applied
+    step.scaler.update(1.0)
+    assert not step.may_overflow
+    step.scaler.update(1.5)
+    assert step.may_overflow
 
 
 def test_not_finite_in_float32_leaves_the_weights():
@@ -202,6 +258,7 @@ def test_not_finite_in_float32_leaves_the_weights():
 class Backbone(nn.Module):
     def __init__(self):
         super().__init__()
+        self.stem = nn.Conv2d(3, 3, 1, bias=False).requires_grad_(False)
         self.input_layer = nn.Conv2d(3, 4, 1)
         self.body = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
 
@@ -224,6 +281,7 @@ def test_layers_of_the_backbone_learn_slower_downwards():
     }
     named = {n: settings.get(id(p)) for n, p in network.named_parameters()}
     assert named == {
+        "image_backbone.stem.weight": None,
         "image_backbone.input_layer.weight": (0.125, 0.1),
         "image_backbone.input_layer.bias": (0.125, 0.0),
         "image_backbone.body.0.weight": (0.25, 0.1),
@@ -245,21 +303,29 @@ def test_layers_of_the_backbone_learn_slower_downwards():
 def test_learning_rate_schedules():
     def course(**settings):
         optim = OptimConfig(**settings)
-        return [learning_rate_factor(optim, epoch) for epoch in (0.5, 1.5, 2.5, 10.0)]
+        return [learning_rate_factor(optim, epoch) for epoch in (0.0, 0.5, 1.5, 2.5, 10.0, 11.0)]
 
-    assert course(decay=0.9) == pytest.approx([1, 0.9, 0.81, 0.9**10])
-    assert course(decay=0.9, warmup_epochs=2) == pytest.approx([0.25, 0.75, 1, 0.9**8])
-    assert course(schedule="constant") == [1, 1, 1, 1]
-    cosine = course(schedule="cosine", epochs=10)
-    assert cosine == pytest.approx(
-        [0.5 * (1 + math.cos(math.pi * x / 10)) for x in (0.5, 1.5, 2.5, 10)]
+    assert course(decay=0.9) == pytest.approx([1, 1, 0.9, 0.81, 0.9**10, 0.9**11])
+    assert course(decay=0.9, warmup_epochs=2) == pytest.approx([0, 0.25, 0.75, 1, 0.9**8, 0.9**9])
+    assert course(schedule="constant") == [1, 1, 1, 1, 1, 1]
+
+    def cosine(progress):
+        return 0.5 * (1 + math.cos(math.pi * progress))
+
+    assert course(schedule="cosine", epochs=10) == pytest.approx(
+        [1, cosine(0.05), cosine(0.15), cosine(0.25), 0, 0]
     )
+    assert course(schedule="cosine", epochs=10, warmup_epochs=2) == pytest.approx(
+        [0, 0.25, 0.75, cosine(0.5 / 8), 0, 0]
+    )
+    # nothing but warm-up
+    assert course(schedule="cosine", epochs=2, warmup_epochs=2)[2] == 0.75
 
 
 @pytest.mark.parametrize("warmup", [False, True])
 def test_moving_average_by_hand(warmup):
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    ema = build_ema(network, 0.5, warmup)
+    ema = build_ema(network, 0.5, warmup) if warmup else build_ema(network, 0.5)
     expected = 0.0
     # 1 - 3 ** (-2/3) = 0.519 is above the decay that was asked for
     decays = (0.0, 1 - 2 ** (-2 / 3), 0.5, 0.5) if warmup else (0.0, 0.5, 0.5, 0.5)
@@ -271,3 +337,55 @@ def test_moving_average_by_hand(warmup):
         expected = decay * expected + (1 - decay) * value
     assert ema.module[0].weight[0, 0].item() == pytest.approx(expected)
     assert ema.module[1].running_mean[0].item() == pytest.approx(expected)
+
+
+# Settings of steps of two processes on half of a batch each
+IN_TWO_PROCESSES = {
+    "plain": {"rho": 0.0, "accumulate": 2, "clip": 0.1},
+    "SAM": {"rho": 0.3, "accumulate": 2},
+    "SAM of each process": {"rho": 0.3, "sam_local": True},
+}
+
+
+def sam_of_each_process(network, images, labels):
+    """Gradients of a step: each half of a batch climbs by its own gradient."""
+    halves = []
+    for part, targets in zip(images.chunk(2), labels.chunk(2), strict=True):
+        climbed = copy.deepcopy(network)
+        _, first = gradients(climbed, part, targets)
+        norm = torch.cat([g.flatten() for g in first]).norm()
+        with torch.no_grad():
+            for parameter, gradient in zip(climbed.parameters(), first, strict=True):
+                parameter += 0.3 * gradient / norm
+        halves.append(gradients(climbed, part, targets)[1])
+    return [sum(pair) / 2 for pair in zip(*halves, strict=True)]
+
+
+def test_two_processes_make_the_steps_of_one(tmp_path):
+    program = Path(__file__).with_name("steps_of_two_processes.py")
+    done = forked([tmp_path / "made"], [str(program)])
+    assert done.returncode == 0, done.stderr
+    first, second = (torch.load(tmp_path / f"made.{rank}") for rank in (0, 1))
+    for name, settings in IN_TWO_PROCESSES.items():
+        torch.manual_seed(0)
+        network = SmallNetwork(norm=False).double()
+        adam = torch.optim.Adam(network.parameters(), lr=0.01)
+        step = make_step(network, **{**settings, "accumulate": 1})
+        state, results = first[name]
+        assert results == second[name][1]
+        for number, result in enumerate(results):
+            images, labels = make_batch(seed=number)
+            if settings.get("sam_local"):
+                loss, _ = gradients(network, images, labels)
+                steepest = sam_of_each_process(network, images, labels)
+                for parameter, gradient in zip(network.parameters(), steepest, strict=True):
+                    parameter.grad = gradient
+                adam.step()
+                assert result[0] == pytest.approx(loss.item(), rel=1e-7)  # as above
+            else:
+                # and one exchange of gradients between the processes
+                alone = step(images, labels, number)
+                assert result == (pytest.approx(alone.loss, rel=1e-12), *alone[1:], 1)
+        for key, value in network.state_dict().items():
+            assert torch.equal(state[key], second[name][0][key])
+            torch.testing.assert_close(state[key], value, rtol=1e-6, atol=1e-8, msg=name)

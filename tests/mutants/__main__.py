@@ -1,0 +1,86 @@
+"""Mutation testing: `python -m tests.mutants [MODULE ...]`, from the root of the repository.
+
+Each mutant is a module with one small fault. The module's tests run on it until one of them fails.
+Where none does, the mutant has survived: a test is missing, or the change makes no difference, and
+then tests/mutants/explained.py says why. The same command goes on where it was stopped, and tries
+again what survived. The exit status is 1 if a mutant survived without an explanation.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from tests.mutants.changes import mutants
+from tests.mutants.explained import EXPLAINED
+from tests.mutants.trial import Outcomes, Trials
+
+ROOT = Path(__file__).parents[2]
+# What pytest is given for each module.
+TESTS = {
+    "sdwa/problem.py": [
+        "tests/sdwa/test_arguments.py",
+        "tests/sdwa/test_window_geometry.py",
+        "tests/sdwa/test_operator.py",
+        "tests/sdwa/test_modules.py",
+    ],
+    "sdwa/dispatch.py": ["tests/sdwa/test_arguments.py", "tests/sdwa/test_operator.py"],
+    "cfmrfn/metrics.py": ["tests/cfmrfn/test_metrics.py", "-k=not cut_off and not any_names"],
+    "cfmrfn/losses.py": [
+        *("tests/cfmrfn/test_finetune.py", "tests/cfmrfn/test_optim.py"),
+        "-k=weights_by_hand or weighted_loss or votes or optim",
+    ],
+    "cfmrfn/optim.py": ["tests/cfmrfn/test_optim.py"],
+    "cfmrfn/step.py": ["tests/cfmrfn/test_optim.py"],
+}
+
+
+def main() -> int:
+    """Tries the mutants of each module; returns the exit status."""
+    from tqdm import tqdm
+
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.mutants",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("modules", nargs="*", metavar="MODULE", help=f"of {', '.join(TESTS)}")
+    parser.add_argument("--processes", type=int, default=os.cpu_count(), help="(%(default)s)")
+    parser.add_argument(
+        "--state",
+        type=Path,
+        default=Path("build/mutants"),
+        help="folder of what is done (%(default)s)",
+    )
+    options = parser.parse_args()
+    if unknown := set(options.modules) - set(TESTS):
+        parser.error(f"no such module: {', '.join(unknown)}")
+    failed = False
+    for module in options.modules or TESTS:
+        made = mutants((ROOT / module).read_text())
+        explained = EXPLAINED.get(module, {})
+        if gone := set(explained) - {mutant.name for mutant in made}:
+            print(f"explained.py names no mutant of {module}:", *sorted(gone), sep="\n  ")
+            failed = True
+        outcomes = Outcomes(options.state / f"{Path(module).stem}.json")
+        left = [m for m in made if m.name not in explained and not outcomes.killed(m)]
+        if left:
+            with Trials(module, TESTS[module]) as trials:
+                results = trials.of(left, options.processes)
+                for mutant, killer in tqdm(results, module, len(left), unit="mutant"):
+                    outcomes.add(mutant, killer)
+                    if killer is None:
+                        tqdm.write(f"survived: {module}:{mutant.line} {mutant.name}")
+        survived = [m for m in made if m.name not in explained and not outcomes.killed(m)]
+        killed = len(made) - len(explained) - len(survived)
+        print(
+            f"{module}: {len(made)} mutants, {killed} killed, {len(explained)} explained, "
+            f"{len(survived)} survived; kept in {outcomes.path}",
+            flush=True,
+        )
+        failed |= bool(survived)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
