@@ -70,6 +70,26 @@ def test_what_is_kept(samples, kept):
     assert kept.part(slice(6, 8)).is_grey
 
 
+@pytest.mark.parametrize("piece_bytes, pieces", [(1, 7), (30_000, 3)])
+def test_images_kept_in_several_pieces_are_the_same(
+    samples, kept, piece_bytes, pieces, monkeypatch
+):
+    monkeypatch.setattr(cache, "_PIECE", piece_bytes)
+    found = cache.cached(samples, 64, 1 << 20, threads=2)
+    assert len(found.pieces) == pieces
+    assert found[7] is None
+    assert all(torch.equal(found[index], kept[index]) for index in range(7))
+
+
+def test_processes_that_are_not_forked_may_keep_what_shared_memory_holds(monkeypatch):
+    monkeypatch.setattr(cache.Path, "is_dir", lambda path: path == cache.Path("/dev/shm"))
+    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: SimpleNamespace(free=64 << 20))
+    monkeypatch.setattr(cache.multiprocessing, "get_start_method", lambda **_: "fork")
+    assert cache.memory_limit() > 32 << 20
+    monkeypatch.setattr(cache.multiprocessing, "get_start_method", lambda **_: "spawn")
+    assert cache.memory_limit() == 32 << 20
+
+
 @pytest.mark.parametrize("color", ["RGB", "BGR"])
 @pytest.mark.parametrize("options", [{}, VARIED, ALL], ids=["paper", "varied", "all"])
 def test_images_are_the_same_however_they_are_read(samples, kept, color, options):

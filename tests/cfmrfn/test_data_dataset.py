@@ -238,3 +238,19 @@ def test_many_broken_files_in_a_row_are_opened_a_few_times_each(samples, monkeyp
     images = torch.stack([dataset[index][0] for index in range(302)])
     assert (images[:301] == images[300]).all()
     assert len(opened) < 3 * 302
+
+
+def test_broken_files_at_the_end_are_replaced_by_the_first_image(samples):
+    for sample in samples[5:]:
+        break_file(sample)
+    dataset = ExpressionDataset(samples, NAMES, PLAIN, on_broken="skip")
+    for _ in range(2):  # in the second epoch they are known
+        for index in (5, 6, 7):
+            assert torch.equal(dataset[index][0], dataset[0][0])
+    assert dataset.is_broken.tolist() == [False] * 5 + [True] * 3
+
+
+def test_nothing_is_erased_where_no_rectangle_of_that_area_fits():
+    white = Image.new("RGB", (50, 50), (255, 255, 255))
+    erasing = train_transform(50, flip=0, erasing=1, erasing_scale=(1, 1))
+    assert (erasing(white)[0] > 0).all()

@@ -115,8 +115,9 @@ def test_a_box_is_in_the_pixels_as_stored_which_are_then_not_turned(read):
     assert face.getextrema() == ((255, 255), (0, 0), (0, 0))
 
 
-def test_damaged_exif_does_not_stop_a_readable_picture(read):
-    assert read(corners(), "a.jpg", exif=b"Exif\0\0MM\0*\0\0\xff\xff").size == (60, 40)
+@pytest.mark.parametrize("exif", [b"MM\0*\0\0\xff\xff", b"XX\0*\0\0\0\x08"])
+def test_damaged_exif_does_not_stop_a_readable_picture(read, exif):
+    assert read(corners(), "a.jpg", exif=b"Exif\0\0" + exif).size == (60, 40)
 
 
 GREY_16 = {
@@ -399,3 +400,21 @@ def test_threads_leave_the_filters_of_warnings_as_they_were():
     thread.start()
     last()
     assert list(warnings.filters) == before
+
+
+@pytest.mark.parametrize(
+    "make, reason",
+    [(os.mkdir, "a folder"), (lambda path: os.mkfifo(path), "no file but a pipe or a device")],
+    ids=["folder", "pipe"],
+)
+def test_what_is_no_file_is_not_opened(tmp_path, make, reason):
+    make(tmp_path / "a.png")
+    assert reason in why_unreadable(Sample(str(tmp_path / "a.png"), 0))
+
+
+def test_a_picture_that_is_too_large_is_a_photograph_all_the_same(tmp_path, monkeypatch):
+    corners().save(tmp_path / "a", "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert reading.is_photograph(tmp_path / "a")
+    with pytest.raises(FileNotFoundError):
+        reading.is_photograph(tmp_path / "nowhere")

@@ -1,5 +1,6 @@
 """``python -m cfmrfn.data``: verify, draw and prepare."""
 
+import contextlib
 import io
 import os
 import sys
@@ -43,6 +44,33 @@ def test_verify_lists_what_is_broken_or_missing(tmp_path, capsys, workers):
     assert missing == f"{folder / 'train_00002_aligned.jpg'}: missing"
     assert named.startswith(f"{broken}: ")
     assert verdict == "2 of 9 images are missing or broken"
+
+
+def test_verify_sums_up_the_rarer_sizes(tmp_path, capsys):
+    root = public_sets.rafdb(tmp_path)
+    for number, side in enumerate((10, 20, 30), start=1):
+        public_sets.save_image(
+            root / f"Image/aligned/train_0000{number}_aligned.jpg", size=(side, 5)
+        )
+    _, out, _ = run(capsys, "verify", root)
+    (line,) = [line for line in out.splitlines() if line.startswith("sizes in pixels: ")]
+    assert line.startswith("sizes in pixels: 6 of 100 x 100, 1 of 10 x 5, 1 of 20 x 5, ")
+    assert "1 of 1 other sizes" in line
+
+
+def test_verify_of_a_training_split_alone(tmp_path, capsys):
+    root = public_sets.class_folders(tmp_path, ["happy", "sad"], splits=["train"])
+    status, out, _ = run(capsys, "verify", root)
+    assert status == 0
+    assert "for evaluation only: class folders has a training split only, and nothing to" in out
+
+
+def test_verify_prints_to_what_is_no_terminal_or_file(tmp_path, capsys):
+    root = public_sets.rafdb(tmp_path)
+    with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as stop:
+        errors.run(lambda: tool.main(["verify", str(root)]))
+    assert stop.value.code == 0
+    assert printed.getvalue().endswith("9 images, all readable\n")
 
 
 def test_verify_says_what_a_rule_left_out(tmp_path, capsys):
