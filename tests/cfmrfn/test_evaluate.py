@@ -642,6 +642,11 @@ def test_runs_of_one_name_are_told_apart(save_run, classes, run_tool):
     assert "| b-seed-0/best.pt " in printed.out
 
 
+def test_runs_are_named_by_their_folders_and_by_nothing_in_the_root():
+    assert evaluate._run_names(["/best.pt"]) == [""]
+    assert evaluate._run_names(["/best.pt", "/run/best.pt"]) == ["", "run"]
+
+
 def test_names_that_are_too_long_are_found_before_anything_is_computed(
     save_run, classes, run_tool, tmp_path, monkeypatch
 ):
@@ -748,11 +753,13 @@ def test_other_classes_or_splits_are_not_the_papers(
 
 def test_rows_say_how_they_were_measured(save_run, run_tool, tmp_path):
     root = public_sets.rafdb(tmp_path / "data")
+    public_sets.save_image(root / "Image/aligned/test_00001_aligned.jpg", 99)
     run = save_run(class_names=(*CLASSES, "contempt"))
     _, printed = run_tool(run, "--data", root, "--flip")
     note = printed.out.splitlines()[-1]
     assert note.startswith("run/best.pt: cfmrfn_tiny, epoch 3, the last, on 2 images of RAF-DB, ")
     assert "the published split has 3068: not" in note
+    assert "1 of them training images too, without which accuracy is" in note
     assert note.endswith("predicted among 8 classes, mean of image and mirror image.")
     _, printed = run_tool(run, "--data", root, "--shared-classes")
     assert printed.out.endswith("predicted among these classes only of its 8.\n")
