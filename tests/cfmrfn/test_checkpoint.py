@@ -200,6 +200,18 @@ def test_what_a_checkpoint_says_of_itself_is_checked(name, value, message):
         checkpoint.About.from_dict(about, Path("a.pt"))
 
 
+def test_what_a_checkpoint_says_of_itself_may_be_nothing_of_ours():
+    with pytest.raises(
+        CheckpointError, match=r"a.pt was not written by cfmrfn.train: .* \['RGB'\]"
+    ):
+        checkpoint.About.from_dict(["RGB"], Path("a.pt"))
+
+
+def test_lack_of_memory_is_not_taken_for_a_file_that_does_not_fit():
+    with pytest.raises(MemoryError), checkpoint.fitting("a.pt does not fit"):
+        raise MemoryError
+
+
 def test_network_comes_back_with_its_meaning(tmp_path):
     config = parse_config(
         ["--color", "BGR", "--image-size", "64", "--depth", "1", "--streams", "expression"]

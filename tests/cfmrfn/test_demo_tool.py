@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from starlette.testclient import TestClient
 
-from cfmrfn import checkpoint, errors
+from cfmrfn import checkpoint, errors, pretrained
 from cfmrfn.config import parse_config
 from cfmrfn.demo import __main__ as tool
 from cfmrfn.faces import why_no_detector
@@ -150,6 +150,35 @@ def test_the_browser_is_opened_on_demand(served, run_folder):
     for thread in set(threading.enumerate()) - before:
         thread.join(60)
     assert served.opened == f"http://127.0.0.1:{served.address[1]}"
+
+
+def test_the_network_of_the_package_is_named_by_its_preset(served):
+    tool.main(["--port", "0", "--device", "cpu"])
+    client = TestClient(served.config.app, "http://127.0.0.1")
+    assert client.get("/about").json()["run"] == pretrained.PRESET
+
+
+def test_pictures_that_are_taken_whole_need_no_detector(served, run_folder, monkeypatch):
+    def lack(*_):
+        raise errors.ConfigError("OpenCV is missing")
+
+    monkeypatch.setattr(tool, "FaceDetector", lack)
+    args = [str(run_folder), "--port", "0", "--device", "cpu"]
+    with pytest.raises(errors.ConfigError, match="OpenCV is missing"):
+        tool.main(args)
+    tool.main([*args, "--faces", "whole"])
+    assert served.address[0] == "127.0.0.1"
+
+
+def test_an_interrupt_ends_the_terminals_line_and_is_no_error(
+    served, run_folder, monkeypatch, capsys
+):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("uvicorn.Server.run", interrupted)
+    tool.main([str(run_folder), "--port", "0", "--device", "cpu"])
+    assert capsys.readouterr().err == "\n"
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")

@@ -215,6 +215,8 @@ def test_other_networks_in_timm_and_torch(options, tmp_path):
         ({"formats": ()}, "got none"),
         ({"opset": 11}, "opset must be one of 18, 19, 20; got 11"),
         ({"formats": ("safetensors",), "pixels": True}, "pixels is for onnx and torch"),
+        ({"weights": "float8"}, "weights must be one of float32, float16; got 'float8'"),
+        ({"results": "a.json", "card": False}, "results are for the card, which was not asked"),
     ],
 )
 def test_arguments_that_are_not_legal(arguments, message, tmp_path):

@@ -108,14 +108,18 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch, 
         (["train", "x.png"], "must not end as its picture"),
         (["train", "x.safetensors", "--lr", "0"], "lr must be above 0"),
         (["train", "x.safetensors", "--batch-size", "2"], "batch-size must be 4 or more"),
+        (["train", "{folder}/done.safetensors"], "done.safetensors exists: name another file"),
+        (["train", "{folder}/new.safetensors"], "new.safetensors.unfinished.pt is in the way"),
         (["evaluate", "--photos", "nowhere"], "no folder nowhere"),
         (["evaluate", "--picture", "x.txt"], "must end as pictures do"),
         (["evaluate", "nowhere.safetensors"], "no such weight file"),
     ],
 )
-def test_what_cannot_be_done_is_said_at_once(args, message):
+def test_what_cannot_be_done_is_said_at_once(args, message, tmp_path):
+    (tmp_path / "done.safetensors").touch()
+    torch.save({"weight": torch.ones(1)}, tmp_path / "new.safetensors.unfinished.pt")
     with pytest.raises(errors.USER_ERRORS, match=message):
-        tool.main(args)
+        tool.main([arg.format(folder=tmp_path) for arg in args])
 
 
 @pytest.mark.parametrize("preset", ["cfmrfn_tiny", "cfmrfn_base"])

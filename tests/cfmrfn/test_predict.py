@@ -417,6 +417,11 @@ def test_errors_of_the_user(run_folder, images, tmp_path, capsys, wrong, message
     assert re.search(message, line)
 
 
+def test_a_network_without_images(run_folder, capsys):
+    assert run_tool(run_folder) == 2
+    assert capsys.readouterr() == ("", "error: no images were given\n")
+
+
 def test_packages_that_are_missing_are_named_first(run_folder, photographs, capsys, monkeypatch):
     monkeypatch.setattr(predict, "why_no_detector", lambda: "pip install 'sdwa[faces]'")
     options = [photographs / "text.jpg", photographs / "crowd.jpg"]

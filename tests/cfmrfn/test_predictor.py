@@ -135,6 +135,14 @@ def test_wrong_pictures(predictor, picture, message):
     assert isinstance(error, DataError)
 
 
+def test_an_opened_image_that_turns_out_damaged(predictor, tmp_path):
+    ground((64, 64)).save(tmp_path / "whole.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:500])
+    message = "^cannot read the image: image file is truncated"
+    with Image.open(tmp_path / "cut.png") as picture, pytest.raises(DataError, match=message):
+        predictor(picture)
+
+
 def test_crops_are_taken_whole_as_evaluation_takes_them(weights, predictor, crops):
     network, about = checkpoint.load_network(weights)
     transform = eval_transform(about.image_size, mean=about.mean, std=about.std)

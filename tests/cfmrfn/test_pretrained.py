@@ -34,7 +34,7 @@ from cfmrfn import (
 from cfmrfn.config import from_mapping, parse_config
 from cfmrfn.data.synthetic import draw_face
 from cfmrfn.demo import __main__ as demo
-from cfmrfn.errors import ConfigError
+from cfmrfn.errors import CheckpointError, ConfigError
 from cfmrfn.models import cfmrfn as presets
 from cfmrfn.train import Trainer
 from tests.cfmrfn.test_onnx_file import CLASSES, make_network
@@ -425,6 +425,16 @@ def test_float16_halves_the_file_and_says_what_it_costs(tmp_path, capsys):
     assert torch.equal(rounded.norm.weight, network.norm.weight)
     with pytest.raises(ConfigError, match="float16 are for safetensors; name that format alone"):
         export.export(tmp_path, ("onnx", "safetensors"), tmp_path / "out", weights="float16")
+
+
+def test_weights_that_float16_cannot_hold(tmp_path):
+    network, about = make_network(size=SIZE)
+    torch.nn.init.constant_(network.head.weight, 1e5)
+    values = {"model": network.state_dict(), "about": about.to_dict()}
+    checkpoint.save(tmp_path / "best.pt", values)
+    with pytest.raises(CheckpointError, match="too large for float16; leave them in float32"):
+        export.export(tmp_path, ("safetensors",), tmp_path / "out", weights="float16")
+    assert not (tmp_path / "out").exists()
 
 
 # The package

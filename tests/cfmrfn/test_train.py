@@ -452,6 +452,16 @@ def test_apples_gpu(monkeypatch):
     monkeypatch.setattr(mps, "is_available", lambda: True)
     assert World("mps").device.type == "mps"
     assert World("auto").device.type == "cpu"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="serves one process: leave torchrun out"):
+        World("mps")
+
+
+def test_a_gpu_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(ConfigError, match=r"cuda:2 was asked for, but PyTorch sees 2 GPU\(s\)"):
+        World("cuda:2")
 
 
 def test_the_log_tells_of_apples_gpu(run, monkeypatch):
