@@ -71,13 +71,13 @@ class Page(HTMLParser):
         )
 
 
-def save_checkpoint(options, path, class_names=CLASSES, *, landmarks=False):
+def save_checkpoint(options, path, class_names=CLASSES, *, landmarks=False, **more):
     torch.manual_seed(0)
     config = parse_config(options)
     network = checkpoint.build_network(config, len(class_names))
     if landmarks:  # as weights from a file, which have batch statistics
         network.landmark_backbone.conv1.bn.running_mean.fill_(0.1)
-    about = checkpoint.About.of_run(config, class_names).to_dict()
+    about = checkpoint.About.of_run(config, class_names).to_dict() | more
     checkpoint.save(path, {"model": network.state_dict(), "about": about})
     return path
 
@@ -174,6 +174,14 @@ def test_all_faces_groups_and_layers_are_there_and_nothing_from_outside(make_pag
     assert ("on padding" in page.text()) == (
         bool(streams) and network.head_dilations is not None and "masked" not in more
     )
+
+
+@pytest.mark.parametrize(
+    ("chosen_on", "told"), [(None, "the last"), ("val", "the best on the validation images")]
+)
+def test_the_page_says_which_checkpoint_it_is_of(make_page, image, chosen_on, told):
+    page, _ = make_page(images=[image], epoch=2, chosen_on=chosen_on)
+    assert f"epoch 2 of 2, {told}" in page.text()
 
 
 def test_trained_landmarks_are_drawn(make_page, image):

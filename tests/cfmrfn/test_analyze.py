@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from cfmrfn import analyze, checkpoint, errors, pictures
+from cfmrfn.classifier import OnnxClassifier
 from cfmrfn.config import parse_config
 from cfmrfn.data import Sample, open_set
 from cfmrfn.embedding import Embedding, embed
@@ -149,6 +151,30 @@ def test_a_bad_image_file_stops_or_is_named_and_skipped(save_checkpoint, faces, 
     assert f"left out: cannot read image {tmp_path}/b\\xe9d.jpg" in printed.err
     assert "without a face: 1" in printed.out
     assert "faces: 1" in printed.out
+
+
+def test_a_split_without_a_readable_image_has_no_tsne(
+    save_checkpoint, broken_set, tmp_path, capsys
+):
+    root, _ = broken_set
+    for sample in open_set(root, "auto", CLASSES).splits["test"]:
+        Path(sample.path).write_text("no image")
+    good = next((root / "Image" / "aligned").glob("train_*"))
+    output = tmp_path / "figures"
+    args = (save_checkpoint(), good, "--data", root, "--workers", 0, "--output", output)
+    assert run_tool(*args, "--on-broken", "skip") == 2
+    assert capsys.readouterr().err.endswith("error: no image of the split can be read\n")
+    assert not output.exists()
+
+
+def test_only_networks_of_pytorch_can_be_looked_into(
+    save_checkpoint, tmp_path, monkeypatch, capsys
+):
+    file = SimpleNamespace(about=None)
+    predictor = SimpleNamespace(about=None, classifier=OnnxClassifier(file))
+    monkeypatch.setattr(analyze, "Predictor", lambda *_: predictor)
+    assert run_tool(save_checkpoint(), "a.jpg", "--output", tmp_path / "figures") == 2
+    assert "best.pt cannot be looked into; give a checkpoint" in capsys.readouterr().err
 
 
 def test_where_every_image_is_bad_nothing_is_written(save_checkpoint, tmp_path, capsys):
