@@ -66,6 +66,19 @@ def save_image(image: Image.Image, path: Path, kind: str | None = None, **option
     path.write_bytes(content.getvalue())
 
 
+def is_picture_name(path: Path) -> bool:
+    """Whether `save_image` can write a picture in colour under this name.
+
+    Pillow registers suffixes of formats, too, that it only reads, or writes in black and white.
+    """
+    kind = Image.registered_extensions().get(path.suffix.lower())
+    try:
+        Image.new("RGB", (8, 8)).save(io.BytesIO(), kind)
+    except (KeyError, ValueError, OSError):
+        return False
+    return True
+
+
 @contextmanager
 def whole_folder(path: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to write to, which becomes `path` when the block ends without an error.

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from PIL import Image
 
 from cfmrfn import errors
 from cfmrfn.config import LayoutName, check_at_least, parse
@@ -19,7 +18,7 @@ from cfmrfn.data.duplicates import write_groups
 from cfmrfn.data.synthetic import contact_sheet, write_faces
 from cfmrfn.data.verify import verify
 from cfmrfn.errors import printable
-from cfmrfn.whole_files import save_image, whole
+from cfmrfn.whole_files import is_picture_name, save_image, whole
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Draw:
         if self.root is None and self.sheet is None:
             raise errors.ConfigError("name a folder to draw into, or a picture with --sheet")
         if self.sheet is not None:
-            if self.sheet.suffix.lower() not in Image.registered_extensions():
+            if not is_picture_name(self.sheet):
                 raise errors.ConfigError(f"sheet must end as pictures do, .png; got {self.sheet}")
             sheet = contact_sheet(self.classes, size=self.size, seed=self.seed)
             with whole(self.sheet) as path:

@@ -16,7 +16,6 @@ import safetensors.torch
 import timm
 import torch
 import tyro
-from PIL import Image
 from tqdm import tqdm
 
 from cfmrfn import errors, pretrained, tensor_files
@@ -35,7 +34,7 @@ from cfmrfn.landmarks.training import CropBatches, Learner, new_backbone
 from cfmrfn.models.mobilefacenet import MobileFaceNet
 from cfmrfn.predictor import is_crop
 from cfmrfn.weights import load_landmarks
-from cfmrfn.whole_files import save_image, whole
+from cfmrfn.whole_files import is_picture_name, save_image, whole
 
 Preset = Literal["cfmrfn_tiny", "cfmrfn_base"]
 
@@ -224,7 +223,7 @@ class Evaluate:
         check_at_least(self, limit=1, faces=1, seed=0)
 
     def run(self) -> None:
-        if self.picture and self.picture.suffix.lower() not in Image.registered_extensions():
+        if self.picture is not None and not is_picture_name(self.picture):
             raise ConfigError(f"picture must end as pictures do, .png; got {self.picture}")
         weights = self.weights or pretrained.landmarks(self.model)
         if weights is None:

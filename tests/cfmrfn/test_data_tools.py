@@ -164,6 +164,7 @@ def test_verify_prints_any_name_on_any_terminal(tmp_path, encoding, monkeypatch)
         ),
         (("draw", "--sheet", "ROOT/a.png", "--seed", "-1"), "seed must not be negative, got -1"),
         (("draw", "--sheet", "ROOT/a.foo"), "sheet must end as pictures do, .png; got ROOT/a.foo"),
+        (("draw", "--sheet", "ROOT/a.psd"), "sheet must end as pictures do, .png; got ROOT/a.psd"),
         (("draw", "--sheet", "ROOT/no/a.png", "--size", "32"), "ROOT/no/a.png: No such file"),
         (("prepare", "ROOT/nowhere"), "data folder ROOT/nowhere does not exist"),
         (("prepare", "ROOT"), "ROOT/fer2013new.csv is missing"),

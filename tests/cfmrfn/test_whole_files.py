@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cfmrfn.whole_files import save_image, whole, whole_folder
+from cfmrfn.whole_files import is_picture_name, save_image, whole, whole_folder
 
 
 def test_a_file_appears_when_it_is_written(tmp_path):
@@ -49,6 +49,14 @@ def test_an_error_names_the_file_that_was_asked_for(tmp_path):
     with pytest.raises(FileNotFoundError) as error, whole(target) as path:
         path.write_text("text")
     assert error.value.filename == str(target)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("a.png", True), ("a.JPG", True), ("a.psd", False), ("a.xbm", False), ("a", False)],
+)
+def test_names_that_pictures_can_have(name, expected):
+    assert is_picture_name(Path(name)) == expected
 
 
 @pytest.mark.parametrize("suffix", [".jpg", ".png"])
