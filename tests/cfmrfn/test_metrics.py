@@ -223,6 +223,18 @@ def test_pictures_take_any_names(tmp_path):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_landmarks_have_a_column_of_their_own(tmp_path):
+    shown = {}
+    for name, landmarks in (("without", None), ("with", np.full((68, 2), 4.0))):
+        face = FaceMaps("a face", np.zeros((8, 8, 3)), landmarks, {}, {})
+        plot_faces(tmp_path / "faces.png", [face], "title")
+        with Image.open(tmp_path / "faces.png") as picture:
+            shown[name] = np.asarray(picture.convert("RGB"))
+    assert shown["with"].shape[1] > 1.5 * shown["without"].shape[1]
+    dots = {name: (pixels == (0, 0xE0, 0xFF)).all(2).any() for name, pixels in shown.items()}
+    assert dots == {"without": False, "with": True}
+
+
 def test_a_picture_is_as_wide_as_its_title(tmp_path):
     report = Report(("one", "two"), np.eye(2, dtype=np.int64), 0.0)
     widths = []

@@ -294,6 +294,8 @@ def test_landmark_features_for_a_stream_that_is_off(images):
     assert model.landmarks(images) is None
     with pytest.raises(ValueError, match="landmark_features must be None"):
         model(images, torch.zeros(2, 96, 7, 7))
+    with pytest.raises(ValueError, match='no image tokens with streams="landmark"'):
+        make_tiny(streams="landmark").image_tokens(images)
 
 
 # Description
