@@ -177,6 +177,10 @@ def test_duplicates_of_a_large_set_are_looked_for_only_when_asked(
     ]["left_out"]
     with pytest.raises(DataError, match="has none beside split train"):
         run_tool(run, "--data", leaking, "--split", "train", "--drop-duplicates")
+    shutil.rmtree(leaking / "test")
+    shutil.copytree(leaking / "train", leaking / "test")
+    with pytest.raises(DataError, match="every image of split test of .* is a training image too"):
+        run_tool(run, "--data", leaking, "--drop-duplicates")
 
 
 def test_classes_that_do_not_fit_are_counted_in_this_split(save_run, classes, tmp_path):
@@ -190,6 +194,18 @@ def test_classes_that_do_not_fit_are_counted_in_this_split(save_run, classes, tm
         assert images.other_classes == {"contempt": count}
     with pytest.raises(DataError, match="split must be one of .*; got val"):
         open_split(root, "auto", "val", about_of(CLASSES))
+
+
+def test_a_split_without_any_class_of_the_checkpoint(save_run, classes, run_tool):
+    for folder in ("Happy", "anger"):
+        shutil.copytree(classes / folder, classes / "train" / folder)
+        shutil.rmtree(classes / folder)
+    (classes / "test").mkdir()
+    (classes / "contempt").rename(classes / "test" / "contempt")
+    with pytest.raises(
+        DataError, match="split test of .* has no image of the checkpoint's classes"
+    ):
+        run_tool(save_run(), "--data", classes)
 
 
 def test_digit_folders_mean_what_they_meant_in_training(save_run, classes, run_tool):

@@ -419,6 +419,33 @@ def test_card_says_what_drawn_faces_are_good_for(drawn, tmp_path):
     assert ("Drawn faces only." in card_of(tmp_path / "out")[1]) == drawn
 
 
+def test_card_says_which_images_and_weights_a_run_began_with(tmp_path):
+    (tmp_path / "ours").mkdir()
+    options = [
+        "--validation",
+        "0",
+        "--only",
+        "fear",
+        "anger",
+        "--ir50",
+        str(tmp_path / "ours/ir.pt"),
+    ]
+    make_run(tmp_path / "run", options)
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report |= {"validation_images": 9, "left_out": {"class none is not wanted": 4}}
+    report["held_out"]["test"]["flip"] = True
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    export.export(tmp_path / "run", ("safetensors",), tmp_path / "out")
+    _, body = card_of(tmp_path / "out")
+    assert "set aside for validation" not in body
+    assert "- Validation images: 9.\n" in body
+    assert "- Of its classes these were used: fear, anger.\n" in body
+    assert "- Left out: 4 (class none is not wanted).\n" in body
+    assert "mean over each image and its mirror image" in body
+    assert "expression backbone from `ir.pt`" in body
+    assert str(tmp_path) not in body
+
+
 @pytest.mark.parametrize("gray", (True, False))
 def test_card_says_that_colors_are_not_seen(gray, tmp_path):
     make_run(tmp_path / "run", ["--gray", str(gray)])

@@ -168,6 +168,8 @@ def test_tables_go_to_pipes(run_folder, images):
     assert done.returncode == 0, done.stderr
     header, row = [line for line in done.stdout.splitlines() if b"," in line]
     assert header.startswith(b"path,frame,") and row.startswith(os.fsencode(images[0]) + b",,,1,")
+    # only of files are two the same where one would be lost
+    assert status(run_folder, images[0], "--csv", os.devnull, "--json", os.devnull) == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
@@ -432,6 +434,9 @@ def test_packages_that_are_missing_are_named_first(run_folder, photographs, caps
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 640 * 400 - 1)  # Pillow warns of larger ones
     assert run_tool(run_folder, photographs / "crowd.jpg") == 2
     assert status(run_folder, photographs / "crowd.jpg", "--faces", "whole") == 0
+    capsys.readouterr()
+    assert run_tool(run_folder, photographs / "text.jpg", "--framing", photographs) == 2
+    assert capsys.readouterr().err == "error: pip install 'sdwa[faces]'\n"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems refuse such names")
