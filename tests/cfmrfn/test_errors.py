@@ -83,6 +83,10 @@ def test_each_tool_names_its_options(tool, reads_options, names, monkeypatch, to
         assert name in line
 
 
+def test_ctrl_c_is_the_customary_status_without_a_word(told):
+    assert told(KeyboardInterrupt()) == (130, "")
+
+
 def test_other_errors_are_not_taken_for_lack_of_memory():
     with pytest.raises(RuntimeError, match="shapes") as caught, memory_options("lower it"):
         raise RuntimeError("shapes do not match")

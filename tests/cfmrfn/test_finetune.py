@@ -129,6 +129,24 @@ def test_no_class_in_common_gives_a_new_classifier(tmp_path):
     assert "new classifier" in str(report)
 
 
+def test_a_classifier_that_does_not_fit_is_new(tmp_path):
+    safetensors.torch.save_file(
+        {n: t.contiguous() for n, t in saved(tmp_path / "best.pt").items()},
+        tmp_path / "bare.safetensors",
+    )
+    network, about = tiny(NAMES[:3], "--seed", "5")
+    fresh = network.head.weight.detach().clone()
+    report = weights.load_init(network, weights.read_source(tmp_path / "bare.safetensors"), about)
+    assert "new classifier for 3 classes, as the file has 7" in str(report)
+    assert torch.equal(network.head.weight, fresh)
+
+    source = weights.read_source(tmp_path / "best.pt")
+    source.tensors["head.weight"] = torch.ones(7, 5)  # of another width
+    report = weights.load_init(network, source, about)
+    assert any("head.weight is (7, 5) and not (3, " in each for each in report.misshapen)
+    assert torch.equal(network.head.weight, fresh)
+
+
 def test_another_image_size_resizes_positions_and_token_mixing(tmp_path):
     tensors = saved(tmp_path / "best.pt", NAMES, "--image-size", "128")
     with torch.no_grad():

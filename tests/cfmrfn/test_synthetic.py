@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import statistics
 
 import numpy as np
@@ -127,6 +128,19 @@ def test_an_interrupted_set_is_absent(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         write_faces(tmp_path / "faces", workers=1, **SMALL)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_of_two_processes_that_draw_one_set_the_second_finds_it(tmp_path, monkeypatch):
+    root, write = tmp_path / "faces", writer._write
+
+    def both(unfinished, *args):
+        write(unfinished, *args)
+        shutil.copytree(unfinished, root)
+
+    monkeypatch.setattr(writer, "_write", both)
+    assert write_faces(root, workers=1, **SMALL) == root
+    assert list(tmp_path.iterdir()) == [root]
+    assert len(open_set(root).splits["train"]) == SMALL["train"]
 
 
 def test_an_empty_folder_is_filled(tmp_path):

@@ -170,6 +170,15 @@ def test_weights_in_the_place_of_a_checkpoint(tmp_path, content, message):
         checkpoint.load(path)
 
 
+def test_containers_nested_deeper_than_python_goes(tmp_path):
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", b"\x80\x02" + 9999 * b"]" + 9998 * b"a" + b".")
+        archive.writestr("a/version", b"3\n")
+    with pytest.raises(CheckpointError, match="hold one another without end"):
+        checkpoint.load(path)
+
+
 def test_checksums_that_were_left_out_are_not_missed(tmp_path):
     path = tmp_path / "a.pt"
     torch.serialization.set_crc32_options(False)
