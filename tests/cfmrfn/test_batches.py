@@ -7,10 +7,19 @@ from types import SimpleNamespace
 
 import pytest
 
-from cfmrfn.batches import EpochBatches, Splits, check_images, check_readable, stratified_split
-from cfmrfn.data import Sample
+from cfmrfn.batches import (
+    EpochBatches,
+    Splits,
+    check_images,
+    check_readable,
+    framing_of,
+    open_splits,
+    stratified_split,
+)
+from cfmrfn.config import ImageConfig
+from cfmrfn.data import Sample, open_set
 from cfmrfn.errors import ConfigError, DataError
-from tests.cfmrfn.public_sets import save_image
+from tests.cfmrfn.public_sets import rafdb, save_image
 
 LABELS = [0] * 20 + [1] * 6 + [2] * 4
 
@@ -127,3 +136,28 @@ def test_images_are_opened_before_training(pictures):
     none_left = Splits("set", ("a", "b"), pictures[:1], [], pictures[1:2])
     with pytest.raises(DataError, match="each is one that cannot be read"):
         none_left.without({pictures[1]})
+
+
+def test_faces_are_drawn_where_no_data_are_given(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    world = SimpleNamespace(on_main=lambda action: action())
+    images = ImageConfig(drawn_train=14, drawn_test=7)
+    splits = open_splits(images, 0, world)
+    assert [path.name for path in Path("data").iterdir()] == ["drawn-faces-7-14-7"]
+    assert len(splits.held_out) == 7
+    assert open_splits(images, 0, world).fingerprint() == splits.fingerprint()
+    with pytest.raises(
+        ConfigError, match="--data must be given: the root folder of the rafdb data"
+    ):
+        open_splits(ImageConfig(layout="rafdb"), 0, world)
+
+
+def test_a_set_without_held_out_images_is_refused(tmp_path):
+    images = ImageConfig(data=str(rafdb(tmp_path, test=())))
+    with pytest.raises(DataError, match="RAF-DB: no image in the test split, which results are"):
+        open_splits(images, 0, process())
+
+
+def test_without_the_detector_the_framing_is_unknown(faces, monkeypatch):
+    monkeypatch.setattr("cfmrfn.batches.why_no_detector", lambda: "OpenCV is missing")
+    assert framing_of(open_set(faces).splits["train"]) is None

@@ -469,6 +469,64 @@ def test_the_log_tells_of_apples_gpu(run, monkeypatch):
     assert "--device mps" in (run("--epochs", "1") / "log.txt").read_text()
 
 
+@pytest.fixture
+def trainer(options, tmp_path, monkeypatch):
+    """Makes a trainer, without training; with it what its log begins with."""
+    monkeypatch.setattr(train, "framing_of", lambda samples: None)  # it takes a second
+
+    def make(*more):
+        made = Trainer(parse_config([*options, "--output", str(tmp_path / "run"), *more]))
+        return made, (tmp_path / "run" / "log.txt").read_text()
+
+    return make
+
+
+def test_the_log_says_that_duplicates_were_not_looked_for(trainer, monkeypatch):
+    monkeypatch.setattr(train, "find_duplicates", lambda *_: None)
+    made, log = trainer()
+    assert train.NOT_LOOKED_FOR in log
+    assert made._named_duplicates() is None
+
+
+def test_a_compiled_network_is_what_steps_run(trainer, monkeypatch):
+    monkeypatch.setattr(torch, "compile", torch.nn.Sequential)
+    made, _ = trainer("--compile")
+    assert made.step.model[0] is made.network
+
+
+def test_batches_are_cut_evenly(trainer):
+    with pytest.raises(ConfigError, match="a multiple of processes x accumulate, 1 x 3; got 8"):
+        trainer("--accumulate", "3")
+
+
+def test_a_preset_without_a_landmark_backbone_in_the_package(trainer, monkeypatch):
+    monkeypatch.setattr(train.pretrained, "landmarks", lambda preset: None)
+    with pytest.raises(ConfigError, match="no landmark backbone for cfmrfn_tiny comes with the"):
+        trainer("--landmarks", "package")
+
+
+def test_weights_of_another_network_are_no_start(trainer, tmp_path):
+    config = parse_config(["--image-size", "64", "--depth", "1"])
+    about = checkpoint.About.of_run(config, ("anger", "joy"))
+    tensors = checkpoint.build_network(config, 2).state_dict()
+    tensors = {name: t.repeat(2) if t.ndim == 1 else t for name, t in tensors.items()}
+    tensors = {name: t.repeat(2, 2) if t.ndim == 2 else t for name, t in tensors.items()}
+    checkpoint.save(tmp_path / "best.pt", {"model": tensors, "about": about.to_dict()})
+    with pytest.raises(ConfigError, match=r"cannot start from .*best\.pt: its .* another network"):
+        trainer("--init", str(tmp_path / "best.pt"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_log_names_some_of_many_unreadable_images(trainer, faces, tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "MOST_NAMED", 1)
+    root = shutil.copytree(faces, tmp_path / "broken")
+    for path in sorted((root / "Image" / "aligned").glob("test_*"))[:3]:
+        path.write_text("no image")
+    _, log = trainer("--data", str(root), "--on-broken", "skip")
+    assert log.count("left out of evaluation: ") == 2
+    assert "left out of evaluation: 2 more\n" in log
+
+
 def test_a_configuration_of_texts(faces, tmp_path):
     config = Config(
         images=ImageConfig(data=str(faces), image_size=64),
