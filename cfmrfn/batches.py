@@ -403,9 +403,6 @@ class BatchLoader:
             **options,
         )
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         """(batch, 3, size, size), and labels (batch,) or votes (batch, classes)"""
         transform = self.dataset.transform

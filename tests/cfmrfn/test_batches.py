@@ -19,7 +19,7 @@ from cfmrfn.batches import (
 from cfmrfn.config import ImageConfig
 from cfmrfn.data import Sample, open_set
 from cfmrfn.errors import ConfigError, DataError
-from tests.cfmrfn.public_sets import rafdb, save_image
+from tests.cfmrfn.public_sets import ferplus_of_all_classes, rafdb, save_image
 
 LABELS = [0] * 20 + [1] * 6 + [2] * 4
 
@@ -161,3 +161,10 @@ def test_a_set_without_held_out_images_is_refused(tmp_path):
 def test_without_the_detector_the_framing_is_unknown(faces, monkeypatch):
     monkeypatch.setattr("cfmrfn.batches.why_no_detector", lambda: "OpenCV is missing")
     assert framing_of(open_set(faces).splits["train"]) is None
+
+
+def test_a_set_is_validated_on_its_own_validation_split(tmp_path):
+    root = ferplus_of_all_classes(tmp_path)
+    splits = open_splits(ImageConfig(data=str(root), validation=0.5), 0, process())
+    assert (len(splits.train), len(splits.validation), len(splits.held_out)) == (8, 8, 8)
+    assert {Path(s.path).parent.name for s in splits.validation} == {"FER2013Valid"}
