@@ -293,6 +293,8 @@ def test_layers_of_the_backbone_learn_slower_downwards():
         "head.weight": (1.0, 0.1),
         "head.bias": (1.0, 0.0),
     }
+    (alike,) = parameter_groups(network, lr=1.0)
+    assert (alike["lr"], alike["weight_decay"], len(alike["params"])) == (1.0, 0.0, 8)
     optimizer = build_optimizer(network, OptimConfig(lr=1.0, layer_decay=0.5))
     set_learning_rate(optimizer, 0.1)
     assert sorted({group["lr"] for group in optimizer.param_groups}) == pytest.approx(

@@ -184,6 +184,17 @@ def test_kept_calls_are_bounded_and_exact(monkeypatch):
         sdwa.sliding_dilated_window_attention(query, query, query, 3.0)
     with pytest.raises(TypeError, match="scale must be a number"):
         sdwa.sliding_dilated_window_attention(query, query, query, scale=True)
+    # arguments that equal legal ones, and have their hash
+    for legal, name, other in (
+        ({"kernel_size": (3, 3)}, "kernel_size", (3, 3.0)),
+        ({"dilation": (2,)}, "dilation", (2.0,)),
+        ({"is_causal": True}, "is_causal", 1),
+        ({"is_causal": (True, False)}, "is_causal", (True, 0)),
+        ({}, "is_causal", 0),
+    ):
+        sdwa.sliding_dilated_window_attention(query, query, query, **legal)
+        with pytest.raises(TypeError, match=f"{name} .*must be"):
+            sdwa.sliding_dilated_window_attention(query, query, query, **legal | {name: other})
 
 
 class Steps(Sequence):
@@ -227,3 +238,13 @@ def test_calls_with_equal_arguments_are_prepared_once(monkeypatch):
         for dilation in ((1, 2), [1, 2], tuple(range(1, 3))):  # the last: another object
             sdwa.sliding_dilated_window_attention(query, query, query, kernel_size, dilation)
     assert len(made) == 1
+    for options in (
+        {"bias": torch.zeros(2, 3, 3)},
+        {"key_mask": torch.ones(1, 3, 4, dtype=torch.bool)},
+        {"is_causal": (True, False)},
+        {"is_causal": True},
+    ):
+        made.clear()
+        for _ in range(2):
+            sdwa.sliding_dilated_window_attention(query, query, query, 3, **options)
+        assert len(made) == 1, options
