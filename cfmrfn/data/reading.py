@@ -117,12 +117,16 @@ def why_unreadable(sample: Sample) -> str | None:
 
 
 def reason(path: str, error: BaseException) -> str:
-    """Why a file could not be read, from what `read_image` raised; never empty."""
+    """Why a file could not be read, from what `read_image` raised; never empty.
+
+    The path is left out: callers say it.
+    """
     if not os.path.exists(path):
         return "missing"
     if isinstance(error, MemoryError):
         return "not enough memory for it"
-    return printable(str(error)) or type(error).__name__
+    said = getattr(error, "strerror", None) or str(error).replace(f" {path!r}", "")
+    return printable(said) or type(error).__name__
 
 
 def is_photograph(path: str) -> bool:

@@ -169,7 +169,7 @@ def test_why_unreadable(samples, tmp_path):
     assert "1.png: " in reasons[1]
     assert "truncated" in reasons[1]
     assert reasons[2] == f"{samples[2].path}: missing"
-    assert "cannot identify image file" in reasons[3]
+    assert reasons[3] == f"{samples[3].path}: cannot identify image file"
 
 
 def test_soft_labels(samples):
