@@ -50,12 +50,12 @@ def parameter_groups(
 
 def _backbone_depths(network: nn.Module) -> dict[str, int]:
     """Layers between a parameter of the expression backbone and the backbone's end, from 1."""
-    layers: dict[str, list[str]] = {}
+    layers: dict[tuple[str, ...], list[str]] = {}
     for name, _ in network.named_parameters():
         if name.startswith("image_backbone."):
             parts = name.split(".")
             # a block of a sequence ("body.7") is a layer, and so is any other child
-            layer = ".".join(parts[: 3 if parts[1] == "body" else 2])
+            layer = tuple(parts[: 3 if parts[1] == "body" else 2])
             layers.setdefault(layer, []).append(name)
     return {
         name: len(layers) - index for index, names in enumerate(layers.values()) for name in names

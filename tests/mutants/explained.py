@@ -1,8 +1,21 @@
 """Mutants that no test can tell from the module, and why, by module and name."""
 
 _RATIOS = "a factor of all weights, which are scaled afterwards"
+_SOONER = "the same answer, only later: what is the same object has the same repr"
+_ARE_KEPT = (
+    "prepare: known[2] is dilation or repr(known[2]) == repr(dilation)",
+    "prepare: known[1] is kernel_size or repr(known[1]) == repr(kernel_size)",
+    "prepare: is_causal is False or repr(known[3]) == repr(is_causal)",
+)
 
 EXPLAINED = {
+    "sdwa/dispatch.py": {
+        "module: 4096 -> 4097": "some bound is needed, whichever",
+        **{f"{kept} -> {kept.partition(' or ')[2]}": _SOONER for kept in _ARE_KEPT},
+        "prepare: 2 -> 3": _SOONER,
+        "prepare: 1 -> 2": _SOONER,
+        "prepare: False -> True": _SOONER,
+    },
     "cfmrfn/losses.py": {
         "class_weights: 1 -> 2": _RATIOS,
         "class_weights: 1 - EFFECTIVE_BETA -> 1 + EFFECTIVE_BETA": _RATIOS,

@@ -1,7 +1,7 @@
 """What is refused, and that the message names the argument, what came and what is legal."""
 
-import re
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -196,19 +196,42 @@ def test_explicit_backend_never_falls_back():
         sdwa.sliding_dilated_window_attention(**tensors(), backend="cuda")
 
 
-def test_error_lists_the_reasons_of_every_backend(monkeypatch):
+def test_errors_list_backends_and_their_reasons(monkeypatch):
     from sdwa import dispatch
 
-    monkeypatch.setattr(dispatch, "BACKENDS", [b for b in dispatch.BACKENDS if b.name in ("cuda",)])
-    with pytest.raises(sdwa.BackendError, match=re.compile("no backend.*cuda: .*", re.DOTALL)):
-        sdwa.sliding_dilated_window_attention(**tensors())
+    swift = SimpleNamespace(name="swift", reasons=lambda problem: ("it rains", "it is dark"))
+    slow = SimpleNamespace(name="slow", reasons=lambda problem: ("it is closed",))
+    monkeypatch.setattr(dispatch, "BACKENDS", [swift, slow])
+    attend = partial(sdwa.sliding_dilated_window_attention, **tensors())
+    with pytest.raises(sdwa.BackendError) as error:
+        attend()
+    assert str(error.value).splitlines() == [
+        "no backend can run this problem:",
+        "  swift: it rains; it is dark",
+        "  slow: it is closed",
+    ]
+    with pytest.raises(sdwa.BackendError) as error:
+        attend(backend="swift")
+    assert str(error.value) == 'backend "swift" cannot run this problem: it rains; it is dark'
+    with pytest.raises(ValueError, match='backend must be None or one of "swift", "slow", got'):
+        attend(backend="numpy")
 
 
-LEGAL = ({"kernel_size": (3, 3)}, {"dilation": (1, 2, 1, 1)}, {"dilation": ((1, 1), 2, 1, 1)})
+LEGAL = (
+    {"kernel_size": (3, 3)},
+    {"dilation": (1, 2, 1, 1)},
+    {"dilation": ((1, 1), 2, 1, 1)},
+    {"is_causal": True},
+    {"is_causal": False},
+    {"is_causal": (True, False)},
+)
 EQUAL = (
     {"kernel_size": (3.0, 3)},
     {"dilation": (1, 2.0, 1, True)},
     {"dilation": ((1, 1.0), 2, 1, 1)},
+    {"is_causal": 1},
+    {"is_causal": 0},
+    {"is_causal": (True, 0)},
 )
 
 
