@@ -29,6 +29,7 @@ EXPLAINED = {
         " device=self.world.device) -> torch.zeros(2, dtype=sum_dtype(self.world.device))": (
             "the device is the CPU where there is no GPU"
         ),
+        "TrainingStep._climb: False -> True": "_descend finds the same gradient not finite",
     },
     "cfmrfn/metrics.py": {
         "Report.f1: 1 -> 2 #2": "where the sum is 1, no image is right, and F1 is 0 or nan anyway",
