@@ -263,6 +263,11 @@ def manylinux_tag(libraries: list[Path]) -> str | None:
 class UniversalWheel(bdist_wheel):
     """Tagged for every Python 3; which of them may install it is said by `requires-python`."""
 
+    def run(self) -> None:
+        if not self.skip_build:  # else a module that an earlier build left there goes in, too
+            shutil.rmtree(self.get_finalized_command("build").build_lib, ignore_errors=True)
+        super().run()
+
     def get_tag(self) -> tuple[str, str, str]:
         tag = super().get_tag()[2]
         if tag.startswith("linux_") and not self.plat_name_supplied:

@@ -297,8 +297,9 @@ def _as_many(
 
 def _pixels(text: str, where: str) -> np.ndarray:
     try:
-        pixels = np.array(text.split(), dtype=np.uint8)
-    except (ValueError, OverflowError):
+        # NumPy 1 would make 256 a 0
+        pixels = np.frombuffer(bytes(int(number) for number in text.split()), np.uint8)
+    except ValueError:
         raise DataError(f"{where}: pixels must be numbers 0 to 255") from None
     if pixels.size != _SIDE * _SIDE:
         raise DataError(f"{where}: {pixels.size} pixels, expected {_SIDE} x {_SIDE}")

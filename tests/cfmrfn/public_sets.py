@@ -70,7 +70,8 @@ def ferplus_files(root, rows):
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "fer2013new.csv", "w", newline="") as file:
         file.write(f"{FERPLUS_HEADER}\n")
-        csv.writer(file).writerows([usage, name, *votes] for usage, name, votes in rows)
+        for usage, name, votes in rows:  # Python 3.10's csv.writer refuses a null character
+            file.write(",".join(map(str, [usage, name, *votes])) + "\r\n")
     with open(root / "fer2013.csv", "w", newline="") as file:
         file.write("emotion,pixels,Usage\n")
         csv.writer(file).writerows(

@@ -121,6 +121,19 @@ def test_wheel_is_tagged_by_its_symbols(build, tmp_path, monkeypatch, needed, ta
     assert found is None if tag is None else found.startswith(tag + "_")
 
 
+def test_a_module_that_an_earlier_build_left_goes_into_no_wheel(build, tmp_path, monkeypatch):
+    left = tmp_path / "lib" / "sdwa" / "removed.py"
+    left.parent.mkdir(parents=True)
+    left.touch()
+    distribution = setuptools.Distribution({"name": "sdwa", "version": "0"})
+    distribution.get_command_obj("build").build_lib = str(tmp_path / "lib")
+    monkeypatch.setattr(build["bdist_wheel"], "run", lambda self: None)
+    wheel = build["UniversalWheel"](distribution)
+    wheel.ensure_finalized()
+    wheel.run()
+    assert not left.exists()
+
+
 def test_sources_go_into_the_sdist(build):
     files = build["SOURCE_FILES"]
     assert {"csrc/library.cpp", "csrc/cpu/simd.h", "csrc/cuda/forward_map.cu"} <= set(files)

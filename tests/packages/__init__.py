@@ -1,0 +1,1 @@
+"""Builds, installs, tries and uninstalls the packages: `python -m tests.packages PYTHON ...`."""
