@@ -234,7 +234,8 @@ def _why_not(path: Path, error: Exception) -> str:
     if instead is None or not instead.startswith("damaged"):
         return f"is no ONNX file, but {instead or 'a file of PyTorch'}"
     reason = " ".join(str(error).split())
-    if "external" in reason.lower():
+    # the versions say so, or name the missing file and no more
+    if "external" in reason.lower() or ".onnx.data" in reason:
         return f"has its weights in a file of their own, which is not beside it: {reason}"
     return f"is damaged, or no ONNX file; download or copy it again: {reason}"
 

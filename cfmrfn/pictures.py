@@ -108,7 +108,8 @@ def plot_confusion(path: Path, report: Report, title: str) -> None:
         f"{title}\naccuracy {report.accuracy:.1%}, mean of classes "
         f"{report.mean_class_accuracy:.1%}",
     )
-    _save(figure, path)
+    # the layout of matplotlib before 3.11 leaves long names too little room
+    _save(figure, path, bbox_inches="tight")
 
 
 def plot_reliability(path: Path, calibration: Calibration, title: str) -> None:
@@ -329,8 +330,8 @@ def _shortened(name: str) -> str:
     return f"{name[: MOST_LETTERS - end - 1]}…{name[-end:]}"
 
 
-def _save(figure: Figure, path: Path) -> None:
+def _save(figure: Figure, path: Path, **options: Any) -> None:
     for text in figure.findobj(Text):
         text.set_parse_math(False)  # a name with two dollar signs is no formula
     FigureCanvasAgg(figure)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=150, **options)

@@ -58,8 +58,9 @@ def test_photograph(detector):
     assert face.score > 0.99
     assert face.box == pytest.approx((177, 60, 269, 190), abs=30)
     left_eye, right_eye, nose, left_mouth, right_mouth = face.points
-    assert left_eye == pytest.approx((203, 110), abs=8)
-    assert right_eye == pytest.approx((244, 106), abs=8)
+    # OpenCV 4's points lie 2 pixels above OpenCV 5's
+    assert left_eye == pytest.approx((203, 110), abs=10)
+    assert right_eye == pytest.approx((244, 106), abs=10)
     assert left_mouth[0] < nose[0] < right_mouth[0]
     assert left_eye[1] < nose[1] < left_mouth[1]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 SUFFIXES = runpy.run_path(str(ROOT / "sdwa" / "_sources.py"))["SUFFIXES"]  # without PyTorch
-WRITTEN_INTO_SDISTS = r"PKG-INFO|setup\.cfg|sdwa\.egg-info/[\w.-]+"
+WRITTEN_INTO_SDISTS = r"PKG-INFO|setup\.cfg|MANIFEST\.in|sdwa\.egg-info/[\w.-]+"
 WRITTEN_INTO_WHEELS = (
     r"sdwa/_lib/(build\.json|libsdwa_cuda\.(so|dll))|sdwa/_build\.[\w.-]+\.so|"
     r"sdwa-[^/]+\.dist-info/(WHEEL|RECORD|top_level\.txt)"

@@ -53,6 +53,8 @@ class Environment:
         self.python = str(self.programs / "python")
         packages = self.run("-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip()
         Path(packages, "beside.pth").write_text("".join(f"{entry}\n" for entry in path))
+        # A venv of Python 3.10 or 3.11 brings an old one, which would hide the interpreter's.
+        self.pip("uninstall", "-y", "setuptools")
         self.pip("install", "pip")  # is there; what pip and rustup write at first is no trace
 
     def start(self, command, variables=(), **options) -> subprocess.CompletedProcess:
