@@ -77,6 +77,7 @@ def test_aot_inductor(tmp_path, monkeypatch):
         of_ones = module(torch.ones_like(x)).sum().item()
     code = f"""
 import torch
+import torch._inductor.codecache  # which PyTorch 2.10 needs and does not import
 import sdwa  # brings the operators
 run = torch._inductor.aoti_load_package({package!r})
 tensors = torch.load({str(tmp_path / "tensors.pt")!r})
