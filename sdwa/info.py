@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import platform
+import sys
 
 import torch
 
@@ -41,7 +43,12 @@ def describe() -> str:
 
 def main() -> None:
     argparse.ArgumentParser(prog="python -m sdwa.info", description=__doc__).parse_args()
-    print(describe())
+    try:
+        print(describe(), flush=True)
+    except BrokenPipeError:  # `| head` has read enough
+        # Python flushes once more at its end, where the error would be printed
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Importing: torch alone, and the libraries found from the repository's root and elsewhere."""
 
 import shutil
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,16 @@ def test_info_tells_versions_and_backends():
     assert sdwa.__version__ in printed
     for backend in sdwa.available_backends():
         assert backend in printed
+
+
+def test_info_into_a_pipe_that_is_read_no_further():
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "wb") as pipe:
+        done = subprocess.run(
+            [sys.executable, "-m", "sdwa.info"], stdout=pipe, stderr=subprocess.PIPE, cwd=ROOT
+        )
+    assert (done.returncode, done.stderr) == (141, b"")
 
 
 @needs_build_info
