@@ -1,7 +1,7 @@
 """Importing: torch alone, and the libraries found from the repository's root and elsewhere."""
 
-import shutil
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
