@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[2]
 TESTS = {
     "sdwa/problem.py": [
         "tests/sdwa/test_arguments.py",
-        "tests/sdwa/test_window_geometry.py",
+        *("tests/sdwa/test_window_geometry.py", "tests/sdwa/test_free_windows.py"),
         "tests/sdwa/test_operator.py",
         "tests/sdwa/test_modules.py",
     ],

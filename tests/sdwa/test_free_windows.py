@@ -41,6 +41,23 @@ def own_dtype(backend):
 # Geometry
 
 
+@pytest.mark.parametrize(
+    ("kernel_size", "shifted", "causal", "plain"),
+    [
+        (3, False, False, True),
+        (3, True, False, False),
+        (4, True, False, False),
+        (3, False, True, False),
+        (3, True, True, False),
+        # a tap alone is the query
+        (1, True, False, True),
+        (1, False, True, True),
+    ],
+)
+def test_plain_windows_are_centred_on_the_query(kernel_size, shifted, causal, plain):
+    assert WindowAxis.of(kernel_size, shifted, causal).is_plain is plain
+
+
 @pytest.mark.parametrize("name", FREE_AXES)
 def test_the_reference_reads_what_the_table_says(name):
     table = FREE_AXES[name]
