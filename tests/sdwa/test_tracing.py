@@ -78,6 +78,15 @@ def test_jit_trace(backend, grad):
         assert_same(run, module, other_map)
 
 
+def test_nothing_is_kept_of_a_traced_call(monkeypatch):
+    """Its sizes are tensors, which no later call has."""
+    from sdwa import dispatch
+
+    monkeypatch.setattr(dispatch, "_prepared", {})
+    torch.jit.trace(Operator(), draw("cpu", 2, 6, 7, 16), check_trace=False)
+    assert dispatch._prepared == {}
+
+
 @pytest.mark.parametrize("options", ({}, {"q_proj": False}), ids=str)
 def test_jit_trace_of_the_layer(backend, options):
     """`torch.jit.trace` of the layer, self and cross"""
