@@ -21,6 +21,7 @@ TESTS = {
     "sdwa/problem.py": [
         "tests/sdwa/test_arguments.py",
         "tests/sdwa/test_free_windows.py::test_plain_windows_are_centred_on_the_query",
+        "tests/sdwa/test_free_windows.py::test_what_the_operators_take_as_bias",
         "tests/sdwa/test_free_windows.py::test_the_reference_reads_what_the_table_says",
         "tests/sdwa/test_free_windows.py::test_of_a_bias_by_distance_centred_windows_take_the_middle",
         "tests/sdwa/test_operator.py",

@@ -6,6 +6,7 @@ from torch import func
 
 import sdwa
 from sdwa import sliding_dilated_window_attention as attention
+from sdwa.arguments import make_problem
 from sdwa.problem import WindowAxis
 from sdwa.reference import taps_along
 from tests.sdwa.cases import Case, draw
@@ -56,6 +57,20 @@ def own_dtype(backend):
 )
 def test_plain_windows_are_centred_on_the_query(kernel_size, shifted, causal, plain):
     assert WindowAxis.of(kernel_size, shifted, causal).is_plain is plain
+
+
+@pytest.mark.parametrize(
+    ("padding_mode", "is_causal", "shape"),
+    [
+        ("zeros", False, (2, 3, 5)),
+        ("masked", (True, False), (2, 2, 5)),
+        ("shifted", (False, True), (2, 5, 9)),
+    ],
+)
+def test_what_the_operators_take_as_bias(padding_mode, is_causal, shape):
+    query, key, value = tensors(1, 6, 7, 2, 4)
+    given = (query, key, value, (3, 5), 1, None, None, padding_mode, None, is_causal)
+    assert make_problem(*given).bias_shape == shape
 
 
 @pytest.mark.parametrize("name", FREE_AXES)
