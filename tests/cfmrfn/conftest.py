@@ -1,5 +1,6 @@
 """Small drawn faces and small runs for the tests of training."""
 
+import signal
 import socket
 from pathlib import Path
 
@@ -7,6 +8,17 @@ import pytest
 import torch
 
 from cfmrfn.data.synthetic import write_faces
+
+
+@pytest.fixture(scope="session", autouse=True)
+def signals_as_on_a_terminal():
+    """nohup, and a shell in its background, have some ignored."""
+    usual = {"SIGINT": signal.default_int_handler, "SIGHUP": signal.SIG_DFL}  # Windows has one
+    usual = {getattr(signal, n): handler for n, handler in usual.items() if hasattr(signal, n)}
+    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -18,17 +18,6 @@ from cfmrfn.whole_files import whole
 
 fcntl = pytest.importorskip("fcntl")
 
-
-@pytest.fixture(autouse=True)
-def signals_as_on_a_terminal():
-    """nohup, and a shell in its background, have some ignored."""
-    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}
-    before = {number: signal.signal(number, handler) for number, handler in usual.items()}
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
-
-
 HOLDS_IT = """
 import fcntl, sys
 file = open(sys.argv[1], "w")
