@@ -89,15 +89,15 @@ class Runs:
 
 
 def whole_files(folder: Path) -> None:
-    """Asserts that every file of a run is whole."""
+    """Asserts that every file of a run is whole; what a kill interrupts has no final name yet."""
     if not folder.exists():
         return
     from_yaml(folder / "config.yaml")
-    for file in folder.glob("*.pt"):
+    for file in folder.glob("[!.]*.pt"):
         checkpoint.load(file)
-    for file in folder.glob("*.png"):
+    for file in folder.glob("[!.]*.png"):
         Image.open(file).load()
-    for file in folder.glob("*.json"):
+    for file in folder.glob("[!.]*.json"):
         json.loads(file.read_text())
     table = folder / "metrics.csv"
     if table.exists():
