@@ -48,6 +48,7 @@ from cfmrfn.distributed import World
 from cfmrfn.errors import ConfigError, DataError
 from cfmrfn.faces import Framing, measured_framing, why_no_detector
 from cfmrfn.seeds import derived_seed
+from cfmrfn.signals import end_with_main_process
 
 Key = tuple[int, int]  # (index of the image, its position in the epoch)
 
@@ -397,7 +398,7 @@ class BatchLoader:
         self.loader: DataLoader[Any] = DataLoader(
             _Batches(dataset),
             collate_fn=_as_it_is,
-            worker_init_fn=_leave_signals_to_main,
+            worker_init_fn=_init_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # without one it would draw from the global random state
             **options,
@@ -492,7 +493,12 @@ def _cores() -> int:
     return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
 
 
-def _leave_signals_to_main(_: int) -> None:
+def _init_worker(_: int) -> None:
+    end_with_main_process()
+    _leave_signals_to_main()
+
+
+def _leave_signals_to_main() -> None:
     """Makes a worker outlive what reaches all processes of a run: the main one ends the workers.
 
     Ctrl-C, a closed terminal, schedulers and service managers signal every process; the main one

@@ -1,9 +1,13 @@
-"""How a tool ends when it is asked to: by Ctrl-C, a signal, or a terminal that is closed."""
+"""How a tool ends when it is asked to: by Ctrl-C, a signal, or a terminal that is closed.
+
+And how its workers end when it was not asked, but killed.
+"""
 
 from __future__ import annotations
 
 import errno
 import io
+import multiprocessing
 import os
 import signal
 import sys
@@ -108,3 +112,19 @@ def _outliving(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True
     )
+
+
+def end_with_main_process() -> None:
+    """Makes a worker end once the main process is gone, also where that was killed.
+
+    Workers of `concurrent.futures` would wait for work for good. Those of PyTorch look whether they
+    still have the same parent; that of "forkserver", the default since Python 3.14, stays.
+    """
+    threading.Thread(target=_end_after_main, daemon=True).start()
+
+
+def _end_after_main() -> None:
+    main = multiprocessing.parent_process()
+    if main is not None:
+        main.join()
+        os._exit(1)

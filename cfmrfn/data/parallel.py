@@ -9,6 +9,8 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
+from cfmrfn.signals import end_with_main_process
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -33,7 +35,9 @@ def parallel_map(
     """
     with ExitStack() as stack:
         if workers > 1:
-            pool = stack.enter_context(ProcessPoolExecutor(workers))
+            pool = stack.enter_context(
+                ProcessPoolExecutor(workers, initializer=end_with_main_process)
+            )
             results = pool.map(function, items, chunksize=16)
         else:
             results = map(function, items)

@@ -22,6 +22,7 @@ from cfmrfn.landmarks.crops import Faces, normalised, random_frames, spoilt_crop
 from cfmrfn.models.mobilefacenet import NATIVE_SIZE, MobileFaceNet
 from cfmrfn.precision import Precision, autocast
 from cfmrfn.seeds import derived_seed
+from cfmrfn.signals import end_with_main_process
 
 # Sides of the images that the backbone sees in training. The encoder takes its features of images
 # of half the network's image size; landmarks are always those of images of NATIVE_SIZE. Small
@@ -121,7 +122,7 @@ class Learner:
             sampler=steps,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=_leave_ctrl_c_to_main,
+            worker_init_fn=_init_worker,
         )
         for step, (images, points) in zip(steps, loader, strict=True):
             loss = self._step(step, images.to(self.device), points.to(self.device))
@@ -168,5 +169,7 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
 
 
-def _leave_ctrl_c_to_main(_: int) -> None:
+def _init_worker(_: int) -> None:
+    end_with_main_process()
+    # Ctrl-C is for the main process
     signal.signal(signal.SIGINT, signal.SIG_IGN)

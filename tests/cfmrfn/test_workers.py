@@ -1,0 +1,67 @@
+"""Worker processes whose main process is killed."""
+
+import multiprocessing
+import os
+import signal
+import sys
+import time
+
+import pytest
+from torch.utils.data import DataLoader
+
+from cfmrfn import batches
+from cfmrfn.data.parallel import parallel_map
+from cfmrfn.landmarks import training
+
+
+class Announced:
+    """Sends that it was asked for, and then has nothing more to say."""
+
+    def __init__(self, writer):
+        self.writer = writer
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        self.writer.send(os.getpid())
+        return index
+
+
+def load(writer, worker_init_fn):
+    loader = DataLoader(Announced(writer), num_workers=2, worker_init_fn=worker_init_fn)
+    for _ in loader:
+        time.sleep(600)
+
+
+def map_in_parallel(writer, _):
+    parallel_map(Announced(writer).__getitem__, [0], workers=2, desc="", unit="", progress=False)
+    time.sleep(600)
+
+
+def receive(reader):
+    while True:
+        reader.recv()
+
+
+@pytest.mark.parametrize(
+    ("main", "init"),
+    [
+        (load, batches._init_worker),
+        (load, training._init_worker),
+        (map_in_parallel, None),
+    ],
+    ids=["batches", "landmarks", "parallel_map"],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL, and no fork server")
+def test_none_is_left_where_the_main_process_is_killed(main, init):
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    # its workers are started as it is itself
+    process = multiprocessing.get_context("forkserver").Process(target=main, args=(writer, init))
+    process.start()
+    writer.close()
+    assert reader.recv() != process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with pytest.raises(EOFError):  # once nobody is left who could write
+        receive(reader)
