@@ -494,8 +494,8 @@ def _cores() -> int:
 
 
 def _init_worker(_: int) -> None:
-    end_with_main_process()
     _leave_signals_to_main()
+    end_with_main_process()  # whose thread leaves them, too
 
 
 def _leave_signals_to_main() -> None:
