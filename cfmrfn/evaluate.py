@@ -256,8 +256,10 @@ def _checkpoints(name: str) -> list[Path]:
 
 
 def _run_names(paths: Sequence[str]) -> list[str]:
-    """Names of the folders of `paths`, with as many of those above as tell them apart; "" of the
-    root's."""
+    """Names of the folders of `paths`, with as many of those above as tell them apart.
+
+    The root's is empty.
+    """
     folders = [Path(path).parent.parts[1:] for path in paths]
     names = [""] * len(folders)
     for depth in range(1, 1 + max(map(len, folders), default=0)):

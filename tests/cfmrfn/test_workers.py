@@ -15,7 +15,7 @@ from cfmrfn.landmarks import training
 
 
 class Announced:
-    """Sends that it was asked for, and then has nothing more to say."""
+    """A data set that sends the number of the process that reads it."""
 
     def __init__(self, writer):
         self.writer = writer

@@ -77,9 +77,10 @@ def main() -> int:
             with Trials(module, TESTS[module]) as trials:
                 results = trials.of(left, options.processes)
                 for mutant, killer in tqdm(results, module, len(left), unit="mutant"):
-                    outcomes.add(mutant, killer)
                     if killer is None:
                         tqdm.write(f"survived: {module}:{mutant.line} {mutant.name}")
+                    else:
+                        outcomes.add(mutant, killer)
         survived = [m for m in made if m.name not in explained and not outcomes.killed(m)]
         killed = len(made) - len(explained) - len(survived)
         print(

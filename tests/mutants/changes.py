@@ -33,7 +33,7 @@ ARITHMETIC = {
 # Without these a function is not what its callers call, which any test sees.
 NEEDED_DECORATORS = ("property", "staticmethod", "classmethod", "contextmanager", "dataclass")
 # Types, which mypy checks, and what decorators are given, which says how to make a class.
-LEFT_ALONE = ("annotation", "returns", "type_comment", "decorator_list")
+LEFT_ALONE = ("annotation", "returns", "decorator_list")
 
 
 class Mutant(NamedTuple):

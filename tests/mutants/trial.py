@@ -51,10 +51,8 @@ class Outcomes:
         """Whether a test was seen to fail on it."""
         return self._key(mutant) in self.killers
 
-    def add(self, mutant: Mutant, killer: str | None) -> None:
-        """Keeps which test failed; None: none did."""
-        if killer is None:
-            return
+    def add(self, mutant: Mutant, killer: str) -> None:
+        """Keeps which test failed."""
         self.killers[self._key(mutant)] = f"{mutant.name}: {killer}"
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_suffix(".partial")
