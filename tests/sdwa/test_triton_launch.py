@@ -1,12 +1,14 @@
 """What is decided before a launch of the Triton kernels: tables, block shapes, limits."""
 
 import threading
+from importlib import metadata
 
 import pytest
 import torch
 
 pytest.importorskip("triton")
 
+from sdwa.backends import triton as backend
 from sdwa.backends.triton import launch
 from sdwa.backends.triton.blocks import (
     SHAPES,
@@ -31,6 +33,32 @@ from sdwa.backends.triton.launch import (
 
 def windows(*kernel_size):
     return Windows.of(kernel_size, False, False, (False, False))
+
+
+@pytest.mark.parametrize(
+    "package, version, reason",
+    [
+        ("triton", "3.6.0", None),
+        ("triton", "3.5.1", "triton 3.5.1 is too old, 3.6 or newer is needed"),
+        ("triton-rocm", "3.10.0+git1", None),  # as PyTorch's wheels for AMD have it
+        ("pytorch-triton-rocm", "3.4.0", "pytorch-triton-rocm 3.4.0 is too old"),
+        ("triton-of-others", "1.0", None),
+    ],
+)
+def test_triton_is_found_under_any_name(monkeypatch, package, version, reason):
+    def version_of(name):
+        if name != package:
+            raise metadata.PackageNotFoundError(name)
+        return version
+
+    monkeypatch.setattr(metadata, "version", version_of)
+    found = backend._find_triton()
+    assert found is None if reason is None else found.startswith(reason)
+
+
+def test_missing_triton_is_said(monkeypatch):
+    monkeypatch.setattr(backend, "find_spec", lambda name: None)
+    assert backend._find_triton() == "triton is not installed, 3.6 or newer is needed"
 
 
 def test_head_table():

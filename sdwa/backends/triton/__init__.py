@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from importlib import import_module, metadata
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,7 +16,8 @@ from sdwa.backends.base import OperatorBackend
 from sdwa.problem import AttentionProblem
 from sdwa.registration import OperatorPair
 
-MINIMUM_VERSION = (3, 5)
+MINIMUM_VERSION = (3, 6)  # as in pyproject.toml
+PACKAGES = ("triton", "triton-rocm", "pytorch-triton-rocm", "triton-windows")
 
 # As in csrc/library.cpp, which may not be compiled where Triton runs.
 SCHEMAS = (
@@ -57,15 +60,15 @@ def reasons_unavailable(device_type: str) -> tuple[str, ...]:
 def _find_triton() -> str | None:
     """Why there is no usable Triton; None: there is one."""
     minimum = ".".join(map(str, MINIMUM_VERSION))
-    for package in ("triton", "pytorch-triton-rocm", "triton-windows"):
-        try:
+    if not find_spec("triton"):
+        return f"triton is not installed, {minimum} or newer is needed"
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
             version = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-        if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
-            return f"triton {version} is too old, {minimum} or newer is needed"
-        return None
-    return f"triton is not installed, {minimum} or newer is needed"
+            if tuple(int(part) for part in version.split(".")[:2]) < MINIMUM_VERSION:
+                return f"{package} {version} is too old, {minimum} or newer is needed"
+            break
+    return None  # also where another package brings it, or a folder on the path
 
 
 # Done once, at import: torch.compile would trace into it.
