@@ -136,7 +136,7 @@ def page(outcomes: Outcomes, setting: Mapping[str, Any]) -> str:
         why = "" if torch.cuda.is_available() else ": the machine that made this page has no GPU"
         sentences.append(f"{' and '.join(left_out)} {were} not run{why}.")
     if untried:
-        sentences.append(f"Run on no backend: {'; '.join(untried)}.")
+        sentences.append(f"Without a test that ran here: {'; '.join(untried)}.")
     if any(row[name] == NOT_RUN for row in rows.values() for name in columns):
         sentences.append("Not run: the tests need what the machine that made this page lacks.")
     table = markdown.table(

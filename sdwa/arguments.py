@@ -105,11 +105,7 @@ class Line:
         self.dilation = as_line_dilation(dilation)
         self.bias = _unsqueezed("bias", bias, 2, "(heads, kernel) or (heads, 2 * kernel - 1)")
         self.key_mask = _unsqueezed("key_mask", key_mask, 2, "(batch, length)")
-        if isinstance(is_causal, Sequence) and len(is_causal) == 1:
-            is_causal = is_causal[0]
-        if not isinstance(is_causal, bool):
-            raise TypeError(f"is_causal must be a bool for sequences, got {is_causal!r}")
-        self.is_causal = False, is_causal
+        self.is_causal = as_line_causal(is_causal)
 
 
 def as_line_kernel_size(kernel_size: Size) -> tuple[int, int]:
@@ -138,6 +134,15 @@ def as_line_dilation(dilation: Dilation) -> Dilation:
             )
         entries.append((1, int(entry)))  # type: ignore[arg-type]
     return tuple(entries)
+
+
+def as_line_causal(is_causal: Causal) -> tuple[bool, bool]:
+    """(False, causal) of the is_causal of sequences, a bool or a sequence of one."""
+    if isinstance(is_causal, Sequence) and len(is_causal) == 1:
+        is_causal = is_causal[0]
+    if not isinstance(is_causal, bool):
+        raise TypeError(f"is_causal must be a bool for sequences, got {is_causal!r}")
+    return False, is_causal
 
 
 def _unsqueezed(name: str, tensor: Tensor | None, dims: int, legal: str) -> Tensor | None:
@@ -254,7 +259,7 @@ def check_scale_tensor(scale: Tensor, query: Tensor) -> None:
         raise TypeError(f"scale must be {dtype_names(DTYPES)}, got {scale.dtype}")
     if scale.dim() > 1 or scale.numel() not in (1, heads):
         raise ValueError(
-            f"scale must be a number, or a tensor of one or of {heads} elements (heads), "
+            f"scale must be a number, or a tensor of shape (), (1,) or (heads,) = ({heads},), "
             f"got shape {tuple(scale.shape)}"
         )
     if scale.device != query.device and scale.dim() > 0:  # PyTorch takes single numbers anywhere
@@ -300,7 +305,12 @@ def is_number(value: Any) -> bool:
 def _as_pair(value: Any) -> tuple[int, int] | None:
     if is_int(value):
         return (int(value), int(value))
-    if isinstance(value, Sequence) and len(value) == 2 and all(is_int(v) for v in value):
+    if (
+        isinstance(value, Sequence)
+        and not isinstance(value, (str, bytes))
+        and len(value) == 2
+        and all(is_int(v) for v in value)
+    ):
         return (int(value[0]), int(value[1]))
     return None
 

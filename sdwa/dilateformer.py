@@ -14,8 +14,11 @@ def layer_weights(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[st
         state_dict, prefix: as of `SlidingDilatedWindowAttention.from_dilateformer`.
 
     Raises:
+        TypeError: state_dict is no mapping.
         ValueError: keys are missing or unexpected, or shapes do not fit.
     """
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
     layer = {
         key.removeprefix(prefix): tensor
         for key, tensor in state_dict.items()

@@ -199,7 +199,7 @@ def available_backends(
         return {b.name: b.unavailable(torch.device(b.device_type)) for b in BACKENDS}
     try:
         asked = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError) as error:
         raise ValueError(
             f'device must be one that PyTorch knows, such as "cpu" or "cuda:0", got {device!r}'
         ) from error

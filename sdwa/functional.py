@@ -52,6 +52,24 @@ def sliding_dilated_window_attention(
 ) -> tuple[Tensor, Tensor]: ...
 
 
+@overload
+def sliding_dilated_window_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Size = 3,
+    dilation: Dilation = 1,
+    *,
+    bias: Tensor | None = None,
+    scale: float | Tensor | None = None,
+    padding_mode: str = "zeros",
+    key_mask: Tensor | None = None,
+    is_causal: Causal = False,
+    return_lse: bool,
+    backend: str | None = None,
+) -> Tensor | tuple[Tensor, Tensor]: ...
+
+
 def sliding_dilated_window_attention(
     query: Tensor,
     key: Tensor,
@@ -88,7 +106,9 @@ def sliding_dilated_window_attention(
             are read in place; the last stride must be 1. head_dim from 1 to 256. value may have
             another head_dim; all three are then copied, padded to the larger one. Tensors whose
             heads come first, (batch, heads, height, width, head_dim), would be read as maps of
-            heads x height: pass `query.permute(0, 2, 3, 1, 4)`. They may be DTensors, sharded over
+            heads x height: pass `query.permute(0, 2, 3, 1, 4)`. Maps whose heads are not split,
+            (batch, height, width, channels), would be read as sequences with width heads: pass
+            `query.unflatten(-1, (heads, -1))`. They may be DTensors, sharded over
             batch and heads without communication; `sdwa.sharding` says what holds there.
         kernel_size: taps along each side of the window, up to 255, or (kernel_h, kernel_w). They
             are odd, but with padding_mode="shifted": there a window of even size has one tap more
@@ -128,7 +148,8 @@ def sliding_dilated_window_attention(
         lse, with return_lse: (batch, height, width, heads), float32 (float64 for float64 tensors),
             natural logarithm, differentiable.
         NaN and infinities reach only the results that depend on them; but the tensor cores of
-        "cuda" take bfloat16 and float16 by tiles, within which they may reach others.
+        "cuda" take bfloat16 and float16 by tiles, within which they may reach others. A score of
+        +inf makes out NaN, and lse NaN or +inf, as the backend has it.
         Where every tap of a window is left out (by "masked" and a bias of -inf, or by key_mask) out
         is 0, lse is -inf and all gradients are 0.
 
@@ -208,6 +229,17 @@ def attention_weights(
         >>> q, k = torch.randn(2, 1, 7, 7, 8, 64)
         >>> attention_weights(q, k, 3, (1, 1, 2, 2, 2, 3, 3, 3)).shape
         torch.Size([1, 7, 7, 8, 3, 3])
+
+        Those of a layer, of the map x to itself:
+
+        >>> layer, x = sdwa.SlidingDilatedWindowAttention(512), torch.randn(1, 7, 7, 512)
+        >>> q = layer.q(x).unflatten(-1, (layer.num_heads, -1))
+        >>> k, v = layer.kv(x).unflatten(-1, (2, layer.num_heads, -1)).unbind(3)
+        >>> attention_weights(
+        ...     q, k, layer.kernel_size, layer.dilation, bias=layer.relative_bias,
+        ...     scale=layer.scale, padding_mode=layer.padding_mode, is_causal=layer.is_causal,
+        ... ).shape
+        torch.Size([1, 7, 7, 8, 3, 3])
     """
     if isinstance(query, Tensor) and query.dim() == 4:
         line = Line(query, key, key, kernel_size, dilation, bias, key_mask, is_causal)
@@ -259,10 +291,12 @@ def _one_axis(
         padding_mode=padding_mode,
         key_mask=line.key_mask,
         is_causal=line.is_causal,
-        return_lse=return_lse,  # type: ignore[call-overload]
+        return_lse=return_lse,
         backend=backend,
     )
-    return tuple(t.squeeze(1) for t in results) if return_lse else results.squeeze(1)
+    if isinstance(results, tuple):
+        return tuple(t.squeeze(1) for t in results)
+    return results.squeeze(1)
 
 
 def _of_other_classes(
@@ -286,7 +320,7 @@ def _of_other_classes(
     """
     if has_torch_function_variadic(query, key, value):
         return handle_torch_function(
-            sliding_dilated_window_attention,  # type: ignore[arg-type]
+            sliding_dilated_window_attention,
             (query, key, value),
             query,
             key,
@@ -301,6 +335,9 @@ def _of_other_classes(
             return_lse=return_lse,
             backend=backend,
         )
+    for name, tensor in (("query", query), ("key", key), ("value", value)):
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
     dtensors = sys.modules.get("torch.distributed.tensor")  # there are none where it is not loaded
     if dtensors is None or dtensors.DTensor not in (
         *(query.__class__, key.__class__, value.__class__),

@@ -16,6 +16,7 @@ from sdwa.arguments import (
     as_causal,
     as_dilation,
     as_kernel_size,
+    as_line_causal,
     as_line_dilation,
     as_line_kernel_size,
     as_scale,
@@ -86,12 +87,18 @@ def deal_dilation(dilation: Dilation, num_heads: int) -> tuple[tuple[int, int], 
     A shorter list is dealt to consecutive groups of heads, as equal as possible, later groups
     taking the remainder: 8 heads and (1, 2, 3) give 1, 1, 2, 2, 2, 3, 3, 3.
     """
-    if isinstance(dilation, Sequence) and 0 < len(dilation) < num_heads:
-        groups = len(dilation)
-        small, larger = divmod(num_heads, groups)
-        sizes = [small + (group >= groups - larger) for group in range(groups)]
-        dilation = [d for d, size in zip(dilation, sizes, strict=True) for _ in range(size)]
-    return as_dilation(dilation, num_heads)
+    if not isinstance(dilation, Sequence) or isinstance(dilation, (str, bytes)):
+        return as_dilation(dilation, num_heads)
+    groups = len(dilation)
+    if not 1 <= groups <= num_heads:
+        raise ValueError(
+            f"dilation must have an entry per head, or fewer to share: got {groups} entries "
+            f"{tuple(dilation)!r} for {num_heads} heads"
+        )
+    small, larger = divmod(num_heads, groups)
+    sizes = [small + (group >= groups - larger) for group in range(groups)]
+    pairs = as_dilation(dilation, groups)
+    return tuple(pair for pair, size in zip(pairs, sizes, strict=True) for _ in range(size))
 
 
 class SlidingDilatedWindowAttention(nn.Module):
@@ -182,10 +189,11 @@ class SlidingDilatedWindowAttention(nn.Module):
                 f'attn_drop={attn_drop} needs backend=None or "reference", got {backend!r}: '
                 "the fused kernels keep no attention weights to drop"
             )
-        self.dim = dim
-        self.num_heads = num_heads
+        # NumPy's numbers become Python's, which torch.compile and torch.fx take as constants.
+        self.dim = dim = int(dim)
+        self.num_heads = num_heads = int(num_heads)
         self.head_dim = dim // num_heads
-        self.context_dim = dim if context_dim is None else context_dim
+        self.context_dim = dim if context_dim is None else int(context_dim)
         shifted = padding_mode == "shifted"
         self.is_line = isinstance(kernel_size, Sequence) and len(kernel_size) == 1
         if dilation is None:
@@ -193,7 +201,7 @@ class SlidingDilatedWindowAttention(nn.Module):
         if self.is_line:
             kernel_size = as_line_kernel_size(kernel_size)
             dilation = as_line_dilation(dilation if isinstance(dilation, Sequence) else (dilation,))
-            is_causal = (False, is_causal) if isinstance(is_causal, bool) else is_causal
+            is_causal = as_line_causal(is_causal)
         self.kernel_size = as_kernel_size(kernel_size, shifted)
         self.dilation = deal_dilation(dilation, num_heads)
         self.is_causal = as_causal(is_causal)
@@ -204,8 +212,8 @@ class SlidingDilatedWindowAttention(nn.Module):
         self.q = nn.Linear(dim, dim, bias=qkv_bias, **factory) if q_proj else nn.Identity()
         self.kv = nn.Linear(self.context_dim, 2 * dim, bias=qkv_bias, **factory)
         self.proj = nn.Linear(dim, dim, **factory)
-        self.attn_drop = attn_drop
-        self.proj_drop = nn.Dropout(proj_drop)
+        self.attn_drop = float(attn_drop)
+        self.proj_drop = nn.Dropout(float(proj_drop))
         sizes = [2 * size - 1 if shifted else size for size in self.kernel_size]
         self.relative_bias = (
             nn.Parameter(torch.zeros(num_heads, *sizes[self.is_line :], **factory))
@@ -253,7 +261,7 @@ class SlidingDilatedWindowAttention(nn.Module):
         batch, height, width, _ = x.shape
         packed = self.kv(context).view(batch, height, width, 2, self.num_heads, self.head_dim)
         key, value = packed.unbind(3)
-        query = _unit_stride(self.q(x)).view(batch, height, width, self.num_heads, self.head_dim)
+        query = unit_stride(self.q(x)).view(batch, height, width, self.num_heads, self.head_dim)
         bias: Tensor | None = self.relative_bias
         if bias is not None and self.is_line:
             bias = bias.unsqueeze(1)
@@ -288,14 +296,15 @@ class SlidingDilatedWindowAttention(nn.Module):
                 backend=self.backend,
             )
         out: Tensor = self.proj(attended.view(batch, height, width, self.dim))
+        drop = self.proj_drop
         # To call a module that does nothing takes time that counts on a small map.
-        if self.training and self.proj_drop.p:
-            out = self.proj_drop(out)
+        if type(drop) is not nn.Dropout or (drop.training and drop.p):
+            out = drop(out)
         return out.squeeze(1) if self.is_line else out
 
     def extra_repr(self) -> str:
         steps = tuple(w if h == w or self.is_line else (h, w) for h, w in self.dilation)
-        causal = self.is_causal if any(self.is_causal) else False
+        causal = any(self.is_causal) and (self.is_line or self.is_causal)
         return (
             f"{self.dim}, num_heads={self.num_heads}, "
             f"kernel_size={self.kernel_size[self.is_line :]}, dilation={steps}, "
@@ -335,7 +344,7 @@ class SlidingDilatedWindowAttention(nn.Module):
         Raises:
             ValueError: keys are missing or unexpected, shapes do not fit, or the heads cannot be
                 shared equally.
-            TypeError: num_heads is not an int.
+            TypeError: num_heads is not an int, or state_dict no mapping.
         """
         weights = layer_weights(state_dict, prefix)
         check_count("num_heads", num_heads)
@@ -420,9 +429,9 @@ def _checked_context(x: Tensor, context: Tensor | None, dim: int, context_dim: i
 
 
 @torch.fx.wrap
-def _unit_stride(query: Tensor) -> Tensor:
-    """The query as the kernels take it. Not projected, it may be a view of a channels-first map."""
-    return query if query.stride(3) == 1 else query.contiguous()
+def unit_stride(x: Tensor) -> Tensor:
+    """A map as the kernels take it: it may be a view of a channels-first one."""
+    return x if x.stride(3) == 1 else x.contiguous()
 
 
 @torch.fx.wrap

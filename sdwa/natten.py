@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from sdwa import natten_settings
-from sdwa.arguments import is_int
+from sdwa.arguments import check_count, is_int, is_number
 from sdwa.functional import sliding_dilated_window_attention
 from sdwa.problem import WindowAxis, accumulation_dtype
 from sdwa.taps import Scores, Sums, Taps
@@ -322,7 +322,10 @@ natten1dav, natten2dav = na1d_av, na2d_av
 
 
 class _NeighborhoodAttention(nn.Module):
-    """What the layers of both dimensions have in common; parameters are named as NATTEN's."""
+    """What the layers of both dimensions have in common; parameters are named as NATTEN's.
+
+    While attn_drop drops weights, they hold all of them, as the split functions do.
+    """
 
     dims: int
 
@@ -341,6 +344,8 @@ class _NeighborhoodAttention(nn.Module):
         use_experimental_ops: bool = False,
     ) -> None:
         super().__init__()
+        check_count("dim", dim)
+        check_count("num_heads", num_heads)
         windows = Windows.of(self.dims, kernel_size, dilation, is_causal)
         if any(windows.is_causal) and rel_pos_bias:
             raise NotImplementedError(_CAUSAL_BIAS)
@@ -382,7 +387,7 @@ class _NeighborhoodAttention(nn.Module):
         windows = Windows(self.kernel_size, self.dilation, self.is_causal)
         qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
         query, key, value = qkv.unbind(-3)
-        if self.training and self.attn_drop_rate:
+        if drops(self.attn_drop):
             attended, _ = windows.attend_and_drop(
                 query, key, value, self.rpb, self.scale, self.attn_drop
             )
@@ -412,6 +417,12 @@ class NeighborhoodAttention2D(_NeighborhoodAttention):
 
 # What they are made of
 
+
+def drops(dropout: nn.Module) -> bool:
+    """Whether this dropout, which may be in another mode than its module, drops anything now."""
+    return dropout.training and getattr(dropout, "p", 1) > 0
+
+
 _CAUSAL_BIAS = (
     "rpb must be None for causal windows, as in NATTEN: "
     "sdwa.sliding_dilated_window_attention takes both"
@@ -439,7 +450,7 @@ class Windows:
             ValueError: one that is not legal.
         """
         flags = False if is_causal is None else is_causal
-        causal = (flags,) * dims if isinstance(flags, bool) else tuple(flags)
+        causal = tuple(flags) if isinstance(flags, Sequence) else (flags,) * dims
         if len(causal) != dims or not all(isinstance(flag, bool) for flag in causal):
             raise ValueError(f"is_causal must be a bool or {dims} of them, got {is_causal!r}")
         steps = _sizes("dilation", 1 if dilation is None else dilation, dims)
@@ -456,16 +467,20 @@ class Windows:
         more_values: Tensor | None,
     ) -> Tensor:
         """See `na1d`."""
-        if rpb is not None and any(self.is_causal):
-            raise NotImplementedError(_CAUSAL_BIAS)
-        if query.dim() != self.dims + 3:
-            axes = "height, width" if self.dims == 2 else "length"
-            raise ValueError(
-                f"query must be (batch, {axes}, heads, head_dim), got shape {tuple(query.shape)}"
-            )
-        if (more_keys is None) != (more_values is None):
-            raise ValueError("additional_keys and additional_values must both be given, or none")
+        axes = f"batch, {self._axes}, heads, head_dim"
+        for name, tensor in (("query", query), ("key", key), ("value", value)):
+            _check(name, tensor, axes)
+        self._check_rpb(rpb, query.shape[-2])
         self.check_fits(query.shape[1:-2])
+        sizes = {"batch": query.shape[0], "heads": query.shape[-2], "head_dim": query.shape[-1]}
+        if more_keys is not None and more_values is not None:
+            _check("additional_keys", more_keys, "batch, tokens, heads, head_dim", **sizes)
+            sizes |= {"tokens": more_keys.shape[1], "head_dim": value.shape[-1]}
+            _check("additional_values", more_values, "batch, tokens, heads, head_dim", **sizes)
+        elif more_keys is not None or more_values is not None:
+            raise ValueError("additional_keys and additional_values must both be given, or none")
+        if scale is not None and not is_number(scale):
+            raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
         scale = scale or query.shape[-1] ** -0.5
         query, key, value = (
             t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value)
@@ -511,19 +526,22 @@ class Windows:
         self, query: Tensor, key: Tensor, rpb: Tensor | None, more_keys: Tensor | None
     ) -> Tensor:
         """See `na1d_qk`."""
-        if rpb is not None and any(self.is_causal):
-            raise NotImplementedError(_CAUSAL_BIAS)
-        self._check_heads_first("query", query)
+        sizes = self._check_heads_first("query", query)
+        self._check_heads_first("key", key)
         if key.shape != query.shape:
             raise ValueError(
                 f"key must have the shape of query: got {tuple(key.shape)} beside "
                 f"{tuple(query.shape)}"
             )
+        self._check_rpb(rpb, query.shape[1])
+        if more_keys is not None:
+            _check("additional_keys", more_keys, "batch, heads, tokens, head_dim", **sizes)
         taps = self._taps(query)
         scores = Scores.apply(self._as_map(query), self._as_map(key), taps)
         if rpb is not None:
             scores = scores + taps.bias(rpb.to(scores.dtype))
-        scores = scores.masked_fill(~taps.on_map, float("-inf"))
+        if not taps.all_on_map:
+            scores = scores.masked_fill(~taps.on_map, float("-inf"))
         if self.dims == 1:
             scores = scores.squeeze(2)
         if more_keys is not None:
@@ -533,10 +551,14 @@ class Windows:
 
     def weighted(self, attn: Tensor, value: Tensor, more_values: Tensor | None) -> Tensor:
         """See `na1d_av`."""
-        self._check_heads_first("value", value)
+        sizes = self._check_heads_first("value", value)
+        if more_values is not None:
+            _check("additional_values", more_values, "batch, heads, tokens, head_dim", **sizes)
         taps = self._taps(value)
         more = 0 if more_values is None else more_values.shape[2]
         shape = (*value.shape[:-1], taps.count + more)
+        if not isinstance(attn, Tensor):
+            raise TypeError(f"attn must be a tensor, got {type(attn).__name__}")
         if attn.shape != shape:
             raise ValueError(f"attn must be {tuple(shape)}, got shape {tuple(attn.shape)}")
         own, others = attn[..., : taps.count], attn[..., taps.count :]
@@ -565,13 +587,27 @@ class Windows:
             )
             return Taps(rows, columns, x.device)
 
-    def _check_heads_first(self, name: str, x: Tensor) -> None:
-        if x.dim() != self.dims + 3:
-            axes = "height, width" if self.dims == 2 else "length"
-            raise ValueError(
-                f"{name} must be (batch, heads, {axes}, head_dim), got shape {tuple(x.shape)}"
-            )
+    @property
+    def _axes(self) -> str:
+        return "height, width" if self.dims == 2 else "length"
+
+    def _check_heads_first(self, name: str, x: Tensor) -> dict[str, int]:
+        """Sizes of the axes that a tensor has beside its pixels."""
+        _check(name, x, f"batch, heads, {self._axes}, head_dim")
         self.check_fits(x.shape[2:-1])
+        return {"batch": x.shape[0], "heads": x.shape[1], "head_dim": x.shape[-1]}
+
+    def _check_rpb(self, rpb: Tensor | None, heads: int) -> None:
+        if rpb is None:
+            return
+        if any(self.is_causal):
+            raise NotImplementedError(_CAUSAL_BIAS)
+        if not isinstance(rpb, Tensor):
+            raise TypeError(f"rpb must be a tensor or None, got {type(rpb).__name__}")
+        shape = (heads, *(2 * size - 1 for size in self.kernel_size))
+        if tuple(rpb.shape) != shape:
+            axes = "2 * kernel_h - 1, 2 * kernel_w - 1" if self.dims == 2 else "2 * kernel_size - 1"
+            raise ValueError(f"rpb must be (heads, {axes}) = {shape}, got {tuple(rpb.shape)}")
 
     def check_fits(self, lengths: Sequence[int]) -> None:
         """Raises ValueError where a window is larger than NATTEN allows."""
@@ -582,6 +618,22 @@ class Windows:
                     f"got {size} * {step} for {length}; sdwa.sliding_dilated_window_attention "
                     'with padding_mode="shifted" takes such windows'
                 )
+
+
+def _check(name: str, x: Any, axes: str, **sizes: int) -> None:
+    """Raises TypeError or ValueError where the argument `name` is no tensor of these axes.
+
+    sizes: of those that are known.
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    found = dict(zip(axes.split(", "), x.shape, strict=False))
+    if x.dim() != len(axes.split(", ")) or any(found[axis] != n for axis, n in sizes.items()):
+        known = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
+        raise ValueError(
+            f"{name} must be ({axes}){' with ' + known if known else ''}, got shape "
+            f"{tuple(x.shape)}"
+        )
 
 
 def _sizes(name: str, value: Sizes, dims: int) -> tuple[int, ...]:

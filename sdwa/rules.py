@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sdwa.problem import Window, accumulation_dtype
+from sdwa.problem import Window, WindowAxis, accumulation_dtype
 
 HEADS = 3  # dimension of the heads in (batch, height, width, heads, head_dim)
 
@@ -144,11 +144,26 @@ def _repeat_heads(
 # Operations, for `torch.utils.flop_counter`.
 
 
-def forward_flops(query_shape: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
+def forward_flops(query_shape: Any, *args: Any, out_shape: Any = None, **window: Any) -> int:
     """Scores and weighted values: two products of head_dim per tap, two operations each."""
-    return int(4 * math.prod(args[4]) * math.prod(query_shape))
+    return int(4 * _taps(*args[4:], **window) * math.prod(query_shape))
 
 
-def backward_flops(grad_out_shape: Any, *args: Any, out_shape: Any = None, **_: Any) -> int:
+def backward_flops(grad_out_shape: Any, *args: Any, out_shape: Any = None, **window: Any) -> int:
     """Scores again, gradient of the probabilities, of query, of key and of value."""
-    return int(10 * math.prod(args[8]) * math.prod(grad_out_shape))
+    return int(10 * _taps(*args[8:], **window) * math.prod(grad_out_shape))
+
+
+def _taps(
+    kernel_size: Sequence[int],
+    dilation: Sequence[int],
+    scale: float,
+    masked: bool,
+    shifted: bool = False,
+    causal_h: bool = False,
+    causal_w: bool = False,
+) -> int:
+    """Taps of a window, also those off the map."""
+    causal = causal_h, causal_w
+    axes = (WindowAxis.of(n, shifted, c) for n, c in zip(kernel_size, causal, strict=True))
+    return math.prod(axis.size for axis in axes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from sdwa import natten
 from sdwa.functional import attention_weights, sliding_dilated_window_attention
-from sdwa.modules import attend_with_dropout
+from sdwa.modules import attend_with_dropout, unit_stride
 
 
 @dataclass(frozen=True)
@@ -22,30 +23,41 @@ class Swapped:
 
     Attributes:
         replaced: the class that was there, by the name of each module that was replaced.
-        left: the same of modules that look like attention and were left, as they are not known.
+        left: the same of modules that look like attention and were left.
+        reasons: why, by the name of those that were left though a class of this name is known.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         lines = [f"replaced {name}: {kind}" for name, kind in self.replaced.items()]
-        return "\n".join([*lines, *(f"left {name}: {kind}" for name, kind in self.left.items())])
+        return "\n".join([*lines, *(f"left {name}: {self.why_left(name)}" for name in self.left)])
+
+    def why_left(self, name: str) -> str:
+        """The class of a module that was left, and the reason where there is one."""
+        return self.left[name] + (f" ({self.reasons[name]})" if name in self.reasons else "")
 
 
 def swap(model: nn.Module) -> Swapped:
     """Replaces the attention modules of known libraries within a model by fused ones.
 
-    Known are neighborhood attention of transformers' DiNAT models, also as the backbone of
+    Known are neighborhood attention of transformers' NAT and DiNAT models, also as the backbone of
     OneFormer, of allin1, StyleNAT and AgileFormer; NATTEN's layers, `NeighborhoodAttention1D` and
     `2D`; and DilateFormer's `MultiDilatelocalAttention`.
 
-    A replacement has the parameters of what it replaces, the same objects under the same names: an
-    optimizer goes on, and state dicts fit both. Where it must drop attention weights in training,
-    or is asked to return them, it computes them all, as the original does.
+    A replacement has the parts of what it replaces, the same objects under the same names: an
+    optimizer goes on, state dicts fit both, and hooks of the parts are called. Where it must drop
+    attention weights, or is asked to return them, it computes them all, as the original does.
+
+    Left is what would not stay the same: a module with hooks of its own, with parameters that are
+    computed from others (pruning), or with parameters that the known class lacks. Many repositories
+    have a `MultiDilatelocalAttention` that computes something else: each is tried on a small map
+    first, with random parameters.
 
     Args:
-        model: changed in place.
+        model: changed in place, or not at all where an error is raised.
 
     Returns:
         What was replaced, and what was left.
@@ -57,25 +69,37 @@ def swap(model: nn.Module) -> Swapped:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
     known = "; ".join(sorted({str(each.described) for each in _KNOWN}))
-    if _replacement(model) is not None:
+    if _known(model) is not None:
         raise ValueError(
             f"model must contain the modules to replace, got one itself ({_name(model)}): put it "
             "into a torch.nn.ModuleList"
         )
     done = Swapped()
-    for prefix, parent in list(model.named_modules()):
-        for name, child in list(parent.named_children()):
+    fused: dict[nn.Module, nn.Module | str] = {}  # or why it is left; one that is shared stays so
+    places: list[tuple[nn.Module, str, nn.Module]] = []
+    for prefix, parent in model.named_modules():
+        for name, child in parent._modules.items():
+            if child is None:
+                continue
             path = f"{prefix}.{name}" if prefix else name
-            fused = _replacement(child)
-            if fused is not None:
-                setattr(parent, name, fused.train(child.training))
+            known_class = _known(child)
+            if known_class is not None and child not in fused:
+                fused[child] = _replacement(known_class, child)
+            instead = fused.get(child)
+            if isinstance(instead, nn.Module):
+                places.append((parent, name, instead))
                 done.replaced[path] = _name(child)
+            elif instead is not None:
+                done.left[path], done.reasons[path] = _name(child), instead
             elif _looks_like_attention(child, done, path):
                 done.left[path] = _name(child)
     for path in [p for p in done.left if any(r.startswith(f"{p}.") for r in done.replaced)]:
         del done.left[path]  # what it does is in the part that was replaced
+    for parent, name, instead in places:
+        parent._modules[name] = instead
     if not done.replaced:
-        left = f"; left: {', '.join(sorted(set(done.left.values())))}" if done.left else ""
+        kinds = sorted(set(map(done.why_left, done.left)))
+        left = f"; left: {', '.join(kinds)}" if kinds else ""
         ours = ""
         if any(map(_is_ours, model.modules())):
             ours = "; it has modules of sdwa, which are fused already"
@@ -100,7 +124,7 @@ def _looks_like_attention(module: nn.Module, done: Swapped, path: str) -> bool:
 
 
 class FusedDinat(nn.Module):
-    """`NeighborhoodAttention` of transformers' DiNAT, and what allin1 made of it for sequences.
+    """`NeighborhoodAttention` of transformers' NAT and DiNAT, and allin1's, of sequences too.
 
     Args:
         module: whose parts are taken.
@@ -112,7 +136,7 @@ class FusedDinat(nn.Module):
         self.attention_head_size = module.attention_head_size
         self.all_head_size = module.all_head_size
         self.kernel_size = module.kernel_size
-        self.dilation = module.dilation
+        self.dilation = getattr(module, "dilation", 1)  # NAT has none
         self.rpb = module.rpb
         self.query, self.key, self.value = module.query, module.key, module.value
         self.dropout = module.dropout
@@ -128,7 +152,7 @@ class FusedDinat(nn.Module):
         dims = self.rpb.dim() - 1
         windows = natten.Windows.of(dims, self.kernel_size, self.dilation, False)
         windows.check_fits(hidden_states.shape[1:-1])
-        if self.training and self.dropout.p:
+        if natten.drops(self.dropout):
             out, weights = windows.attend_and_drop(
                 query, key, value, self.rpb, heads[1] ** -0.5, self.dropout
             )
@@ -171,7 +195,7 @@ class FusedHydra(nn.Module):
         """(batch, height, width, dim) -> the same."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         biases = tuple(self.rpb) if hasattr(self, "rpb") else (self.rpb0, self.rpb1)
-        drops = self.training and self.attn_drop.p > 0
+        drops = natten.drops(self.attn_drop)
         # Neighbouring groups of one kernel size take one call, where they need no weights.
         numbers = groupby(range(len(biases)), lambda n: n if drops else self.windows[n][0])
         first, outs = 0, []
@@ -210,23 +234,19 @@ class FusedDilate(nn.Module):
         self.dilation = tuple(module.dilation)
         self.scale = module.scale
         self.qkv, self.proj, self.proj_drop = module.qkv, module.proj, module.proj_drop
-        self.attn_drop = max(
-            (each.attn_drop.p for each in getattr(module, "dilate_attention", ())), default=0.0
-        )
+        self.dilate_attention: Any = getattr(module, "dilate_attention", ())
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) -> the same."""
-        weight, bias = self.qkv.weight.flatten(1), self.qkv.bias
-        qkv = torch.nn.functional.linear(x, weight, bias)
-        qkv = qkv.view(*x.shape[:-1], 3, self.num_heads, -1)
-        query, key, value = qkv.unbind(-3)
+        qkv = unit_stride(self.qkv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
+        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # type: ignore[no-untyped-call]
         share = self.num_heads // len(self.dilation)
         dilation = tuple(step for step in self.dilation for _ in range(share))
         window = query, key, value, self.kernel_size, dilation
-        if self.training and self.attn_drop:
-            attended = attend_with_dropout(
-                *window, None, self.scale, "zeros", None, False, self.attn_drop
-            )
+        drops = [each.attn_drop for each in self.dilate_attention]
+        share = max((drop.p for drop in drops if natten.drops(drop)), default=0.0)
+        if share:
+            attended = attend_with_dropout(*window, None, self.scale, "zeros", None, False, share)
         else:
             attended = sliding_dilated_window_attention(*window, scale=self.scale)
         return self.proj_drop(self.proj(attended.flatten(-2)))  # type: ignore[no-any-return]
@@ -272,7 +292,7 @@ def _with_parts_of(module: Any, kind: Any) -> nn.Module:
             qk_scale=module.scale,
             attn_drop=module.attn_drop.p,
         )
-    fused.qkv, fused.rpb = module.qkv, module.rpb
+    fused.qkv, fused.rpb, fused.attn_drop = module.qkv, module.rpb, module.attn_drop
     fused.proj, fused.proj_drop = module.proj, module.proj_drop
     return fused  # type: ignore[no-any-return]
 
@@ -281,8 +301,8 @@ def _with_parts_of(module: Any, kind: Any) -> nn.Module:
 class _Known:
     """A class, known by its name and what it has: copies of it lie in many repositories.
 
-    Where a name is in use for classes that do other things with the same parts, by `module` too: a
-    regular expression for the module it is defined in.
+    Where a name is in use for classes that do other things with the same parts, by `module` too, a
+    regular expression for the module it is defined in, or by what it makes of `example`, an input.
     """
 
     described: str
@@ -290,6 +310,7 @@ class _Known:
     has: tuple[str, ...]
     make: Callable[[Any], nn.Module]
     module: str = ""
+    example: Callable[[Any], Tensor] | None = None
 
 
 _DINAT = ("num_attention_heads", "attention_head_size", "rpb", "query", "key", "value", "dropout")
@@ -298,7 +319,10 @@ _HYDRA = ("qkv", "proj", "proj_drop", "attn_drop", "num_heads", "scale")
 
 _KNOWN = (
     _Known(
-        "transformers' DiNAT (NeighborhoodAttention)", "NeighborhoodAttention", _DINAT, FusedDinat
+        "transformers' NAT and DiNAT (NeighborhoodAttention)",
+        "NeighborhoodAttention",
+        _DINAT,
+        FusedDinat,
     ),
     *(
         _Known(f"allin1's {name}", name, (*_DINAT, "nattendqkrpb"), FusedDinat)
@@ -332,6 +356,7 @@ _KNOWN = (
         "MultiDilatelocalAttention",
         ("qkv", "proj", "proj_drop", "dilation", "kernel_size", "num_heads", "scale"),
         FusedDilate,
+        example=lambda module: torch.empty(1, 5, 6, module.proj.in_features),
     ),
 )
 
@@ -340,8 +365,8 @@ def _is_ours(module: nn.Module) -> bool:
     return type(module).__module__.startswith("sdwa.")
 
 
-def _replacement(module: nn.Module) -> nn.Module | None:
-    """The fused module for one that is known, None for others."""
+def _known(module: nn.Module) -> _Known | None:
+    """The known class that it is named after."""
     if _is_ours(module):
         return None
     kind = type(module)
@@ -351,5 +376,51 @@ def _replacement(module: nn.Module) -> nn.Module | None:
             and re.search(known.module, kind.__module__)
             and all(hasattr(module, name) for name in known.has)
         ):
-            return known.make(module)
+            return known
     return None
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_pre_hooks",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+    "_state_dict_hooks",
+    "_load_state_dict_pre_hooks",
+)
+
+
+def _replacement(known: _Known, module: nn.Module) -> nn.Module | str:
+    """The fused module, or why there is none."""
+    if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module):
+        return "it has hooks: swap before they are registered"
+    try:
+        fused = known.make(module)
+        if fused.state_dict().keys() != module.state_dict().keys():
+            return "its parameters are not those of the class that is known"
+        if known.example is not None and not _agree(module, fused, known.example(module)):
+            return "it computes something else than the class that is known"
+    except Exception as error:  # of a class that is not ours
+        return f"it cannot be tried: {type(error).__name__}: {error}".splitlines()[0]
+    fused.training = module.training  # its parts are in the modes they were in
+    return fused
+
+
+def _agree(module: nn.Module, fused: nn.Module, example: Tensor) -> bool:
+    """Whether both make the same of random inputs of this shape, with random parameters."""
+    generator = torch.Generator().manual_seed(0)
+    # Copies, in which nothing is counted, dropped or given to somebody's hooks.
+    memo: dict[int, Any] = {}
+    copies = [copy.deepcopy(each, memo).eval() for each in (module, fused)]
+    with torch.no_grad(), torch.device("cpu"):
+        for each in copies:
+            on_meta = any(p.is_meta for p in each.parameters())
+            (each.to_empty(device="cpu") if on_meta else each.cpu()).float()
+            for part in each.modules():
+                for hooks in _HOOKS:
+                    getattr(part, hooks).clear()
+        for parameter in copies[0].parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator))
+        x = torch.randn(example.shape, generator=generator)
+        expected, found = (each(x) for each in copies)
+    return found.shape == expected.shape and torch.allclose(found, expected, 1e-3, 1e-3)

@@ -25,6 +25,7 @@ class Taps:
     Attributes:
         count: taps of a window.
         on_map: (height, width, taps); those of causal windows that are not are left out.
+        all_on_map: whether all are, as those of windows are that fit and are not causal.
     """
 
     def __init__(
@@ -46,7 +47,7 @@ class Taps:
         self.count = self._rows.shape[1] * self._columns.shape[1]
         on_map = on_axes[0][:, None, :, None] & on_axes[1][None, :, None, :]
         self.on_map = on_map.flatten(2)
-        self._all_on_map = bool(on_map.all())
+        self.all_on_map = all(axis.shifted or axis.size == 1 for axis, *_ in (rows, columns))
 
     def blocks(self, x: Tensor) -> Iterator[slice]:
         """The rows of queries: on a CPU in parts whose tokens, of a tap, stay in its cache."""
@@ -84,18 +85,12 @@ class Taps:
         rows, columns = self._places
         if rpb.dim() == 2:
             rpb = rpb.unsqueeze(1)
-        extents = tuple(2 * size - 1 for size in (rows.shape[1], columns.shape[1]))
-        if tuple(rpb.shape[1:]) != extents:
-            raise ValueError(
-                f"rpb must have {' x '.join(map(str, extents))} entries per head, "
-                f"got shape {tuple(rpb.shape)}"
-            )
         of_rows = rpb.index_select(1, rows.flatten()).unflatten(1, rows.shape)  # type: ignore[no-untyped-call]
         of_both = of_rows.index_select(3, columns.flatten()).unflatten(3, columns.shape)
         return of_both.permute(0, 1, 3, 2, 4).flatten(3)  # type: ignore[no-any-return]
 
     def _kept(self, x: Tensor, rows: slice, tap: int) -> Tensor:
-        return x if self._all_on_map else torch.where(self.on_map[rows, :, tap, None], x, 0)
+        return x if self.all_on_map else torch.where(self.on_map[rows, :, tap, None], x, 0)
 
 
 # Scores, weighted sums, and the sums that go back to the keys: each is differentiated by the

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from functools import partial
 
 import numpy as np
 import pytest
@@ -287,6 +288,61 @@ def test_attention_dropout_drops_weights_in_training_only():
         sdwa.SlidingDilatedWindowAttention(16, 2, attn_drop=0.5, backend="cpu")
 
 
+def test_output_dropout_is_that_of_its_module():
+    """In training mode alone, as for an estimate of uncertainty; another; none."""
+    torch.manual_seed(0)
+    layer, x = (
+        sdwa.SlidingDilatedWindowAttention(16, 2, proj_drop=0.5).eval(),
+        torch.randn(3, 4, 16),
+    )
+    x = x.unsqueeze(0)
+    kept = layer(x)
+    layer.proj_drop.train()
+    assert (layer(x) == 0).any()
+    layer.train()
+    layer.proj_drop.eval()
+    assert torch.equal(layer(x), kept)
+    layer.proj_drop = torch.nn.Identity()
+    assert torch.equal(layer(x), kept)
+    layer.proj_drop = torch.nn.AlphaDropout(0.5)
+    assert not torch.equal(layer(x), kept)
+
+
+def test_weights_of_a_layer():
+    """As the example of `attention_weights` gets them."""
+    layer = sdwa.SlidingDilatedWindowAttention(16, 4, relative_bias=True, is_causal=(False, True))
+    torch.nn.init.normal_(layer.relative_bias)
+    x = torch.randn(1, 5, 6, 16)
+    example = sdwa.attention_weights.__doc__.split(" of the map x to itself:")[1]
+    lines = [
+        line.strip()[4:] for line in example.splitlines() if line.strip()[:3] in (">>>", "...")
+    ]
+    code = "\n".join(lines[1:]).replace("attention_weights(", "weights = attention_weights(")
+    names = {"layer": layer, "x": x, "attention_weights": sdwa.attention_weights}
+    exec(code.removesuffix(".shape"), names)
+    steps_in_order = [step for step, _ in layer.dilation]
+    assert names["weights"].shape == (1, 5, 6, 4, 3, 3)
+    value = names["v"].movedim(3, 1).flatten(0, 1).movedim(-1, 1)  # (heads, head_dim, 5, 6)
+    windows = [
+        torch.nn.functional.unfold(v[None], 3, step, step).view(4, 9, 5, 6)
+        for v, step in zip(value, steps_in_order, strict=True)
+    ]
+    out = torch.einsum("yxnt,ndtyx->yxnd", names["weights"][0].flatten(3), torch.stack(windows))
+    torch.testing.assert_close(layer.proj(out.flatten(2))[None], layer(x), rtol=1e-4, atol=1e-5)
+
+
+def test_numbers_of_numpy_are_those_of_python():
+    layer = sdwa.SlidingDilatedWindowAttention(
+        *map(np.int64, (16, 2, 3, 2)), proj_drop=np.float64(0.1), context_dim=np.int64(8)
+    )
+    assert {type(value) for value in (layer.dim, layer.num_heads, layer.context_dim)} == {int}
+    assert {type(value) for value in (layer.attn_drop, layer.proj_drop.p)} == {float}
+    x, context = torch.randn(1, 4, 5, 16), torch.randn(1, 4, 5, 8)
+    expected = layer.eval()(x, context)
+    for trace in (torch.fx.symbolic_trace, partial(torch.compile, fullgraph=True, backend="eager")):
+        assert torch.equal(trace(layer)(x, context), expected)
+
+
 def test_attention_dropout_says_once_what_it_costs():
     x = torch.randn(1, 6, 6, 16)
     arguments = {"dim": 16, "num_heads": 2, "attn_drop": 0.5}
@@ -311,7 +367,12 @@ def test_attention_dropout_says_once_what_it_costs():
         ({"dim": 8, "num_heads": 0}, "num_heads must be at least 1, got 0"),
         ({"dim": 514, "num_heads": 2}, "at most 256 channels, got 514 and 2 heads"),
         ({"dim": 8, "num_heads": 2, "kernel_size": 2}, "kernel_size must be odd"),
-        ({"dim": 8, "num_heads": 2, "dilation": (1, 2, 3)}, "got 3 entries.*2 heads"),
+        (
+            {"dim": 8, "num_heads": 2, "dilation": (1, 2, 3)},
+            "an entry per head, or fewer to share: got 3 entries .* for 2 heads",
+        ),
+        ({"dim": 8, "dilation": ()}, "an entry per head, or fewer to share: got 0 entries"),
+        ({"dim": 8, "dilation": (1, -2)}, r"dilation must be from 1 to .* got -2 in \(1, -2\)"),
         ({"dim": 8, "context_dim": 0}, "context_dim must be at least 1, got 0"),
         ({"dim": 8, "scale": float("nan")}, "scale must be finite, got nan"),
         ({"dim": 8, "attn_drop": 1.5}, "attn_drop must be from 0 to 1, got 1.5"),
@@ -332,6 +393,11 @@ def test_layer_refuses(arguments, message):
         ({"dim": 8, "num_heads": True}, "num_heads must be an int, got True"),
         ({"dim": 8, "scale": "1"}, "scale must be a number or None, got str"),
         ({"dim": 8, "attn_drop": "0.1"}, "attn_drop must be a number, got '0.1'"),
+        ({"dim": 8, "dilation": "12"}, "dilation must be an int or a sequence.* got str"),
+        (
+            {"dim": 8, "kernel_size": (3,), "is_causal": (True, False)},
+            r"is_causal must be a bool for sequences, got \(True, False\)",
+        ),
     ],
 )
 def test_layer_refuses_types(arguments, message):
@@ -389,6 +455,8 @@ def test_dilateformer_checkpoint_keeps_its_dtype_and_device():
 def test_dilateformer_checkpoint_refused():
     state, options, _, _ = dilateformer()
     load = sdwa.SlidingDilatedWindowAttention.from_dilateformer
+    with pytest.raises(TypeError, match="state_dict must be a mapping, got NoneType"):
+        load(None, **options)
     with pytest.raises(ValueError, match=r"missing \['proj.weight'\]"):
         load({k: v for k, v in state.items() if k != "proj.weight"}, **options)
     with pytest.raises(ValueError, match=r"unexpected \['norm.weight'\]"):

@@ -193,6 +193,19 @@ def test_layers(dims, is_causal, rel_pos_bias):
     torch.testing.assert_close(eval_out, layer.proj(attended.flatten(-2)))
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_layer_that_drops_weights_is_one_graph(causal):
+    torch.manual_seed(0)
+    layer = natten.NeighborhoodAttention2D(8, 2, 3, is_causal=causal, attn_drop=0.5)
+    x = torch.randn(1, 5, 6, 8, requires_grad=True)
+    results = []
+    for run in (layer, torch.compile(layer, fullgraph=True, backend="aot_eager")):
+        torch.manual_seed(1)
+        out = run(x)
+        results.append((out, *torch.autograd.grad(out.square().sum(), (x, *layer.parameters()))))
+    torch.testing.assert_close(*results)
+
+
 # Bad input
 
 REFUSED = {
@@ -234,7 +247,67 @@ REFUSED = {
     "rpb": (
         lambda m: natten.natten2dqkrpb(*heads_first(*m[:2]), torch.zeros(2, 3, 3), 3, 1),
         ValueError,
-        r"rpb must have 5 x 5 entries per head, got shape \(2, 3, 3\)",
+        r"rpb must be \(heads, 2 \* kernel_h - 1, .*\) = \(2, 5, 5\), got \(2, 3, 3\)",
+    ),
+    "rpb of one head": (
+        lambda m: natten.na2d_qk(*heads_first(*m[:2]), 3, rpb=torch.zeros(1, 5, 5)),
+        ValueError,
+        r"rpb must be .* = \(2, 5, 5\), got \(1, 5, 5\)",
+    ),
+    "fused, rpb": (
+        lambda m: natten.na2d(*m, 3, rpb=torch.zeros(2, 9)),
+        ValueError,
+        r"rpb must be .* = \(2, 5, 5\), got \(2, 9\)",
+    ),
+    "no rpb": (lambda m: natten.na2d(*m, 3, rpb=1), TypeError, "rpb must be a tensor or None, got"),
+    "additional_keys of one head": (
+        lambda m: natten.na2d(*m, 3, additional_keys=m[0][:, 0, :, :1], additional_values=m[0]),
+        ValueError,
+        r"additional_keys must be \(batch, .*\) with batch 1, heads 2, .* \(1, 9, 1, 4\)",
+    ),
+    "additional_values for other keys": (
+        lambda m: natten.na2d(*m, 3, additional_keys=m[0][:, 0], additional_values=m[0][:, 0, :1]),
+        ValueError,
+        r"additional_values must be .* with batch 1, heads 2, head_dim 4, tokens 9, got shape",
+    ),
+    "split, additional_keys": (
+        lambda m: natten.na2d_qk(*heads_first(*m[:2]), 3, additional_keys=m[0][:, 0]),
+        ValueError,
+        r"additional_keys must be \(batch, heads, tokens, head_dim\) with .* heads 2",
+    ),
+    "split, additional_values": (
+        lambda m: natten.na2d_av(
+            torch.zeros(1, 2, 8, 9, 10), *heads_first(m[2]), 3, additional_values=m[0][:, 0]
+        ),
+        ValueError,
+        r"additional_values must be \(batch, heads, tokens, head_dim\) with .* heads 2",
+    ),
+    "scale of each head": (
+        lambda m: natten.na2d(*m, 3, scale=torch.ones(2)),
+        TypeError,
+        "scale must be a number or None, got Tensor",
+    ),
+    "is_causal of another type": (
+        lambda m: natten.na2d(*m, 3, is_causal=1),
+        ValueError,
+        "is_causal must be a bool or 2 of them, got 1",
+    ),
+    "no query": (lambda m: natten.na2d(None, *m[1:], 3), TypeError, "query must be a tensor"),
+    "no key": (lambda m: natten.na2d(m[0], None, m[2], 3), TypeError, "key must be a tensor, got"),
+    "split, no key": (
+        lambda m: natten.na2d_qk(*heads_first(m[0]), None, 3),
+        TypeError,
+        "key must be a tensor, got NoneType",
+    ),
+    "no attn": (
+        lambda m: natten.na2d_av(None, *heads_first(m[2]), 3),
+        TypeError,
+        "attn must be a tensor, got NoneType",
+    ),
+    "layer, no heads": (
+        lambda m: natten.NeighborhoodAttention2D(8, 0, 3),
+        ValueError,
+        "num_heads must be at least 1, got 0",
     ),
     "attn": (
         lambda m: natten.natten2dav(torch.zeros(1, 2, 8, 9, 4), *heads_first(m[2]), 3, 1),

@@ -95,6 +95,16 @@ def test_flop_counter(backend):
     assert counter.get_total_flops() == (4 + 10) * 15 * elements
 
 
+@pytest.mark.parametrize(
+    "options, taps", [({"is_causal": (True, False)}, 6), ({"padding_mode": "shifted"}, 9)]
+)
+def test_flop_counter_counts_the_taps_that_are_read(options, taps):
+    x = torch.randn(1, 5, 4, 2, 8)
+    with FlopCounterMode(display=False) as counter:
+        sdwa.sliding_dilated_window_attention(x, x, x, 3, **options, backend="cpu")
+    assert counter.get_total_flops() == 4 * taps * x.numel()
+
+
 @pytest.mark.parametrize("reentrant", (False, True), ids=("non-reentrant", "reentrant"))
 def test_activation_checkpointing(backend, reentrant):
     """activation checkpointing"""

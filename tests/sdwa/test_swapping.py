@@ -1,10 +1,11 @@
 """`sdwa.swap`: the same results from the same parameters, and what it says of it."""
 
-from types import SimpleNamespace
+import copy
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 import sdwa
 from sdwa import natten
@@ -150,6 +151,12 @@ class NeighborhoodAttentionSplitHead(HydraNeighborhoodAttention):
         return [self.rpb0, self.rpb1]
 
 
+class DilateAttention(nn.Module):
+    def __init__(self, attn_drop):
+        super().__init__()
+        self.attn_drop = nn.Dropout(attn_drop)
+
+
 class MultiDilatelocalAttention(nn.Module):
     """As DilateFormer has it."""
 
@@ -159,8 +166,7 @@ class MultiDilatelocalAttention(nn.Module):
         self.scale = (dim // heads) ** -0.5
         self.qkv, self.proj = nn.Conv2d(dim, 3 * dim, 1), nn.Linear(dim, dim)
         self.proj_drop = nn.Dropout(0.0)
-        unfold = SimpleNamespace(attn_drop=SimpleNamespace(p=attn_drop))
-        self.dilate_attention = [unfold for _ in dilation]
+        self.dilate_attention = nn.ModuleList(DilateAttention(attn_drop) for _ in dilation)
 
     def forward(self, x):
         batch, height, width, dim = x.shape
@@ -178,6 +184,7 @@ class MultiDilatelocalAttention(nn.Module):
                 for t in (key, value)
             )
             weights = ((query * key).sum(2, keepdim=True) * self.scale).softmax(3)
+            weights = self.dilate_attention[group].attn_drop(weights)
             outs.append((weights * value).sum(3).flatten(1, 2))
         return self.proj(torch.cat(outs, 1).transpose(1, 2).view(x.shape))
 
@@ -292,7 +299,8 @@ def test_dropout_of_weights_stays_in_dilateformer():
     assert not torch.allclose(fused(x), fused(x))
     kept = fused.eval()(x)
     torch.testing.assert_close(kept, fused(x))
-    fused.train().attn_drop = 1e-12  # drops nothing, the same way
+    for each in fused.train().dilate_attention:
+        each.attn_drop.p = 1e-12  # drops nothing, the same way
     torch.testing.assert_close(fused(x), kept, rtol=1e-4, atol=1e-5)
 
 
@@ -357,3 +365,178 @@ def test_twice_is_refused_as_there_is_nothing_left():
     sdwa.swap(model)
     with pytest.raises(ValueError, match="must contain a module that is known.* fused already"):
         sdwa.swap(model)
+
+
+def dilate():
+    return MultiDilatelocalAttention(24, 4, 3, [1, 2])
+
+
+class ChannelsFirst(MultiDilatelocalAttention):
+    """As forks of YOLO have it."""
+
+    __qualname__ = "MultiDilatelocalAttention"
+
+    def forward(self, x):
+        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
+
+
+class Interleaved(MultiDilatelocalAttention):
+    """Another order of the dilations."""
+
+    __qualname__ = "MultiDilatelocalAttention"
+
+    def forward(self, x):
+        self.dilation = self.dilation[::-1]
+        out = super().forward(x)
+        self.dilation = self.dilation[::-1]
+        return out
+
+
+class WithPositions(MultiDilatelocalAttention):
+    """With a part more."""
+
+    __qualname__ = "MultiDilatelocalAttention"
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.lepe = nn.Conv2d(24, 24, 3, padding=1)
+
+    def forward(self, x):
+        return super().forward(x) + self.lepe(x.movedim(-1, 1)).movedim(1, -1)
+
+
+@pytest.mark.parametrize(
+    "kind, reason",
+    [
+        (ChannelsFirst, "it cannot be tried: RuntimeError: "),
+        (Interleaved, "it computes something else than the class that is known"),
+        (WithPositions, "its parameters are not those of the class that is known"),
+    ],
+)
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_other_classes_of_a_known_name_are_left(kind, reason, device):
+    model = nn.ModuleList([kind(24, 4, 3, [1, 2]), dilate()]).to(device)
+    random, original = torch.get_rng_state(), model[0]
+    done = sdwa.swap(model)
+    assert (list(done.replaced), list(done.left)) == (["1"], ["0"])
+    assert model[0] is original
+    assert done.reasons["0"].startswith(reason)
+    assert f"left 0: {done.left['0']} ({reason}" in str(done)
+    assert torch.equal(random, torch.get_rng_state())
+    with pytest.raises(ValueError, match=f"left: .*{reason}"):
+        sdwa.swap(nn.ModuleList([kind(24, 4, 3, [1, 2])]))
+
+
+def watch(module):
+    module.register_forward_hook(lambda *_: None)
+
+
+def watch_gradients(module):
+    module.register_full_backward_hook(lambda *_: None)
+
+
+def wrap(module):
+    module.forward = module.forward
+
+
+def prune_bias(module):
+    prune.l1_unstructured(module, "rpb", 0.5)
+
+
+@pytest.mark.parametrize("change", [watch, watch_gradients, wrap, prune_bias])
+def test_modules_with_hooks_are_left(change):
+    model = nn.ModuleList([NeighborhoodAttention(16, 4, 3, 1) for _ in range(2)])
+    change(model[0])
+    original = model[0]
+    done = sdwa.swap(model)
+    assert (list(done.replaced), done.reasons) == (
+        ["1"],
+        {"0": "it has hooks: swap before they are registered"},
+    )
+    assert model[0] is original
+
+
+class Adapted(nn.Module):
+    """As low-rank adapters wrap a layer."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.base = base
+        self.low = nn.Conv2d(base.in_channels, base.out_channels, 1)
+
+    weight, bias = property(lambda self: self.base.weight), property(lambda self: self.base.bias)
+
+    def forward(self, x):
+        return self.base(x) + self.low(x)
+
+
+def prune_qkv(model):
+    prune.l1_unstructured(model[0].qkv, "weight", 0.5)
+
+
+def adapt_qkv(model):
+    model[0].qkv = Adapted(model[0].qkv)
+
+
+@pytest.mark.parametrize("change", [prune_qkv, adapt_qkv])
+def test_parts_are_called_as_they_are(change):
+    torch.manual_seed(0)
+    model, x, calls = nn.Sequential(dilate()), torch.randn(1, 5, 6, 24), []
+    original = copy.deepcopy(model)
+    sdwa.swap(model)
+    for each in (original, model):
+        change(each)
+        each[0].qkv.register_forward_hook(lambda *_: calls.append(1))
+    model.load_state_dict(original.state_dict())
+    for _ in range(2):
+        expected, found = original(x), model(x)
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+        for each, out in ((original, expected), (model, found)):
+            out.square().sum().backward()
+            torch.optim.SGD(each.parameters(), 0.01).step()
+    assert len(calls) == 4
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: NeighborhoodAttention(16, 4, 3, 1, dropout=0.5),
+        lambda: HydraNeighborhoodAttention(16, 8, (3, 3), (1, 2), attn_drop=0.5),
+        lambda: MultiDilatelocalAttention(16, 4, 3, [1, 2], attn_drop=0.5),
+    ],
+    ids=["DiNAT", "StyleNAT", "DilateFormer"],
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_dropout_alone_in_training_mode(make, when):
+    """As samples are drawn for an estimate of uncertainty."""
+    torch.manual_seed(0)
+    model, x = nn.ModuleList([make()]).eval(), torch.randn(1, 7, 8, 16)
+    if when == "after":
+        sdwa.swap(model)
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.train()
+    if when == "before":
+        sdwa.swap(model)
+    assert not model[0].training
+    one, other = (model[0](x) for _ in range(2))
+    one, other = (out[0] if isinstance(out, tuple) else out for out in (one, other))
+    assert not torch.allclose(one, other)
+
+
+def test_a_window_without_dilation():
+    """transformers' NAT"""
+    torch.manual_seed(0)
+    model, x = nn.ModuleList([NeighborhoodAttention(16, 4, 3, 1)]), torch.randn(1, 7, 8, 16)
+    (expected,) = model[0](x)
+    del model[0].dilation
+    sdwa.swap(model)
+    torch.testing.assert_close(model[0](x)[0], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_shared_module_stays_shared():
+    shared = dilate()
+    model = nn.Sequential(shared, nn.LayerNorm(24), shared, nn.Sequential(shared))
+    done = sdwa.swap(model)
+    assert list(done.replaced) == ["0", "2", "3.0"]
+    assert model[0] is model[2] is model[3][0]
