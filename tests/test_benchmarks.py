@@ -327,7 +327,7 @@ def test_a_backend_that_nothing_was_run_on_is_a_sentence(record, on_cuda):
     else:
         assert "`cuda` and `triton` were not run" in text
         assert rows[0] == "| in PyTorch | `cpu` | `reference` |"
-    assert "Run on no backend: graphs." in text
+    assert "Without a test that ran here: graphs." in text
     assert len(rows) == 3
 
 
