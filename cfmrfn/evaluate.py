@@ -67,7 +67,7 @@ from cfmrfn import bootstrap, checkpoint, errors, paper_tables, pretrained, trai
 from cfmrfn.comparison import Comparison
 from cfmrfn.config import LayoutName, check_at_least, parse
 from cfmrfn.distributed import World
-from cfmrfn.errors import ConfigError
+from cfmrfn.errors import ConfigError, DataError
 from cfmrfn.evaluation import (
     HOW_CHOSEN,
     Evaluation,
@@ -214,9 +214,14 @@ def _plans(tool: Evaluate, names: Sequence[str]) -> list[_Plan]:
         digits = tool.digits or about.config.images.digits
         key = about.class_names, digits
         if key not in splits:
-            opened = open_split(
-                tool.data, tool.layout, tool.split, about, boxes=tool.boxes, digits=digits
-            )
+            try:
+                opened = open_split(
+                    tool.data, tool.layout, tool.split, about, boxes=tool.boxes, digits=digits
+                )
+            except DataError as error:
+                raise DataError(
+                    f"{error}" + (f" (for {given})" if len(paths) > 1 else "")
+                ) from error
             splits[key] = opened.without_duplicates() if tool.drop_duplicates else opened
         images = splits[key]
         predicted_classes(about, images, tool.shared_classes)  # an error now, if there is one

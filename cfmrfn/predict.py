@@ -176,6 +176,10 @@ class Predict:
             # where its own name was forgotten, this is the first of the pictures
             if table is not None and table.suffix.lower() in _PICTURES_AND_VIDEOS:
                 raise ConfigError(f"{option} must not be named as a picture or video; got {table}")
+            if table is not None and table.is_dir():
+                raise ConfigError(f"{option} must be a file to write; {table} is a folder")
+            if table is not None and not table.parent.exists():
+                raise ConfigError(f"{option}: there is no folder {table.parent}; make it first")
         if self.csv is not None and self.json is not None and _is_same_file(self.csv, self.json):
             raise ConfigError(f"--csv and --json must be different files; both are {self.csv}")
         if self.seconds is not None and not self.seconds > 0:

@@ -40,7 +40,7 @@ _loading = threading.Lock()  # of the caller's images, each of which Pillow load
 
 @dataclass(frozen=True)
 class Face:
-    """A face and its expression.
+    """A face and its expression. Faces are equal where all but their landmarks is.
 
     Attributes:
         box: left, top, right, bottom in pixels of the picture as a viewer shows it.
@@ -53,8 +53,8 @@ class Face:
 
     box: Box
     score: float | None
-    probabilities: dict[str, float]
-    landmarks: np.ndarray | None = field(default=None, repr=False)
+    probabilities: dict[str, float] = field(hash=False)
+    landmarks: np.ndarray | None = field(default=None, repr=False, compare=False)
     track: int | None = None
 
     @property

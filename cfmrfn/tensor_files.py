@@ -31,6 +31,7 @@ _SIGNATURES = (
 _PICKLE = b"\x80"
 # torch.save's format before it wrote zip archives: a pickle that begins with this number
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+_TAKE_WEIGHTS = "predict runs it; other tools take the run, or what was exported as safetensors"
 _MAKE_WEIGHTS = (
     "such a file can run code when it is read, so it is not read here. The project that wrote it "
     'can save its weights alone: torch.save(model.state_dict(), "weights.pt")'
@@ -123,6 +124,8 @@ def what_else(path: Path) -> str | None:
         return _what_zip(path)
     if start.startswith(_PICKLE):
         return None if start.startswith(_LEGACY) else f"a Python pickle; {_MAKE_WEIGHTS}"
+    if re.match(rb"(?s)\x08.\x12.[\w.]+\x1a", start):  # the version of ONNX, and which program wrote it
+        return f"an ONNX file, not weights; {_TAKE_WEIGHTS}"
     if start[257:262] == b"ustar":
         return "a tar archive; unpack it first"
     text = start.decode("utf-8", "replace")
@@ -141,6 +144,8 @@ def _what_zip(path: Path) -> str | None:
             "copy it again"
         )
     inside = {name.rpartition("/")[2] for name in names}
+    if "archive_format" in inside:
+        return f"a program that torch.export wrote, not weights; {_TAKE_WEIGHTS}"
     if "constants.pkl" in inside:
         return f"a TorchScript program, not weights; {_MAKE_WEIGHTS}"
     if "data.pkl" in inside:

@@ -15,6 +15,7 @@ from cfmrfn import errors
 from cfmrfn.config import LayoutName, check_at_least, parse
 from cfmrfn.data import ferplus, open_set
 from cfmrfn.data.duplicates import write_groups
+from cfmrfn.data.files import check_folder
 from cfmrfn.data.synthetic import contact_sheet, write_faces
 from cfmrfn.data.verify import verify
 from cfmrfn.errors import printable
@@ -120,8 +121,7 @@ class Prepare:
     """Folder that holds both files; the images go there."""
 
     def run(self) -> int:
-        if not self.root.is_dir():
-            raise errors.DataError(f"data folder {self.root} does not exist")
+        check_folder(self.root)
         for folder, count in ferplus.prepare(os.fspath(self.root)).items():
             print(f"{printable(str(self.root / folder))}: {count} images")
         return 0

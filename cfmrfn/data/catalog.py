@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from cfmrfn.data import affectnet, ferplus, folder, rafdb
-from cfmrfn.data.files import holds_image
+from cfmrfn.data.files import check_folder, holds_image, is_visible
 from cfmrfn.data.samples import ExpressionSet, Layout, SetOptions
 from cfmrfn.data.synthetic import writer as drawn
 from cfmrfn.errors import DataError
@@ -91,8 +91,7 @@ def open_set(
     """
     named = layout_named(layout)
     root = os.fspath(root)
-    if not os.path.isdir(root):
-        raise DataError(f"data folder {root} does not exist")
+    check_folder(root)
     chosen = named or _recognise(root, training)
     number = classes if isinstance(classes, int) else None
     options = SetOptions(
@@ -133,10 +132,21 @@ def _load(layout: Layout, root: str, options: SetOptions) -> ExpressionSet:
         ) from error
 
 
+def _holds_set(root: str) -> bool:
+    """Whether the folder is surely a data set, and not a class of one."""
+    *sets, _ = LAYOUTS
+    return folder.has_splits(root) or any(layout.recognise(root) for layout in sets)
+
+
 def _recognise(root: str, training: bool) -> Layout:
     for layout in LAYOUTS:
         if layout.recognise(root):
             return layout
+    with os.scandir(root) as entries:
+        inside = sorted(each.path for each in entries if each.is_dir() and is_visible(each.name))
+    below = [path for path in inside if _holds_set(path)]
+    if len(below) == 1:
+        raise DataError(f"no data set recognised in {root}, but in a folder of it: give {below[0]}")
     if not training and holds_image(root):
         return LAYOUTS[-1]  # class folders of a user's own classes
     known = "; ".join(f"{layout.name} ({layout.description})" for layout in LAYOUTS)

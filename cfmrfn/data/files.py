@@ -13,7 +13,7 @@ from cfmrfn.data.reading import (
     heic_is_readable,
     is_photograph,
 )
-from cfmrfn.errors import printable
+from cfmrfn.errors import DataError, printable
 
 # Of what Pillow decodes, the kinds that faces are kept in.
 IMAGE_SUFFIXES = (
@@ -38,6 +38,13 @@ class FoundImages(NamedTuple):
 
     paths: list[str]
     left_out: Mapping[str, int]
+
+
+def check_folder(root: str | os.PathLike[str]) -> None:
+    """Raises DataError where the folder of a data set is missing or is a file."""
+    if not os.path.isdir(root):
+        what = "is a file" if os.path.exists(root) else "does not exist"
+        raise DataError(f"data folder {root} {what}")
 
 
 def find_images(folder: str | os.PathLike[str], also: Sequence[str] = ()) -> FoundImages:

@@ -62,6 +62,14 @@ def recognise(root: str) -> bool:
         )
 
 
+def has_splits(root: str) -> bool:
+    """Whether the folder holds a training split and another one."""
+    with os.scandir(root) as entries:
+        names = {entry.name.lower() for entry in entries if entry.is_dir()}
+    found = {split for split, spellings in _SPLITS.items() if names.intersection(spellings)}
+    return "train" in found and len(found) > 1
+
+
 def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
     """Reads class folders.
 
@@ -87,8 +95,12 @@ def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
     splits: dict[str, list[Sample]] = {split: [] for split in folders}
     for split, inside in folders.items():
         meant = Counter(classes[name] for name in inside)
-        if twice := sorted(name for name, count in meant.items() if count > 1):
-            raise DataError(f"{found[split]}: several class folders mean {', '.join(twice)}")
+        if twice := [name for name in sorted(inside) if meant[classes[name]] > 1]:
+            raise DataError(
+                f"{found[split]}: several folders are of one class: "
+                f"{', '.join(f'{name} ({classes[name]})' for name in twice)}; put their images "
+                "into one folder"
+            )
         for name in sorted(inside, key=lambda name: order.index(classes[name])):
             images = find_images(os.path.join(found[split], name))
             label = order.index(classes[name])

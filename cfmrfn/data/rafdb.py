@@ -62,7 +62,8 @@ def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
 
     highest = min(classes or len(EXPRESSIONS), len(EXPRESSIONS))
     splits: dict[str, list[Sample]] = {"train": [], "test": []}
-    listed_names = []
+    listed: dict[str, int] = {}
+    repeated = 0
     for line_number, line in enumerate(lines_of(label_file), start=1):
         if not line.strip():
             continue
@@ -79,16 +80,25 @@ def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
             raise DataError(f"{where}: label {label}, but legal labels are 1 to {highest}")
         path = os.path.join(folder, aligned_name(listed_name))
         check_name(path, where)
-        listed_names.append(listed_name)
+        if listed_name in listed:
+            if listed[listed_name] != label:
+                raise DataError(f"{where}: in a line before it, label {listed[listed_name]}")
+            repeated += 1
+            continue
+        listed[listed_name] = label
         splits[split].append(Sample(path, label - 1))
 
-    unlabelled = _unlabelled(folder, listed_names)
+    unlabelled = _unlabelled(folder, list(listed))
     found = max((sample.label + 1 for split in splits.values() for sample in split), default=0)
     class_names = EXPRESSIONS[: classes or max(found, NATIVE_CLASSES)]
     published = {
         split: dict(zip(class_names, counts, strict=False)) for split, counts in _PUBLISHED.items()
     }
-    dropped = {f"file in {IMAGE_FOLDER} without a label": unlabelled} if unlabelled else {}
+    dropped = {
+        f"file in {IMAGE_FOLDER} without a label": unlabelled,
+        f"line of {LABEL_FILE} that says again what one before it says": repeated,
+    }
+    dropped = {reason: count for reason, count in dropped.items() if count}
     return ExpressionSet("RAF-DB", class_names, splits, dropped=dropped, published=published)
 
 

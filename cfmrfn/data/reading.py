@@ -77,7 +77,7 @@ def read_image(sample: Sample, at_least: int | None = None) -> Image.Image:
             # draft never goes below the size asked for, and affects JPEG only; the shorter side
             # decides, so it does not matter that the image may be turned afterwards
             image.draft("RGB", (round(width * scale), round(height * scale)))
-        decoded = upright_rgb(image) if sample.box is None else _to_rgb(image)
+        decoded = upright_rgb(image) if sample.box is None else as_rgb(image)
     if sample.box is None:
         return decoded
     x, y = decoded.width / width, decoded.height / height
@@ -101,7 +101,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     Raises:
         UNREADABLE: one of these errors, where the image cannot be decoded.
     """
-    decoded = _to_rgb(image)
+    decoded = as_rgb(image)
     # after decoding, as PNG may have its EXIF behind the pixels, and Pillow turns TIFF itself
     turn = _TURNS.get(_orientation(image))
     return decoded if turn is None else decoded.transpose(turn)
@@ -249,8 +249,12 @@ def _orientation(image: Image.Image) -> int:
         return 1  # damaged EXIF does not make the pixels worse
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    """Loads the pixels, and makes them RGB of 8 bits on white."""
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Loads the pixels, and makes them RGB of 8 bits on white; they are not turned.
+
+    Raises:
+        UNREADABLE: one of these errors, where the image cannot be decoded.
+    """
     image.load()
     key = image.info.get("transparency")
     if image.mode[0] in "IF":  # I, F, and I;16 in either byte order

@@ -77,6 +77,10 @@ class ExpressionSet:
     dropped: Mapping[str, int] = field(default_factory=dict)
     published: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name}: {len(samples):,}" for name, samples in self.splits.items())
+        return f"<{self.name}: {len(self.class_names)} classes; images in {counts}>"
+
     @property
     def held_out(self) -> str:
         """The split that results are reported on: `"test"` where there is one, else `"val"`.
@@ -127,8 +131,8 @@ class ExpressionSet:
         shared = [name for name in self.class_names if name in target]
         if not shared:
             raise DataError(
-                f"no class of {self.name} ({', '.join(self.class_names)}) "
-                f"is among the wanted ones ({', '.join(target)})"
+                f"no class of {self.name} ({_some(self.class_names)}) is among the wanted ones "
+                f"({_some(target)}); give a set that has one of these"
             )
         if target == self.class_names:
             return self
@@ -233,6 +237,11 @@ def canonical_name(name: str) -> str:
     bare = re.sub(r"^\d+[\s_.-]+", "", own)
     known = _ALIASES.get(bare, bare)
     return known if known in EXPRESSIONS else own
+
+
+def _some(names: Sequence[str], most: int = 8) -> str:
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*names[:most], *more])
 
 
 def _mapped_votes(

@@ -24,6 +24,8 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as VF
 
+from cfmrfn.data.reading import as_rgb
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -65,7 +67,13 @@ class ImageTransform:
         self._resize = _resize(size)
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """From one PIL image to (3, size, size); the global random state decides."""
+        """From one PIL image to (3, size, size); the global random state decides.
+
+        The image may be of any mode. It is not turned by its EXIF orientation, which
+        `PIL.ImageOps.exif_transpose` does.
+        """
+        if image.mode not in ("L", "RGB"):
+            image = as_rgb(image)
         return self.finish(self.pixels([VF.pil_to_tensor(image)]))[0]
 
     def pixels(self, images: Sequence[Tensor], seeds: Sequence[int] | None = None) -> Pixels:

@@ -17,6 +17,7 @@ from timm.models import (
 )
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
+from torch.utils.checkpoint import checkpoint
 
 from cfmrfn.models.fusion import (
     NORM_EPS,
@@ -126,6 +127,8 @@ class CFMRFN(nn.Module):
         streams: "both", or only "expression" or "landmark", which then queries itself.
         pre_norm: layer norm before attention; eq. 14 shows none.
         drop_path_rate: stochastic depth of the last layer; it grows linearly from 0 at the first.
+        drop_rate: dropout of the pooled features, before the classifier.
+        global_pool: must be "avg"; it is here because timm's users pass it.
         backend: of sdwa; None: the best that fits.
         image_widths, image_blocks: channels and blocks of the image backbone's three stages.
         image_early_stride: halve the map in that backbone's stem, before its first stage.
@@ -160,6 +163,8 @@ class CFMRFN(nn.Module):
         streams: str = "both",
         pre_norm: bool = True,
         drop_path_rate: float = 0.1,
+        drop_rate: float = 0.0,
+        global_pool: str = "avg",
         backend: str | None = None,
         image_widths: Sequence[int] = (64, 128, 256),
         image_blocks: Sequence[int] = (3, 4, 14),
@@ -180,8 +185,10 @@ class CFMRFN(nn.Module):
             )
         if depth < 1:
             raise ValueError(f"depth must be at least 1, got {depth}")
-        if not 0 <= drop_path_rate <= 1:
-            raise ValueError(f"drop_path_rate must be 0 to 1, got {drop_path_rate}")
+        for name, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
+            if not 0 <= rate <= 1:
+                raise ValueError(f"{name} must be 0 to 1, got {rate}")
+        _check_choice("global_pool", global_pool, ("avg",))
         if len(image_widths) != 3:
             raise ValueError(f"image_widths must have 3 entries, got {tuple(image_widths)}")
         self.head_dilations = _choose_dilations(attention, head_dilations, num_heads)
@@ -244,7 +251,9 @@ class CFMRFN(nn.Module):
             nn.Linear(embed_dim, embed_dim),
             nn.Sigmoid(),
         )
+        self.head_drop = nn.Dropout(drop_rate)
         self.head = nn.Linear(embed_dim, num_classes) if num_classes > 0 else nn.Identity()
+        self.grad_checkpointing = False
 
         self._initialise()
         # Convolutions then run channels-last, which is faster, and so is the way to tokens.
@@ -366,6 +375,8 @@ class CFMRFN(nn.Module):
 
     def _streams(self, x: Tensor, landmark_features: Tensor | None) -> list[Tensor]:
         """The token maps that enter the encoder, (batch, height, width, embed_dim) each."""
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ValueError(f"x must be (batch, 3, height, width), got shape {tuple(x.shape)}")
         streams = []
         if self.image_backbone is not None:
             streams.append(self.image_tokens(x))
@@ -386,7 +397,10 @@ class CFMRFN(nn.Module):
     def encode(self, streams: Sequence[Tensor]) -> Tensor:
         """The fused token map of the streams that enter the encoder, all of one shape."""
         for layer in self.layers:
-            streams = layer(streams)
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                streams = checkpoint(layer, streams, use_reentrant=False)
+            else:
+                streams = layer(streams)
         return self._fuse(streams)
 
     def _fuse(self, streams: Sequence[Tensor]) -> Tensor:
@@ -396,7 +410,7 @@ class CFMRFN(nn.Module):
         """Fused token map -> logits (batch, num_classes), or pooled features (batch, embed_dim)"""
         pooled = x.mean((1, 2))
         pooled = pooled * self.gate(pooled)
-        return pooled if pre_logits else self.head(pooled)
+        return pooled if pre_logits else self.head(self.head_drop(pooled))
 
     def forward(self, x: Tensor, landmark_features: Tensor | None = None) -> Tensor:
         """Logits of a batch of images.
@@ -409,7 +423,7 @@ class CFMRFN(nn.Module):
             (batch, num_classes)
 
         Raises:
-            ValueError: an image size that gives no token grid.
+            ValueError: x of another shape, or an image size that gives no token grid.
         """
         return self.forward_head(self.forward_features(x, landmark_features))
 
@@ -417,8 +431,12 @@ class CFMRFN(nn.Module):
         """The last layer."""
         return self.head
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """A new last layer for `num_classes` classes; 0: pooled features instead of logits."""
+    def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
+        """A new last layer for `num_classes` classes; 0: pooled features instead of logits.
+
+        global_pool: None or "avg", which it is.
+        """
+        _check_choice("global_pool", global_pool or "avg", ("avg",))
         like = self.position if self.image_backbone is not None else self.norm.weight
         self.num_classes = num_classes
         self.head = nn.Identity()
@@ -426,6 +444,14 @@ class CFMRFN(nn.Module):
             self.head = nn.Linear(self.embed_dim, num_classes).to(like)
             nn.init.trunc_normal_(self.head.weight, std=0.02)
             nn.init.zeros_(self.head.bias)
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Encoder layers are computed again in the backward pass, which takes less memory."""
+        self.grad_checkpointing = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Names of parameters that have more than one axis and should not decay."""
+        return {"position"} if self.image_backbone is not None else set()
 
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False

@@ -46,7 +46,11 @@ class Tracker:
         if self._is_cut(pixels):
             self._tracks.clear()
             self._next_search = -math.inf
-        self._tracks = [track for track in self._tracks if seconds - track.seen <= FORGOTTEN_AFTER]
+        self._tracks = [
+            track
+            for track in self._tracks
+            if not track.is_lost or seconds - track.seen <= FORGOTTEN_AFTER
+        ]
         seen = [track for track in self._tracks if not track.is_lost]
         places = self.predictor.follow(pixels, [track.face for track in seen]) if seen else []
         visible: list[_Track] = []

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 from torch.utils.data import DataLoader
 
 from cfmrfn.data import (
@@ -67,6 +67,20 @@ def test_colour_order(tmp_path, color, channels):
 def test_any_image_mode_becomes_rgb(tmp_path, mode, value):
     Image.new(mode, (10, 10), value).save(tmp_path / "image.png")
     assert read_image(Sample(str(tmp_path / "image.png"), 0)).mode == "RGB"
+
+
+@pytest.mark.parametrize("mode", ["P", "RGBA", "LA", "1", "CMYK", "YCbCr", "HSV", "LAB", "I;16"])
+def test_transforms_take_images_of_any_mode(mode):
+    light = Image.new("RGB", (10, 10), (255, 255, 255))
+    image = Image.new("I;16", (10, 10), 65535) if mode == "I;16" else as_mode(light, mode)
+    torch.testing.assert_close(PLAIN(image), PLAIN(light), rtol=0, atol=0.02)
+
+
+def as_mode(image, mode):
+    if mode != "LAB":
+        return image.convert(mode)
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    return ImageCms.profileToProfile(image, *profiles, outputMode="LAB")
 
 
 @pytest.mark.parametrize("at_least", [None, 100, 20])

@@ -298,7 +298,7 @@ def test_an_image_without_memory_is_named(tmp_path, monkeypatch):
         raise MemoryError
 
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
-    monkeypatch.setattr(reading, "_to_rgb", lack)
+    monkeypatch.setattr(reading, "as_rgb", lack)
     why = why_unreadable(Sample(str(tmp_path / "a.png"), 0))
     assert why == f"{tmp_path / 'a.png'}: not enough memory for it"
 
@@ -310,9 +310,9 @@ def test_large_images_are_decoded_one_at_a_time_and_in_strips(read, tmp_path, mo
     monkeypatch.setattr(reading, "_MANY_PIXELS", 100)
     held = []
     monkeypatch.setattr(reading, "_large", threading.Lock())
-    real = reading._to_rgb
+    real = reading.as_rgb
     monkeypatch.setattr(
-        reading, "_to_rgb", lambda image: held.append(reading._large.locked()) or real(image)
+        reading, "as_rgb", lambda image: held.append(reading._large.locked()) or real(image)
     )
     assert read(image, "a.png").tobytes() == expected.tobytes()
     assert held == [True]

@@ -1,6 +1,7 @@
 """Every loader on small copies of the public layouts: labels by name, counts, and bad input."""
 
 import csv
+import string
 import unicodedata
 
 import numpy as np
@@ -96,6 +97,20 @@ def test_a_bad_rafdb_line_is_named_with_number_and_content(tmp_path, line, reaso
     with pytest.raises(DataError, match=reason) as caught:
         open_set(root)
     assert f"line 3: {line[:120]!r}" in str(caught.value)
+
+
+def test_rafdb_lists_that_name_an_image_again(tmp_path):
+    root = public_sets.rafdb(tmp_path)
+    label_file = root / "EmoLabel/list_patition_label.txt"
+    lines, images = label_file.read_text().splitlines(), open_set(root).counts("train")
+    label_file.write_text("\n".join([*lines, lines[0]]))
+    opened = open_set(root)
+    assert opened.counts("train") == images
+    assert list(opened.dropped.values()) == [1]
+    name, label = lines[0].split()
+    label_file.write_text("\n".join([*lines, f"{name} {int(label) + 1}"]))
+    with pytest.raises(DataError, match=f"line {len(lines) + 1}: .* before it, label {label}"):
+        open_set(root)
 
 
 def test_rafdb_without_aligned_images_says_so(tmp_path):
@@ -359,17 +374,38 @@ def test_folder_splits_must_agree(tmp_path):
 
 def test_two_folders_of_one_class_are_refused(tmp_path):
     root = public_sets.class_folders(tmp_path, ["happy", "happiness", "sad"])
-    with pytest.raises(DataError, match="several class folders mean happiness"):
+    message = r"several folders are of one class: happiness \(happiness\), happy \(happiness\); put"
+    with pytest.raises(DataError, match=message):
         open_set(root)
 
 
 def test_missing_and_unknown_folders(tmp_path):
     with pytest.raises(DataError, match=r"data folder .*nowhere does not exist"):
         open_set(tmp_path / "nowhere")
+    (tmp_path / "set.zip").touch()
+    with pytest.raises(DataError, match=r"data folder .*set.zip is a file"):
+        open_set(tmp_path / "set.zip")
     with pytest.raises(DataError, match=r"no data set recognised in .*rafdb.*affectnet.*ferplus"):
         open_set(tmp_path)
     with pytest.raises(DataError, match=r"layout must be auto, drawn, rafdb.*got 'raf'"):
         open_set(tmp_path, layout="raf")
+
+
+@pytest.mark.parametrize(
+    "make", [public_sets.rafdb, lambda root: public_sets.class_folders(root, ["happy", "sad"])]
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_a_set_within_a_folder_is_named(tmp_path, make, training):
+    """As archives unpack that have a folder of their own, with label files beside it."""
+    make(tmp_path / "DATASET")
+    (tmp_path / "labels.csv").touch()
+    with pytest.raises(DataError, match=f"but in a folder of it: give {tmp_path / 'DATASET'}"):
+        open_set(tmp_path, training=training)
+
+
+def test_a_set_is_shown_in_a_line(tmp_path):
+    opened = open_set(public_sets.rafdb(tmp_path))
+    assert repr(opened) == "<RAF-DB: 7 classes; images in train: 7, test: 2>"
 
 
 def test_one_class_empty_class_and_more_classes_than_configured(tmp_path):
@@ -420,6 +456,8 @@ def test_mapping_onto_strangers_is_refused(tmp_path):
     opened = open_set(public_sets.rafdb(tmp_path))
     with pytest.raises(DataError, match=r"no class of RAF-DB .* is among the wanted ones \(cat\)"):
         opened.mapped_to(["cat"])
+    with pytest.raises(DataError, match=r"\(a, b, c, d, e, f, g, h, and 18 more\)"):
+        opened.mapped_to([*string.ascii_lowercase])
     with pytest.raises(DataError, match="must be distinct, got happy, happiness"):
         opened.mapped_to(["happy", "happiness"])
 

@@ -1,6 +1,7 @@
 """The network: its options, what timm's users expect of it, and what must never change."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,43 @@ def test_reset_classifier(tiny, images):
         without.reset_classifier(0)
         pooled = without.forward_head(without.forward_features(images), pre_logits=True)
         assert torch.equal(without(images), pooled)
+
+
+def test_options_and_methods_that_timms_users_know(images):
+    model = make_tiny(drop_rate=0.5, global_pool="avg", depth=1).train()
+    model.reset_classifier(3, "avg")
+    assert model(images).shape == (2, 3)
+    head = partial(model.forward_head, torch.randn(2, 7, 7, model.num_features))
+    assert not torch.equal(head(), head())
+    assert torch.equal(
+        model.eval().forward_head(torch.ones(2, 7, 7, 96)),
+        model.forward_head(torch.ones(2, 7, 7, 96)),
+    )
+    assert model.no_weight_decay() == {"position"}
+    for wrong in (partial(model.reset_classifier, 3, "max"), partial(make_tiny, global_pool="max")):
+        with pytest.raises(ValueError, match="global_pool must be one of avg; got 'max'"):
+            wrong()
+    with pytest.raises(ValueError, match="drop_rate must be 0 to 1, got 2"):
+        make_tiny(drop_rate=2)
+
+
+def test_layers_that_are_computed_again_give_the_same(images):
+    model, results = make_tiny(drop_path_rate=0.5).train(), []
+    for again in (False, True):
+        model.set_grad_checkpointing(again)
+        torch.manual_seed(1)
+        out = model(images)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        results.append((out, *torch.autograd.grad(out.sum(), parameters, allow_unused=True)))
+    for one, other in zip(*results, strict=True):
+        assert one is other is None or torch.equal(one, other)
+
+
+def test_one_image_is_no_batch(tiny, images):
+    with pytest.raises(
+        ValueError, match=r"x must be \(batch, 3, height, width\), got .*\(3, 224, 224"
+    ):
+        tiny(images[0])
 
 
 # Backbones

@@ -1,5 +1,6 @@
 """`cfmrfn.Predictor`: what it takes, what it gives, and how it streams."""
 
+import dataclasses
 import gc
 import itertools
 import pickle
@@ -353,6 +354,14 @@ def test_errors_of_the_callers_own_pictures_come_through(predictor, crops):
 def test_no_pictures(predictor):
     assert predictor([]) == []
     assert list(predictor.stream([])) == []
+
+
+def test_faces_are_values(predictor):
+    picture = data.astronaut()
+    (face,), (again,) = predictor(picture), predictor(picture)
+    assert face == again
+    assert len({face, again}) == 1
+    assert face != dataclasses.replace(face, score=0.5)
 
 
 def test_landmarks_are_in_pixels_of_the_picture(weights, monkeypatch):

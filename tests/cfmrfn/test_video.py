@@ -210,6 +210,15 @@ def test_a_face_that_comes_back_soon_has_its_number(missing, number):
     assert list(seen) == [number]
 
 
+def test_a_face_that_is_in_every_frame_has_one_number_however_few_there_are():
+    detector, numbers = Detector(), []
+    tracker = video.Tracker(detector)
+    for frame in range(5):
+        detector.faces = [found(200, 100)]
+        numbers += tracker(background(SIZE), 2.0 * frame)
+    assert numbers == [1] * 5
+
+
 def test_between_searches_faces_are_followed():
     detector = Detector()
     tracker = video.Tracker(detector)
