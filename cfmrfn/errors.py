@@ -114,6 +114,11 @@ def first_of(texts: Sequence[str], most: int = 20, rest: str = "") -> list[str]:
     return [*texts[:most], *more]
 
 
+def counted(number: int, noun: str) -> str:
+    """`"1 epoch"`, `"2 epochs"`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def brief(value: object) -> str:
     """`repr(value)` in ASCII, shortened: a damaged or hostile file may hold values of any size."""
     return _BRIEF.repr(value).encode("ascii", "backslashreplace").decode()

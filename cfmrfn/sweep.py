@@ -26,7 +26,7 @@ import tyro
 from cfmrfn import errors, markdown, student, weights
 from cfmrfn.checkpoint import build_network
 from cfmrfn.complexity import Cost, measure
-from cfmrfn.config import Config, continued, from_yaml, parse, recipe_of
+from cfmrfn.config import Config, OptimConfig, continued, from_yaml, parse, recipe_of
 from cfmrfn.evaluation import HOW_CHOSEN
 from cfmrfn.train import MEMORY_OPTIONS, Interrupted, Trainer
 from cfmrfn.whole_files import whole
@@ -57,6 +57,14 @@ class Table(NamedTuple):
     reference: str
     rows: Sequence[Row]
 
+    @property
+    def varied(self) -> set[str]:
+        """Options of the network that the rows decide."""
+        options = {option for row in self.rows for option in row.network}
+        return options | WINDOWS if options & WINDOWS else options
+
+
+WINDOWS = {"attention", "head_dilations"}  # either may contradict the other
 
 RAFDB, AFFECTNET7, AFFECTNET8 = "RAF-DB", "AffectNet-7", "AffectNet-8"
 ONE_LEVEL = {"head_dilations": (1,) * 8}
@@ -135,7 +143,8 @@ class Job(NamedTuple):
 def sweep(names: Sequence[str], seeds: Sequence[int], config: Config) -> str:
     """Trains what is missing of the tables of these names; returns them as Markdown."""
     tables = [TABLES[name] for name in names]
-    config = weights.with_network_of_init(config)
+    _check_seed(config)
+    config = open_to_rows(names, config)
     folder = config.run.output or Path("runs") / "-".join([*names, Path(config.run.recipe).stem])
     first = first_of_equals(tables, config)
     jobs = []
@@ -173,6 +182,37 @@ def sweep(names: Sequence[str], seeds: Sequence[int], config: Config) -> str:
         if not is_done or number == len(jobs):
             _write(folder / "table.md", text())
     return text()
+
+
+def _check_seed(config: Config) -> None:
+    if config.optim.seed != OptimConfig.seed:
+        raise errors.ConfigError(
+            f"seed must be left out, as each run of a sweep has one of --seeds; got "
+            f"{config.optim.seed}. Say --seeds {config.optim.seed} instead"
+        )
+
+
+def open_to_rows(names: Sequence[str], config: Config) -> Config:
+    """The configuration with the network of --init, which leaves to the rows what they decide.
+
+    Raises:
+        ConfigError: a row would not be what it is called, or an option would have no effect.
+    """
+    completed = weights.with_network_of_init(config)
+    for name in names:
+        for option in sorted(TABLES[name].varied):
+            given, value = (getattr(c.network, option) for c in (config, completed))
+            flag = option.replace("_", "-")
+            if given is not None:
+                raise errors.ConfigError(
+                    f"{flag} must be left out, as the rows of {name} decide it; got {_shown(given)}"
+                )
+            if value is not None and any(option not in r.network for r in TABLES[name].rows):
+                raise errors.ConfigError(
+                    f"init must be a network of the preset's {flag}, which rows of {name} stand "
+                    f"for; {config.network.init} has {_shown(value)}"
+                )
+    return completed
 
 
 def first_of_equals(tables: Sequence[Table], config: Config) -> dict[str, str]:
@@ -280,7 +320,7 @@ def format_table(
     rows = []
     for row in table.rows:
         own = list(scores[row.label].values())
-        mean = _text(student.mean(own)) if own else "-"
+        mean = _text(student.mean(own), within=(0, 100)) if own else "-"
         if own and len(own) < len(seeds):
             mean += f", {len(own)} of {len(seeds)} runs"
         difference = differences.get(row.label)
@@ -289,11 +329,12 @@ def format_table(
         cells += [f"{cost.executed / 1e6:.2f}", f"{cost.macs / 1e9:.3f}"]
         rows.append([*cells, *(f"{value:.2f}" for value in row.paper)])
     note = (
-        f"{config.network.preset} on {some['data']}, {config.optim.epochs} epochs; epoch chosen: "
+        f"{_network(table, config)} on {some['data']}, "
+        f"{errors.counted(config.optim.epochs, 'epoch')}; epoch chosen: "
         f"{HOW_CHOSEN[some['chosen_on']]}; means over seeds {', '.join(map(str, seeds))}, in "
-        "brackets their 95 % intervals by Student's t; differences and their intervals are of runs "
-        f"with the same seed (paired).{_about_duplicates(some)} Parameters are those executed. The "
-        "paper's columns are cfmrfn_base on the data named, one run each."
+        "brackets their 95 % intervals by Student's t, cut at 0 and 100 %; differences and their "
+        f"intervals are of runs with the same seed (paired).{_about_duplicates(some)} Parameters "
+        "are those executed. The paper's columns are cfmrfn_base on the data named, one run each."
     )
     return "\n\n".join(
         [
@@ -316,10 +357,27 @@ def _paired(own: Mapping[int, float], others: Mapping[int, float]) -> student.Me
     return student.mean(gains) if gains else None
 
 
-def _text(mean: student.Mean, sign: str = "") -> str:
+def _network(table: Table, config: Config) -> str:
+    """What all rows have in common, in words: the preset, and what departs from it."""
+    departures = [
+        f"{option.replace('_', '-')} {errors.printable(_shown(value))}"
+        for option, value in vars(config.network).items()
+        if value is not None and option != "model" and option not in table.varied
+    ]
+    return config.network.preset + (f" with {', '.join(departures)}" if departures else "")
+
+
+def _shown(value: object) -> str:
+    """As on the command line."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _text(
+    mean: student.Mean, sign: str = "", within: tuple[float, float] = (-math.inf, math.inf)
+) -> str:
     if mean.interval is None:
         return f"{mean.value:{sign}.2f}"
-    low, high = mean.interval
+    low, high = (min(max(end, within[0]), within[1]) for end in mean.interval)
     return f"{mean.value:{sign}.2f} ({low:{sign}.2f} to {high:{sign}.2f})"
 
 

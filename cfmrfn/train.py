@@ -38,7 +38,7 @@ from cfmrfn.config import Config, continued, parse_config, run_folder_of
 from cfmrfn.data import Sample
 from cfmrfn.data.duplicates import NOT_LOOKED_FOR
 from cfmrfn.distributed import World, synchronise_batchnorm
-from cfmrfn.errors import CheckpointError, ConfigError, DataError, TrainingError
+from cfmrfn.errors import CheckpointError, ConfigError, DataError, TrainingError, counted
 from cfmrfn.evaluation import HOW_CHOSEN, evaluate
 from cfmrfn.event_file import EventFile
 from cfmrfn.losses import ExpressionLoss, class_weights
@@ -520,7 +520,8 @@ class Trainer:
             self._framing(),
             f"{self.config.network.preset}: {trained / 1e6:.3g} M trained parameters of "
             f"{total / 1e6:.3g} M, on {self.world.device}, {self.world.size} process(es)",
-            f"{optim.epochs} epochs of {self.batches.steps} steps of {optim.batch_size} images, "
+            f"{counted(optim.epochs, 'epoch')} of {counted(self.batches.steps, 'step')} of "
+            f"{counted(optim.batch_size, 'image')}, "
             + (f"SAM (rho {optim.rho}) over {optim.optimizer}" if optim.rho else optim.optimizer),
         ]
         if optim.freeze:

@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 
-from cfmrfn import complexity, errors, student, sweep
-from cfmrfn.checkpoint import build_network
+from cfmrfn import checkpoint, complexity, errors, student, sweep
 from cfmrfn.config import Config, parse_config
 from cfmrfn.sweep import TABLES
 from cfmrfn.train import Interrupted
@@ -21,7 +20,7 @@ def test_every_row_is_a_network_of_its_own(name):
     for row in TABLES[name].rows:
         base = parse_config(["--image-size", "64"])
         network = dataclasses.replace(base.network, **row.network)
-        build_network(dataclasses.replace(base, network=network), 7)
+        checkpoint.build_network(dataclasses.replace(base, network=network), 7)
         seen.add(repr(network))
         assert len(row.paper) == len(TABLES[name].paper)
     assert len(seen) == len(TABLES[name].rows)
@@ -37,6 +36,7 @@ def test_sweep_trains_resumes_and_compares(options, faces, tmp_path, capsys, mon
     table = (tmp_path / "t" / "table.md").read_text()
     assert "| sliding dilated window |" in table
     assert "Noise is not known" in table
+    assert "cfmrfn_tiny with depth 1 on drawn faces, 1 epoch; epoch chosen: best on" in table
     monkeypatch.setattr(sweep, "_cost", lambda config, row: NO_COST)
 
     capsys.readouterr()
@@ -103,7 +103,7 @@ def test_differences_are_told_from_noise(results):
     assert rows["8, 0, 0"][2].strip() == "-10.33 (-11.77 to -8.90)"
     assert rows["0, 4, 4"][1].strip() == rows["0, 4, 4"][2].strip() == "-"
     assert rows["2, 3, 3"][2].strip() == "-"
-    assert rows["4, 2, 2"][1].strip() == "63.50 (6.32 to 120.68), 2 of 3 runs"
+    assert rows["4, 2, 2"][1].strip() == "63.50 (6.32 to 100.00), 2 of 3 runs"
     assert rows["4, 2, 2"][2].strip() == "+0.00 (-12.71 to +12.71)"
     assert "Beyond noise, 0 being outside of the interval, from 2, 3, 3: 8, 0, 0 (-10.33)." in text
     assert "Within noise, not told apart from 2, 3, 3: 4, 2, 2 (+0.00)." in text
@@ -177,8 +177,27 @@ def test_tables_share_rows_and_go_on_where_they_stopped(tmp_path, monkeypatch, c
         ([], "tables must be distinct, at least one; got none"),
         (["table4", "--resume", "x"], "leave --resume out"),
         (["table4", "--batch-size", "0"], "batch-size must be 1 or more"),
+        (["table4", "--seeds", "0", "--seed", "3"], "seed must be left out, .*got 3"),
+        (["table3", "--depth", "1"], "depth must be left out, as the rows of table3 .*got 1"),
+        (["table6", "table3", "--depth", "1"], "depth must be left out, as the rows of table3"),
+        (["table6", "--streams", "expression"], "streams must be left out, .*got expression"),
+        (["table6", "--head-dilations", *"1122"], "head-dilations must be left out, .*got 1 1 2 2"),
+        (["table4", "--attention", "window"], "attention must be left out, .*got window"),
+        (["table5", "--head-dilations", *"1122"], "head-dilations must be left out"),
     ],
 )
 def test_bad_sweeps(args, message):
     with pytest.raises(errors.ConfigError, match=message):
         sweep.main(args)
+
+
+def test_rows_are_what_they_are_called_whatever_init_is(tmp_path):
+    """A checkpoint's network completes rows that leave an option open, and no others."""
+    config = parse_config(["--image-size", "64", "--streams", "expression", "--depth", "1"])
+    network = checkpoint.build_network(config, 7)
+    about = checkpoint.About.of_run(config, tuple("abcdefg")).to_dict()
+    checkpoint.save(tmp_path / "best.pt", {"model": network.state_dict(), "about": about})
+    config = parse_config(["--init", str(tmp_path)])
+    with pytest.raises(errors.ConfigError, match=r"preset's streams, .*table6.* has expression"):
+        sweep.sweep(["table6"], [0], config)
+    assert sweep.open_to_rows(["table3"], config).network.depth == 1
