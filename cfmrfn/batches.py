@@ -56,6 +56,10 @@ Key = tuple[int, int]  # (index of the image, its position in the epoch)
 # largest.
 CHECK_SECONDS = 20
 
+GIVE_VALIDATION_IMAGES = (
+    "give others, or let the held-out images choose the best epoch by --validation 0"
+)
+
 FRAMING_IMAGES = 64  # the mean of their points is known to 1 % of the side
 
 
@@ -94,7 +98,7 @@ class Splits:
         Training images stay: training takes another image in the place of one it cannot read.
 
         Raises:
-            DataError: no held-out image is left.
+            DataError: no held-out image is left, or no validation image of those there were.
         """
         validation, held_out = (
             [sample for sample in samples if sample not in left_out]
@@ -102,6 +106,11 @@ class Splits:
         )
         if not held_out:
             raise DataError(f"{self.name}: no held-out image is left, each is one {reason}")
+        if self.validation and not validation:
+            raise DataError(
+                f"{self.name}: no validation image is left, each is one {reason}; "
+                f"{GIVE_VALIDATION_IMAGES}"
+            )
         dropped = dict(self.dropped)
         for what, before, after in (
             ("validation", self.validation, validation),
@@ -138,6 +147,11 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
         validation = opened.splits["val"]
     else:
         train, validation = stratified_split(train, images.validation, seed)
+        if images.validation > 0 and not validation:
+            raise DataError(
+                f"{opened.name}: no class has two images, of which --validation could take one; "
+                f"{GIVE_VALIDATION_IMAGES}"
+            )
     held_out = opened.splits[opened.held_out]
     if not held_out:
         reasons = "".join(f"; {line}" for line in opened.left_out())
@@ -278,12 +292,18 @@ def framing_of(samples: Sequence[Sample]) -> Framing | None:
 def stratified_split(
     samples: Sequence[Sample], fraction: float, seed: int
 ) -> tuple[list[Sample], list[Sample]]:
-    """Splits `samples` in two, the second having `fraction` of every class."""
+    """Splits `samples` in two, the second having `fraction` of every class.
+
+    That is one image at least, unless it is the only one of its class or `fraction` is 0.
+    """
     order = np.random.default_rng(seed).permutation(len(samples))
     by_class: dict[int, list[int]] = {}
     for index in order.tolist():
         by_class.setdefault(samples[index].label, []).append(index)
-    second = {i for members in by_class.values() for i in members[: round(fraction * len(members))]}
+    second: set[int] = set()
+    for members in by_class.values():
+        at_least = 1 if fraction > 0 and len(members) > 1 else 0
+        second.update(members[: max(at_least, round(fraction * len(members)))])
     return (
         [sample for index, sample in enumerate(samples) if index not in second],
         [sample for index, sample in enumerate(samples) if index in second],

@@ -19,7 +19,7 @@ from cfmrfn.batches import (
 from cfmrfn.config import ImageConfig
 from cfmrfn.data import Sample, open_set
 from cfmrfn.errors import ConfigError, DataError
-from tests.cfmrfn.public_sets import ferplus_of_all_classes, rafdb, save_image
+from tests.cfmrfn.public_sets import class_folders, ferplus_of_all_classes, rafdb, save_image
 
 LABELS = [0] * 20 + [1] * 6 + [2] * 4
 
@@ -85,6 +85,15 @@ def test_a_stratified_split_takes_the_same_part_of_each_class():
     assert sorted(train + validation) == sorted(samples)
     assert stratified_split(samples, 0.25, seed=0) == (train, validation)
     assert stratified_split(samples, 0.0, seed=0) == (samples, [])
+
+
+@pytest.mark.parametrize(
+    ("images", "fraction", "validation"),
+    [(5, 0.1, 1), (2, 0.1, 1), (1, 0.1, 0), (5, 1e-6, 1), (5, 0.0, 0), (30, 0.1, 3)],
+)
+def test_a_small_class_gives_an_image_for_validation(images, fraction, validation):
+    samples = [Sample(f"{i}.jpg", 0) for i in range(images)]
+    assert len(stratified_split(samples, fraction, seed=0)[1]) == validation
 
 
 def test_fingerprint_sees_labels():
@@ -156,6 +165,18 @@ def test_a_set_without_held_out_images_is_refused(tmp_path):
     images = ImageConfig(data=str(rafdb(tmp_path, test=())))
     with pytest.raises(DataError, match="RAF-DB: no image in the test split, which results are"):
         open_splits(images, 0, process())
+
+
+def test_validation_that_no_image_is_left_for_is_refused(tmp_path):
+    """Rather than that held-out images choose the best epoch without a word."""
+    root = class_folders(tmp_path, ["anger", "joy"])
+    with pytest.raises(DataError, match="no class has two images, .* by --validation 0"):
+        open_splits(ImageConfig(data=str(root), validation=0.1), 0, process())
+    splits = open_splits(ImageConfig(data=str(root)), 0, process())
+    train, held_out = splits.train, splits.held_out
+    splits = Splits("set", splits.class_names, train[:1], train[1:], held_out)
+    with pytest.raises(DataError, match="no validation image is left, each is one that cannot"):
+        splits.without({train[1]})
 
 
 def test_without_the_detector_the_framing_is_unknown(faces, monkeypatch):
