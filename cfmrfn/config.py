@@ -242,6 +242,12 @@ class OptimConfig:
     def __post_init__(self) -> None:
         check_at_least(self, epochs=1, batch_size=1, accumulate=1, seed=0)
         check_at_least(self, weight_decay=0, warmup_epochs=0, rho=0, ce_weight=0, smooth_weight=0)
+        _require(
+            self.ce_weight + self.smooth_weight > 0,
+            "ce_weight",
+            self.ce_weight,
+            "above 0 where smooth-weight is 0, as the loss would always be 0",
+        )
         _check_fractions(self, "label_smoothing")
         _check_fractions_below_1(self, "ema")
         _check_positive(self, "lr", "clip")

@@ -256,6 +256,7 @@ def test_bad_recipe_files(tmp_path, text, message):
         (["--erasing-scale", "0.2", "0.1"], "erasing-scale must be 0 < smallest <= largest < 1"),
         (["--scale", "1.2", "0.8"], "scale must be 0 < smallest <= largest, got (1.2, 0.8)"),
         (["--translate", "1"], "translate must be 0 or more and below 1, got 1.0"),
+        (["--ce-weight", "0"], "ce-weight must be above 0 where smooth-weight is 0, as the loss"),
         (["--recipe", "fer2013"], "recipe must be one of affectnet7"),
         (["--recipe", "none.yaml"], "cannot read configuration none.yaml"),
         (["--resume", "nowhere"], "cannot resume: there is no nowhere. --resume takes"),
