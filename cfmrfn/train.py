@@ -442,11 +442,11 @@ class Trainer:
         """Loads the weights that were given; returns what the log says of them."""
         lines = []
         network = self.config.network
-        expression_known = network.ir50 is not None or self.network.image_backbone is None
+        known = set() if network.ir50 is None else {"expression backbone"}
         if network.init is not None:
             try:
                 source = weights.read_source(network.init, network.model)
-                expression_known |= source.has_expression_backbone
+                known |= source.parts
                 lines.append(str(weights.load_init(self.network, source, self.about)))
             except (OSError, ValueError) as error:
                 raise ConfigError(f"cannot start from {network.init}: {error}") from error
@@ -472,8 +472,9 @@ class Trainer:
             lines[-1] = (
                 "landmark backbone: weights that come with the package, learnt from drawn faces"
             )
+        weights.check_frozen(self.network, self.config.optim.freeze, known)
         backbone = self.network.landmark_backbone
-        if not expression_known:
+        if self.network.image_backbone is not None and "expression backbone" not in known:
             lines.append("random weights in the expression backbone")
         if backbone is not None and not backbone.is_trained:
             lines.append("random weights in the landmark backbone, which is not trained")

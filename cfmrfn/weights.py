@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from cfmrfn.checkpoint import About
 from cfmrfn.config import Config, NetworkConfig
 from cfmrfn.errors import CheckpointError, ConfigError
 from cfmrfn.models import CFMRFN
+from cfmrfn.models.cfmrfn import FREEZABLE
 from cfmrfn.models.resizing import resize_maps
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -214,14 +215,9 @@ class Source:
     notes: tuple[str, ...] = ()
 
     @property
-    def has_expression_backbone(self) -> bool:
-        """Whether the file has weights of the expression backbone."""
-        return _has_part("image_backbone.", self.tensors)
-
-    @property
-    def has_landmark_backbone(self) -> bool:
-        """Whether the file has weights of the landmark backbone."""
-        return _has_part("landmark_backbone.", self.tensors)
+    def parts(self) -> set[str]:
+        """Those of `PARTS` that the file has weights of."""
+        return {name for name, prefix in PARTS.items() if _has_part(prefix, self.tensors)}
 
 
 def read_source(path: str | Path, preset: str | None = None) -> Source:
@@ -300,7 +296,7 @@ def with_chosen_landmarks(config: Config) -> Config:
     network = config.network
     if network.streams == "expression":
         return config
-    if network.init is not None and read_source(network.init).has_landmark_backbone:
+    if network.init is not None and "landmark backbone" in read_source(network.init).parts:
         if network.landmarks == "random":
             raise ConfigError(
                 f"landmarks random contradicts --init {network.init}, which has a landmark "
@@ -365,6 +361,33 @@ PARTS = {
     "landmark backbone": "landmark_backbone.",
     "encoder": "layers.",
 }
+
+
+def check_frozen(model: CFMRFN, frozen: Iterable[str], known: Container[str]) -> None:
+    """Checks that what will not be trained has weights to keep.
+
+    Args:
+        model: that is trained.
+        frozen: as `CFMRFN.freeze` takes it.
+        known: those of `PARTS` whose weights were loaded.
+
+    Raises:
+        ConfigError: a part to freeze would stay random.
+    """
+    own = dict(model.named_parameters())
+    for choice in frozen:
+        random = [
+            part
+            for part, prefix in PARTS.items()
+            if prefix.rstrip(".") in FREEZABLE[choice]
+            and _has_part(prefix, own)
+            and part not in known
+        ]
+        if random:
+            raise ConfigError(
+                f"freeze {choice} would keep random weights in the {' and the '.join(random)}: "
+                "give weights with --init, or those of the expression backbone alone with --ir50"
+            )
 
 
 def _has_part(name: str, tensors: Iterable[str]) -> bool:

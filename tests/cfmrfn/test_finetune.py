@@ -329,6 +329,28 @@ def test_no_such_part_to_freeze(own_options, tmp_path):
         parse_config(["--freeze", "head"])
 
 
+@pytest.mark.parametrize(
+    ("freeze", "more", "random"),
+    [
+        (["all-but-head"], [], "expression backbone and the encoder"),
+        (["all-but-head"], ["--streams", "landmark"], "encoder"),
+        (["all-but-head"], ["--ir50"], "encoder"),
+        (["encoder"], ["--init"], "encoder"),
+        (["encoder", "expression-backbone"], [], "encoder"),
+        (["expression-backbone"], [], "expression backbone"),
+    ],
+)
+def test_random_weights_are_not_frozen(own_options, tmp_path, freeze, more, random):
+    if more in (["--ir50"], ["--init"]):
+        network, _ = tiny()
+        more = [*more, str(tmp_path / "backbone.pt")]
+        torch.save(network.image_backbone.state_dict(), more[-1])
+    args = [*own_options, *more, "--freeze", *freeze, "--output", str(tmp_path / "run")]
+    with pytest.raises(ConfigError, match=f"would keep random weights in the {random}: give"):
+        Trainer(parse_config(args))
+    assert not (tmp_path / "run").exists()
+
+
 # Class weights
 
 
