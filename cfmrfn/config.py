@@ -29,6 +29,14 @@ import tyro
 import yaml
 
 from cfmrfn import pretrained
+from cfmrfn.checks import (
+    check_at_least,
+    check_fractions,
+    check_fractions_below_1,
+    check_positive,
+    check_types,
+    require,
+)
 from cfmrfn.errors import ConfigError, brief, first_of
 from cfmrfn.precision import Precision
 
@@ -102,15 +110,15 @@ class ImageConfig:
     results are given with and without them, where all files together have at most 200 MB."""
 
     def __post_init__(self) -> None:
-        _take_texts_as_paths(self)
+        check_types(self)
         check_at_least(self, classes=2, drawn_train=1, drawn_test=1, image_size=32)
         check_at_least(self, rotation=0)
-        _check_fractions_below_1(self, "validation", "translate", "stretch")
-        _check_fractions(self, "flip", "erasing", "brightness", "contrast")
+        check_fractions_below_1(self, "validation", "translate", "stretch")
+        check_fractions(self, "flip", "erasing", "brightness", "contrast")
         low, high = self.erasing_scale
-        _require(0 < low <= high < 1, "erasing_scale", (low, high), "0 < smallest <= largest < 1")
+        require(0 < low <= high < 1, "erasing_scale", (low, high), "0 < smallest <= largest < 1")
         low, high = self.scale
-        _require(0 < low <= high < math.inf, "scale", (low, high), "0 < smallest <= largest")
+        require(0 < low <= high < math.inf, "scale", (low, high), "0 < smallest <= largest")
 
 
 @dataclass(frozen=True)
@@ -156,9 +164,9 @@ class NetworkConfig:
     of POSTER; public weights of a backbone. What fits is loaded, classes by name."""
 
     def __post_init__(self) -> None:
-        _take_texts_as_paths(self)
+        check_types(self)
         check_at_least(self, depth=1)
-        _check_fractions(self, "drop_path_rate")
+        check_fractions(self, "drop_path_rate")
 
     @property
     def preset(self) -> str:
@@ -240,19 +248,20 @@ class OptimConfig:
     effective number (Cui et al. 2019), or one number per class. None: all equal."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         check_at_least(self, epochs=1, batch_size=1, accumulate=1, seed=0)
         check_at_least(self, weight_decay=0, warmup_epochs=0, rho=0, ce_weight=0, smooth_weight=0)
-        _require(
+        require(
             self.ce_weight + self.smooth_weight > 0,
             "ce_weight",
             self.ce_weight,
             "above 0 where smooth-weight is 0, as the loss would always be 0",
         )
-        _check_fractions(self, "label_smoothing")
-        _check_fractions_below_1(self, "ema")
-        _check_positive(self, "lr", "clip")
+        check_fractions(self, "label_smoothing")
+        check_fractions_below_1(self, "ema")
+        check_positive(self, "lr", "clip")
         if isinstance(self.class_weights, tuple):
-            _require(
+            require(
                 len(self.class_weights) > 0
                 and all(0 < weight < math.inf for weight in self.class_weights),
                 "class_weights",
@@ -261,7 +270,7 @@ class OptimConfig:
             )
         for name in ("layer_decay", "decay"):
             factor = getattr(self, name)
-            _require(0 < factor <= 1, name, factor, "above 0 and at most 1")
+            require(0 < factor <= 1, name, factor, "above 0 and at most 1")
 
 
 @dataclass(frozen=True)
@@ -294,7 +303,7 @@ class RunConfig:
     """What an unreadable image does: stop with its name, or be counted, named and skipped."""
 
     def __post_init__(self) -> None:
-        _take_texts_as_paths(self)
+        check_types(self)
         check_at_least(self, workers=0, checkpoint_every=1)
 
 
@@ -310,7 +319,7 @@ class Config:
     def __post_init__(self) -> None:
         if self.network.gray:
             legal = "RGB with gray, which weighs red, green and blue differently"
-            _require(self.images.color == "RGB", "color", self.images.color, legal)
+            require(self.images.color == "RGB", "color", self.images.color, legal)
 
     def sections(self) -> dict[str, dict[str, Any]]:
         """Section name -> {field: value} of plain values that YAML can hold."""
@@ -579,16 +588,6 @@ def _with_absolute_paths(section: Section) -> Section:
     return dataclasses.replace(section, **paths)
 
 
-def _take_texts_as_paths(section: Any) -> None:
-    """In Python a path may be given as text; the command line makes paths by itself."""
-    for option in dataclasses.fields(section):
-        value = getattr(section, option.name)
-        # the type as it is written, with the words that it takes beside paths
-        is_path = "Path" in str(option.type) and repr(value) not in str(option.type)
-        if isinstance(value, str) and is_path:
-            object.__setattr__(section, option.name, Path(value))  # the section is frozen
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return list(value)
@@ -596,37 +595,3 @@ def _plain(value: Any) -> Any:
         # as it can be told from the name
         return f"./{value}" if str(value) == pretrained.NAME else str(value)
     return value
-
-
-def check_at_least(section: object, **lowest: float) -> None:
-    """Checks that fields are at least what is given here; None is legal.
-
-    Raises:
-        ConfigError: one is less.
-    """
-    for name, least in lowest.items():
-        value = getattr(section, name)
-        _require(value is None or value >= least, name, value, f"{least} or more")
-
-
-def _check_fractions(section: object, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        _require(value is None or 0 <= value <= 1, name, value, "0 to 1")
-
-
-def _check_fractions_below_1(section: object, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        _require(0 <= value < 1, name, value, "0 or more and below 1")
-
-
-def _check_positive(section: object, *names: str) -> None:
-    for name in names:
-        value = getattr(section, name)
-        _require(value is None or value > 0, name, value, "above 0")
-
-
-def _require(condition: bool, name: str, value: object, legal: str) -> None:
-    if not condition:
-        raise ConfigError(f"{name.replace('_', '-')} must be {legal}, got {value}")

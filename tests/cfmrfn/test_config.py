@@ -7,6 +7,7 @@ import sys
 from importlib import resources
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
@@ -279,6 +280,18 @@ def test_bad_options_give_one_line(args, message):
         (OptimConfig, {"lr": 0.0}, "lr must be above 0, got 0.0"),
         (OptimConfig, {"decay": 1.5}, "decay must be above 0 and at most 1, got 1.5"),
         (RunConfig, {"workers": -1}, "workers must be 0 or more, got -1"),
+        (ImageConfig, {"color": "rgb"}, "color must be RGB or BGR, got 'rgb'"),
+        (ImageConfig, {"only": "happy"}, "only must be a tuple, each a text or None, got 'happy'"),
+        (ImageConfig, {"scale": (1, 2, 3)}, "scale must be a tuple of 2, each a number, got"),
+        (NetworkConfig, {"head_dilations": (1.5,)}, "head-dilations must be .* whole number"),
+        (NetworkConfig, {"cross_fusion": "no"}, "cross-fusion must be True or False or None, got"),
+        (OptimConfig, {"lr": "fast"}, "lr must be a number, got 'fast'"),
+        (OptimConfig, {"optimizer": "sgd"}, "optimizer must be adam or adamw, got 'sgd'"),
+        (OptimConfig, {"schedule": "exponental"}, "must be exponential or cosine or constant, got"),
+        (OptimConfig, {"freeze": ("backbone",)}, "freeze must be a tuple, each expression-backb"),
+        (OptimConfig, {"class_weights": "inverse"}, "class-weights must be balanced or effective"),
+        (OptimConfig, {"precision": "bf8"}, "precision must be float32 or bf16 or fp16, got 'bf8'"),
+        (RunConfig, {"on_broken": "ignore"}, "on-broken must be error or skip, got 'ignore'"),
     ],
 )
 def test_a_section_built_in_python_is_checked_as_the_command_line_is(section, values, message):
@@ -401,6 +414,15 @@ def test_what_is_no_run_folder_is_told(saved, tmp_path):
     (tmp_path / "last.pt").write_bytes(b"")
     with pytest.raises(ConfigError, match="has no config.yaml. --resume takes the folder"):
         parse_config(["--resume", str(tmp_path / "last.pt")])
+
+
+def test_lists_and_numpys_numbers_become_plain_values():
+    plain = OptimConfig(freeze=("encoder",), class_weights=(1.0, 0.5), epochs=2, lr=0.5)
+    weights = list(np.array([1, 0.5]))
+    given = OptimConfig(
+        freeze=["encoder"], class_weights=weights, epochs=np.int64(2), lr=np.float32(0.5)
+    )
+    assert Config(optim=given).to_yaml() == Config(optim=plain).to_yaml()
 
 
 def test_paths_may_be_text_in_python():
