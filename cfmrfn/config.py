@@ -275,7 +275,7 @@ class OptimConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Run: how and where it is executed; a resumed run may change these."""
+    """Run: how and where it is executed; a resumed run may change these, but recipe and output."""
 
     recipe: str = "drawn"
     """Named recipe (affectnet7, affectnet8, drawn, ferplus, ferplus-tiny, rafdb), or a YAML
@@ -426,7 +426,8 @@ def parse_config(args: Sequence[str], prog: str | None = None) -> Config:
     """The configuration of a command line: recipe (or resumed run) first, then its flags.
 
     Raises:
-        ConfigError: an unknown name, a value that is not legal, or no run to resume.
+        ConfigError: an unknown name, a value that is not legal, no run to resume, or options that a
+            resumed run has for good.
     """
     resume = _peek(args, "--resume")
     if resume is None:
@@ -434,6 +435,12 @@ def parse_config(args: Sequence[str], prog: str | None = None) -> Config:
     folder = run_folder_of(Path(resume))
     saved = from_yaml(folder / "config.yaml")
     config = parse(Config, args, default=saved, prog=prog)
+    before, now = saved.absolute().run, config.absolute().run
+    if fixed := [n for n in ("recipe", "output") if getattr(now, n) != getattr(before, n)]:
+        raise ConfigError(
+            f"--resume {resume} goes on in that run's folder and with its recipe: leave "
+            f"{' and '.join(f'--{name}' for name in fixed)} out, or start a new run"
+        )
     return dataclasses.replace(config, run=dataclasses.replace(config.run, resume=folder))
 
 

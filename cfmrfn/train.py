@@ -540,10 +540,21 @@ class Trainer:
         if self.world.device.type == "cpu" and torch.backends.mps.is_available():
             lines.append("Apple's GPU is not used, as it is untried; --device mps tries it")
         if self._step_number():
-            step = self.progress.step
-            where = f"step {step + 1}" if step < self.batches.steps else "its evaluation"
-            lines.append(f"resumed at epoch {self.progress.epoch + 1}, {where}")
+            lines.append(self._place())
         return "\n".join(lines)
+
+    def _place(self) -> str:
+        """Where a resumed run goes on, or how, if it is complete."""
+        optim, progress = self.config.optim, self.progress
+        if progress.epoch >= optim.epochs:
+            folder = self.folder.path
+            further = f"with --resume {folder} and more --epochs"
+            if optim.schedule == "cosine":
+                further = f"in a new run with --init {folder}, as the cosine schedule has ended"
+            return f"complete: {counted(progress.epoch, 'epoch')} done; train on {further}"
+        is_within = progress.step < self.batches.steps
+        where = f"step {progress.step + 1}" if is_within else "its evaluation"
+        return f"resumed at epoch {progress.epoch + 1}, {where}"
 
     def _about_duplicates(self) -> list[str]:
         splits = self.splits

@@ -354,6 +354,17 @@ def test_resume_refuses_another_configuration(saved):
     assert config.run.on_broken == "skip"
 
 
+def test_a_resumed_run_keeps_its_recipe_and_its_folder(saved):
+    folder = saved("--recipe", "rafdb", "--output", "run")
+    for more, named in (
+        (["--output", "elsewhere"], "--output"),
+        (["--recipe", "drawn", "--output", "elsewhere"], "--recipe and --output"),
+    ):
+        with pytest.raises(ConfigError, match=f"--resume .* recipe: leave {named} out, or start"):
+            resumed(folder, *more)
+    assert resumed(folder, "--recipe", "rafdb", "--output", "run").run.recipe == "rafdb"
+
+
 def test_paths_of_a_run_hold_in_any_working_directory(saved, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = saved("--data", "faces", "--ir50", "weights/ir50.pth", "--output", "run")

@@ -150,6 +150,21 @@ def other_faces(tmp_path):
     return write_faces(tmp_path / "other", train=16, test=7, size=64, workers=1, progress=False)
 
 
+@pytest.mark.parametrize(
+    ("schedule", "further"),
+    [
+        ("constant", "with --resume FOLDER and more --epochs"),
+        ("cosine", "in a new run with --init FOLDER, as the cosine schedule has ended"),
+    ],
+)
+def test_a_complete_run_says_how_to_train_on(options, tmp_path, schedule, further):
+    args = [*options, "--epochs", "1", "--schedule", schedule, "--output", str(tmp_path / "run")]
+    folder = train_here("--resume", str(train_here(*args)))
+    log = (folder / "log.txt").read_text()
+    assert f"complete: 1 epoch done; train on {further.replace('FOLDER', str(folder))}" in log
+    assert "resumed at" not in log
+
+
 @pytest.mark.parametrize("split", ["train", "held_out"])
 def test_an_image_that_breaks_in_the_middle(options, tmp_path, monkeypatch, split):
     """What was trained is kept, and the run goes on as if nothing had happened."""
