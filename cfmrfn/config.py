@@ -352,6 +352,35 @@ class Config:
             },
         )
 
+    def without_effect(self) -> list[str]:
+        """Options that were set and change nothing, each in a line that says why.
+
+        They are legal, since a recipe may set several at once of which an option ends the effect.
+        """
+        images, optim = self.images, self.optim
+        idle = [
+            ("drawn_train", images.data is not None, "images are those of --data"),
+            ("drawn_test", images.data is not None, "images are those of --data"),
+            ("erasing_scale", images.erasing == 0, "erasing is 0"),
+            ("decay", optim.schedule != "exponential", f"schedule is {optim.schedule}"),
+            ("ema_warmup", optim.ema == 0, "ema is 0"),
+            ("label_smoothing", optim.smooth_weight == 0, "smooth-weight is 0"),
+            ("sam_local", optim.rho == 0, "rho is 0"),
+            ("sam_freeze_statistics", optim.rho == 0, "rho is 0"),
+        ]
+        values, defaults = self.flat(), Config().flat()
+        lines = [
+            f"{name.replace('_', '-')} {values[name]} has no effect, as {why}"
+            for name, is_idle, why in idle
+            if is_idle and values[name] != defaults[name]
+        ]
+        if optim.warmup_epochs > optim.epochs:
+            lines.append(
+                f"warmup-epochs {optim.warmup_epochs} are more than epochs {optim.epochs}: the "
+                f"learning rate stays below {optim.lr}"
+            )
+        return lines
+
     def differences(self, saved: Config) -> list[str]:
         """What decides the weights and is not as in the `saved` run, as `"lr: 0.1, not 0.2"`.
 

@@ -220,6 +220,33 @@ def test_overrides_are_what_departs_from_the_preset():
     assert config.network.overrides() == {"streams": "landmark", "depth": 3}
 
 
+@pytest.mark.parametrize(
+    ("args", "line"),
+    [
+        (["--drawn-train", "84", "--data", "faces"], "drawn-train 84 has no effect, as images are"),
+        (["--drawn-test", "84", "--data", "faces"], "drawn-test 84 has no effect, as images are"),
+        (["--recipe", "ferplus-tiny", "--erasing", "0"], "erasing-scale [0.02, 0.2] has no effect"),
+        (["--decay", "0.5"], "decay 0.5 has no effect, as schedule is cosine"),
+        (["--ema-warmup"], "ema-warmup True has no effect, as ema is 0"),
+        (["--label-smoothing", "0.1"], "label-smoothing 0.1 has no effect, as smooth-weight is 0"),
+        (["--sam-local", "--rho", "0"], "sam-local True has no effect, as rho is 0"),
+        (["--no-sam-freeze-statistics", "--rho", "0"], "sam-freeze-statistics False has no effect"),
+        (
+            ["--warmup-epochs", "5", "--epochs", "1"],
+            "warmup-epochs 5.0 are more than epochs 1: the",
+        ),
+    ],
+)
+def test_options_without_effect_are_told(args, line):
+    (found,) = parse_config(args).without_effect()
+    assert found.startswith(line)
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_all_of_a_recipe_has_an_effect(recipe):
+    assert parse_config(["--recipe", recipe, "--epochs", "1"]).without_effect() == []
+
+
 def test_gray_needs_the_order_that_its_weights_are_for():
     assert parse_config(["--gray", "True"]).network.overrides() == {"gray": True}
     with pytest.raises(ConfigError, match="color must be RGB with gray, .*, got BGR"):

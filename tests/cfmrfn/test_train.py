@@ -80,9 +80,12 @@ def test_a_run_leaves_everything(run):
 
 
 def test_without_validation_images_the_choice_is_reported_as_made_on_the_test(run, capsys):
-    folder = run("--epochs", "1")
+    folder = run("--epochs", "1", "--decay", "0.5")
     assert json.loads((folder / "report.json").read_text())["chosen_on"] == "test"
-    assert "best on the held-out images themselves" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "best on the held-out images themselves" in printed
+    assert "1 epoch of 7 steps of 8 images" in printed
+    assert "decay 0.5 has no effect, as schedule is cosine" in printed
 
 
 @pytest.mark.parametrize(
