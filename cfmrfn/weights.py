@@ -384,9 +384,10 @@ def check_frozen(model: CFMRFN, frozen: Iterable[str], known: Container[str]) ->
             and part not in known
         ]
         if random:
+            source = "--init or --ir50" if random == ["expression backbone"] else "--init"
             raise ConfigError(
                 f"freeze {choice} would keep random weights in the {' and the '.join(random)}: "
-                "give weights with --init, or those of the expression backbone alone with --ir50"
+                f"give others with {source}, or leave --freeze out"
             )
 
 
