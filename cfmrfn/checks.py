@@ -49,6 +49,8 @@ _KINDS: dict[type, str] = {
 
 def _fits(value: object, hint: Any) -> bool:
     if hint in _KINDS:
+        if isinstance(value, bool):
+            return hint is bool
         return isinstance(value, int | float if hint is float else hint)
     inner = get_args(hint)
     if get_origin(hint) is Literal:

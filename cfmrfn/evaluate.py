@@ -64,8 +64,9 @@ from typing import Annotated, Any
 import tyro
 
 from cfmrfn import bootstrap, checkpoint, errors, paper_tables, pretrained, trained
+from cfmrfn.checks import check_at_least
 from cfmrfn.comparison import Comparison
-from cfmrfn.config import LayoutName, check_at_least, parse
+from cfmrfn.config import LayoutName, parse
 from cfmrfn.distributed import World
 from cfmrfn.errors import ConfigError, DataError
 from cfmrfn.evaluation import (

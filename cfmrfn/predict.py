@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from cfmrfn import errors, pretrained, trained, video
 from cfmrfn.batches import framing_of
-from cfmrfn.config import check_at_least, parse
+from cfmrfn.checks import check_at_least
+from cfmrfn.config import parse
 from cfmrfn.data import Sample, find_images, read_image
 from cfmrfn.data.files import IMAGE_SUFFIXES
 from cfmrfn.data.reading import HEIC_SUFFIXES, UNREADABLE, image_size

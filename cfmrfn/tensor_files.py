@@ -124,7 +124,9 @@ def what_else(path: Path) -> str | None:
         return _what_zip(path)
     if start.startswith(_PICKLE):
         return None if start.startswith(_LEGACY) else f"a Python pickle; {_MAKE_WEIGHTS}"
-    if re.match(rb"(?s)\x08.\x12.[\w.]+\x1a", start):  # the version of ONNX, and which program wrote it
+    if re.match(
+        rb"(?s)\x08.\x12.[\w.]+\x1a", start
+    ):  # the version of ONNX, and which program wrote it
         return f"an ONNX file, not weights; {_TAKE_WEIGHTS}"
     if start[257:262] == b"ustar":
         return "a tar archive; unpack it first"

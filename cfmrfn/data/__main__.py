@@ -12,7 +12,8 @@ from typing import Annotated, Any
 import tyro
 
 from cfmrfn import errors
-from cfmrfn.config import LayoutName, check_at_least, parse
+from cfmrfn.checks import check_at_least
+from cfmrfn.config import LayoutName, parse
 from cfmrfn.data import ferplus, open_set
 from cfmrfn.data.duplicates import write_groups
 from cfmrfn.data.files import check_folder

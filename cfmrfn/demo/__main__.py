@@ -15,7 +15,8 @@ from pathlib import Path
 import tyro
 
 from cfmrfn import errors, pretrained, trained
-from cfmrfn.config import check_at_least, parse
+from cfmrfn.checks import check_at_least
+from cfmrfn.config import parse
 from cfmrfn.demo.answers import Answers
 from cfmrfn.errors import ConfigError
 from cfmrfn.faces import FaceDetector

@@ -20,7 +20,8 @@ from tqdm import tqdm
 
 from cfmrfn import errors, pretrained, tensor_files
 from cfmrfn.batches import default_workers
-from cfmrfn.config import check_at_least, parse
+from cfmrfn.checks import check_at_least
+from cfmrfn.config import parse
 from cfmrfn.data import Sample, read_image
 from cfmrfn.data.files import find_images
 from cfmrfn.data.reading import UNREADABLE, reason

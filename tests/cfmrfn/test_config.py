@@ -314,6 +314,7 @@ def test_bad_options_give_one_line(args, message):
         (NetworkConfig, {"cross_fusion": "no"}, "cross-fusion must be True or False or None, got"),
         (OptimConfig, {"lr": "fast"}, "lr must be a number, got 'fast'"),
         (OptimConfig, {"optimizer": "sgd"}, "optimizer must be adam or adamw, got 'sgd'"),
+        (OptimConfig, {"batch_size": True}, "batch-size must be a whole number, got True"),
         (OptimConfig, {"schedule": "exponental"}, "must be exponential or cosine or constant, got"),
         (OptimConfig, {"freeze": ("backbone",)}, "freeze must be a tuple, each expression-backb"),
         (OptimConfig, {"class_weights": "inverse"}, "class-weights must be balanced or effective"),
