@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -32,6 +34,14 @@ MOST_LETTERS = 32  # of the name of a class beside a confusion matrix
 NAMES = {"train": "training", "val": "validation", "test": "held out"}
 
 
+@contextmanager
+def _default_style() -> Iterator[None]:
+    """Within it, and in a function that it decorates, a user's settings of matplotlib are none."""
+    with matplotlib.style.context("default"):
+        yield
+
+
+@_default_style()
 def plot_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
     """Loss, accuracy and learning rate against the epoch, from the rows of `metrics.csv`."""
     figure = Figure(figsize=(11, 3.4), layout="constrained")
@@ -72,6 +82,7 @@ def plot_batch(path: Path, images: np.ndarray, captions: Sequence[str]) -> None:
     sheet.save(path, compress_level=1)
 
 
+@_default_style()
 def plot_confusion(path: Path, report: Report, title: str) -> None:
     """Confusion matrix in percent of the true class, with the counts behind each row.
 
@@ -112,6 +123,7 @@ def plot_confusion(path: Path, report: Report, title: str) -> None:
     _save(figure, path, bbox_inches="tight")
 
 
+@_default_style()
 def plot_reliability(path: Path, calibration: Calibration, title: str) -> None:
     """Reliability diagram (Guo et al. 2017): accuracy against confidence, and images per bin."""
     bins = len(calibration.counts)
@@ -177,6 +189,7 @@ class FaceMaps:
     evidence: Mapping[str, np.ndarray]
 
 
+@_default_style()
 def plot_faces(path: Path, faces: Sequence[FaceMaps], title: str) -> None:
     """One row per face: the face, its landmarks, and each stream's attention and evidence.
 
@@ -224,6 +237,7 @@ def plot_faces(path: Path, faces: Sequence[FaceMaps], title: str) -> None:
     _save(figure, path)
 
 
+@_default_style()
 def plot_heads(
     path: Path,
     face: FaceMaps,
@@ -266,6 +280,7 @@ def plot_heads(
     _save(figure, path)
 
 
+@_default_style()
 def plot_tsne(
     path: Path, points: np.ndarray, labels: np.ndarray, class_names: Sequence[str], title: str
 ) -> None:

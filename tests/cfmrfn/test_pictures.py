@@ -4,8 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+from matplotlib import rcParams, style
 from PIL import Image
 
+from cfmrfn import pictures
 from cfmrfn.metrics import Calibration, Report
 from cfmrfn.pictures import (
     FaceMaps,
@@ -99,3 +101,40 @@ def assert_has_a_white_border(path):
         pixels = np.asarray(picture.convert("L"))
     assert (pixels[:, [0, -1]] == 255).all()
     assert (pixels[[0, -1]] == 255).all()
+
+
+def a_face(name="a face"):
+    maps = {"landmark": np.linspace(0, 1, 32).reshape(8, 2, 2)}
+    evidence = {"landmark": np.ones((2, 2))}
+    return FaceMaps(name, np.zeros((8, 8, 3)), np.full((68, 2), 4.0), maps, evidence)
+
+
+def draw_each(folder, name="joy"):
+    """Every picture of the module, with a name in each of its texts."""
+    face, names = a_face(name), (name, f"{name} 2", f"{name} 3")
+    row = {"epoch": 1, "lr": 0.1, "train_loss": 1.0, "train_accuracy": 0.5}
+    points, labels = np.eye(3)[:, :2], np.arange(3)
+    arguments = {
+        "batch": (np.zeros((3, 64, 64, 3), np.uint8), names),
+        "confusion": (Report(names, np.eye(3, dtype=int), 0.5), name),
+        "curves": ([row],),
+        "faces": ([face], name),
+        "heads": (face, name, None),
+        "reliability": (Calibration.of(np.eye(3), labels), name),
+        "tsne": (points, labels, names, name),
+    }
+    assert {f"plot_{each}" for each in arguments} == {n for n in dir(pictures) if "plot_" in n}
+    for each, given in arguments.items():
+        getattr(pictures, f"plot_{each}")(folder / f"{each}.png", *given)
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_pictures_are_the_same_whatever_the_settings_of_matplotlib(tmp_path):
+    for folder in ("usual", "changed"):
+        (tmp_path / folder).mkdir()
+    usual = draw_each(tmp_path / "usual")
+    changed = {"text.usetex": True, "font.family": "monospace", "savefig.bbox": "tight"}
+    with style.context(["dark_background", changed]):
+        before = dict(rcParams)
+        assert draw_each(tmp_path / "changed") == usual
+        assert dict(rcParams) == before
