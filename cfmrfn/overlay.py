@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 
 from cfmrfn.errors import printable
+from cfmrfn.fonts import Letters, legible
 from cfmrfn.pictures import CLASS_COLORS
 from cfmrfn.predictor import Face
 
@@ -143,31 +142,31 @@ class _Block:
         width, height = self.size
         tile = Image.new("RGBA", (width, height), _PANEL)
         pen = ImageDraw.Draw(tile)
-        font = _font(self.letter, bold=True)
+        letters = Letters(self.letter, bold=True)
         pen.rectangle((0, 0, width, self._label_height - 1), fill=(*color, 235))
         is_light = np.dot(color, (0.299, 0.587, 0.114)) > 110
         ink = (0, 0, 0) if is_light else (255, 255, 255)
         middle = self._label_height / 2
         room = width - 2 * self._gap - _length(" " + self.value, self.letter)
-        text = f"{_elided(self.name, self.letter, room)} {self.value}"
-        pen.text((self._gap, middle), text, fill=ink, font=font, anchor="lm")
+        text = f"{letters.elided(self.name, room)} {self.value}"
+        letters.write(pen, (self._gap, middle), text, ink)
         if not self.rows:
             return tile
         names, _, values = self._columns
         left, right = self._gap * 2 + names, width - self._gap * 2 - values
         thick = max(2, round(self._row_height * 0.5))
         for place, row in enumerate(self.rows):
-            font = _font(self._small, bold=row.is_best)
+            letters = Letters(self._small, bold=row.is_best)
             middle = self._label_height + (place + 0.5) * self._row_height
-            name = _elided(row.name, self._small, names)
-            pen.text((self._gap, middle), name, fill="white", font=font, anchor="lm")
+            letters.write(pen, (self._gap, middle), letters.elided(row.name, names), "white")
             top = round(middle - thick / 2)
             pen.rectangle((left, top, right, top + thick - 1), fill=_TRACK)
             end = left + round((right - left) * row.probability)
             if end > left:
                 pen.rectangle((left, top, end, top + thick - 1), fill=row.color)
             value = _percent(row.probability)
-            pen.text((width - self._gap, middle), value, fill="white", font=font, anchor="rm")
+            end = width - self._gap
+            letters.write(pen, (end - letters.length(value), middle), value, "white")
         return tile
 
     @property
@@ -328,30 +327,14 @@ def _rows(face: Face) -> tuple[_Row, ...]:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(printable(text).split())
+    return legible(" ".join(printable(text).split()))
 
 
 def _percent(probability: float) -> str:
     return f"{probability:.0%}"
 
 
-def _elided(text: str, letter: int, room: float) -> str:
-    """As much of a text as there is room for."""
-    if _length(text, letter) <= room:
-        return text
-    while text and _length(text + "…", letter) > room:
-        text = text[:-1]
-    return text + "…"
-
-
 @lru_cache(maxsize=4096)
 def _length(text: str, letter: int) -> float:
     """Width of a text in bold letters, in pixels."""
-    return _font(letter, bold=True).getlength(text)
-
-
-@lru_cache(maxsize=64)
-def _font(size: int, *, bold: bool) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib, in pixels."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(os.path.join(matplotlib.get_data_path(), "fonts", "ttf", name), size)
+    return Letters(letter, bold=True).length(text)

@@ -21,7 +21,7 @@ from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image, ImageDraw
 
-from cfmrfn.errors import printable
+from cfmrfn.fonts import Letters, families, legible
 from cfmrfn.metrics import Calibration, Report
 
 # Okabe-Ito colours, which colour-blind readers can tell apart
@@ -68,17 +68,21 @@ def plot_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
 
 
 def plot_batch(path: Path, images: np.ndarray, captions: Sequence[str]) -> None:
-    """A contact sheet of images (images, height, width, 3), uint8, each over its caption."""
+    """A contact sheet of images (images, height, width, 3), uint8, each over its caption.
+
+    A caption is as long as its image is wide; its end is left out where it is longer.
+    """
     height, width = images.shape[1:3]
     columns = max(1, math.ceil(math.sqrt(len(images) * height / width)))
-    line, gap = 14, 4
+    letters, line, gap = Letters(10), 14, 4
     rows = math.ceil(len(images) / columns)
     sheet = Image.new("RGB", (columns * (width + gap), rows * (height + line + gap)), "white")
     pen = ImageDraw.Draw(sheet)
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
         left, top = index % columns * (width + gap), index // columns * (height + line + gap)
         sheet.paste(Image.fromarray(image), (left, top))
-        pen.text((left, top + height), printable(caption), fill="black")
+        text = letters.elided(legible(caption), width)
+        letters.write(pen, (left, top + height + line / 2), text, "black")
     sheet.save(path, compress_level=1)
 
 
@@ -100,7 +104,7 @@ def plot_confusion(path: Path, report: Report, title: str) -> None:
         for (row, column), value in np.ma.ndenumerate(percent):
             color = "white" if value > 55 else "black" if value >= 0.5 else "0.7"
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color)
-    names = [_shortened(printable(name)) for name in report.class_names]
+    names = [_shortened(legible(name)) for name in report.class_names]
     axes.set_xticks(range(classes), names, rotation=40, ha="right", rotation_mode="anchor")
     rows = zip(names, counts[:, 0], strict=True)
     axes.set_yticks(range(classes), [f"{name} ({count})" for name, count in rows])
@@ -209,7 +213,7 @@ def plot_faces(path: Path, faces: Sequence[FaceMaps], title: str) -> None:
     for face, axes in zip(faces, grid, strict=True):
         for one in axes:
             _show_face(one, face)
-        axes[0].set_ylabel(printable(face.title), fontsize=7)
+        axes[0].set_ylabel(legible(face.title), fontsize=7)
         if face.landmarks is not None:
             axes[1].plot(*face.landmarks.T, ".", markersize=2.5, color="#00E0FF")
     grid[0, 0].set_title("face", fontsize=8)
@@ -299,7 +303,7 @@ def plot_tsne(
         x, y = points[labels == label].T
         turn, place = divmod(label, len(CLASS_COLORS))
         color, marker = CLASS_COLORS[place], CLASS_MARKERS[turn % len(CLASS_MARKERS)]
-        axes.scatter(x, y, s=9, color=color, marker=marker, linewidths=0, label=printable(name))
+        axes.scatter(x, y, s=9, color=color, marker=marker, linewidths=0, label=legible(name))
     axes.set_aspect("equal", "datalim")  # distances, whatever the title makes of the width
     axes.set_xticks([])
     axes.set_yticks([])
@@ -324,17 +328,23 @@ def _show_map(axes: Axes, values: np.ndarray, **style: Any) -> None:
 
 def _set_title(figure: Figure, title: str) -> None:
     """Writes a title above everything, and makes the figure as wide as it needs."""
-    text = figure.suptitle(printable(title), fontsize=9)
+    text = figure.suptitle(legible(title), fontsize=9)
     figure.set_figwidth(max(figure.get_figwidth(), _inches(text)[0] + 0.3))
 
 
 def _inches(text: Text) -> tuple[float, float]:
     """Width and height of a text on its figure, turned as it is."""
-    text.set_parse_math(False)
+    _prepare(text)
     figure = text.get_figure()
     assert figure is not None
     extent = text.get_window_extent(FigureCanvasAgg(figure).get_renderer())
     return extent.width / figure.dpi, extent.height / figure.dpi
+
+
+def _prepare(text: Text) -> None:
+    """Before a text is measured or drawn."""
+    text.set_parse_math(False)  # a name with two dollar signs is no formula
+    text.set_fontfamily(families(text.get_text()))
 
 
 def _shortened(name: str) -> str:
@@ -347,6 +357,6 @@ def _shortened(name: str) -> str:
 
 def _save(figure: Figure, path: Path, **options: Any) -> None:
     for text in figure.findobj(Text):
-        text.set_parse_math(False)  # a name with two dollar signs is no formula
+        _prepare(text)
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=150, **options)

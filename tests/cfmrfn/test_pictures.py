@@ -11,6 +11,7 @@ from cfmrfn import pictures
 from cfmrfn.metrics import Calibration, Report
 from cfmrfn.pictures import (
     FaceMaps,
+    plot_batch,
     plot_confusion,
     plot_curves,
     plot_faces,
@@ -138,3 +139,20 @@ def test_pictures_are_the_same_whatever_the_settings_of_matplotlib(tmp_path):
         before = dict(rcParams)
         assert draw_each(tmp_path / "changed") == usual
         assert dict(rcParams) == before
+
+
+def test_names_in_any_writing(tmp_path):
+    """As warnings are errors, none is without a font, on whatever machine."""
+    assert len(draw_each(tmp_path, "怖い злость ดีใจ \U0010ffff")) == 7
+
+
+def test_captions_of_a_batch_differ_by_accents_and_end_with_their_images(tmp_path):
+    images = np.zeros((2, 40, 64, 3), np.uint8)
+    path, drawn = tmp_path / "batch.png", set()
+    for caption in ("u", "ü", "é", "a caption that is longer than its image", ""):
+        plot_batch(path, images, (caption, ""))
+        with Image.open(path) as picture:
+            pixels = np.asarray(picture)[40:]
+        drawn.add(pixels.tobytes())
+        assert (pixels[:, 64:] == 255).all()
+    assert len(drawn) == 5
