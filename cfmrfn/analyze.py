@@ -122,11 +122,10 @@ def maps_of(
     token: tuple[int, int] | None,
 ) -> FaceMaps:
     """What the pictures show of a face: the attention of one layer, counted from 1."""
-    title = f"{class_names[face.predicted]} {face.probabilities.max():.2f}"
-    if face.label is not None:
-        title = f"{class_names[face.label]}\npredicted {title}"
+    true = () if face.label is None else (class_names[face.label],)
+    prediction = f"predicted {class_names[face.predicted]} {face.probabilities.max():.2f}"
     return FaceMaps(
-        title=title,
+        title=(face.name, *true, prediction),
         face=face.face,
         landmarks=face.landmarks,
         attention={

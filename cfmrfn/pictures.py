@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any
 
 import matplotlib.style
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.cm import ScalarMappable
@@ -52,13 +54,14 @@ def plot_curves(path: Path, rows: Sequence[Mapping[str, float]]) -> None:
             column = f"{split}_{quantity}"
             if column in rows[0]:
                 values = [row[column] for row in rows]
-                axes.plot(epochs, values, ".-", color=color, label=NAMES[split])
+                axes.plot(epochs, values, ".-", color=color, label=NAMES[split], clip_on=False)
         axes.set_ylabel(quantity)
     accuracy.set_ylim(0, 1)
     figure.legend(*accuracy.get_legend_handles_labels(), loc="outside upper center", ncols=3)
-    rate.plot(epochs, [row["lr"] for row in rows], ".-", color="0.3")
+    rates = [row["lr"] for row in rows]
+    rate.plot(epochs, rates, ".-", color="0.3", clip_on=False)
     rate.set_ylabel("learning rate")
-    rate.set_ylim(bottom=0)
+    rate.set_ylim(0, 1.1 * max(rates) or 1)
     for axes in (loss, accuracy, rate):
         axes.set_xlabel("epoch")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -104,7 +107,7 @@ def plot_confusion(path: Path, report: Report, title: str) -> None:
         for (row, column), value in np.ma.ndenumerate(percent):
             color = "white" if value > 55 else "black" if value >= 0.5 else "0.7"
             axes.text(column, row, f"{value:.0f}", ha="center", va="center", color=color)
-    names = [_shortened(legible(name)) for name in report.class_names]
+    names = _shortened(report.class_names)
     axes.set_xticks(range(classes), names, rotation=40, ha="right", rotation_mode="anchor")
     rows = zip(names, counts[:, 0], strict=True)
     axes.set_yticks(range(classes), [f"{name} ({count})" for name, count in rows])
@@ -179,14 +182,14 @@ class FaceMaps:
     """A face and what the network makes of it.
 
     Attributes:
-        title: true and predicted class.
+        title: lines of it, such as its file, its true class, and the predicted one.
         face: (height, width, 3), RGB in 0..1.
         landmarks: (68, 2), x and y in pixels of the face; None: there are none to show.
         attention: by stream, (heads, rows, columns), weights of the places.
         evidence: by stream, (rows, columns), for the predicted class.
     """
 
-    title: str
+    title: tuple[str, ...]
     face: np.ndarray
     landmarks: np.ndarray | None
     attention: Mapping[str, np.ndarray]
@@ -210,10 +213,12 @@ def plot_faces(path: Path, faces: Sequence[FaceMaps], title: str) -> None:
     figure = Figure(figsize=(1 + 1.7 * width, 1.3 + 1.75 * len(faces)), layout="constrained")
     _set_title(figure, title)
     grid = figure.subplots(len(faces), width, squeeze=False)
-    for face, axes in zip(faces, grid, strict=True):
+    # of each line, those of all faces: what differs in them stays different
+    lines = [_shortened(line, 26) for line in zip(*(face.title for face in faces), strict=True)]
+    for face, words, axes in zip(faces, zip(*lines, strict=True), grid, strict=True):
         for one in axes:
             _show_face(one, face)
-        axes[0].set_ylabel(legible(face.title), fontsize=7)
+        axes[0].set_ylabel("\n".join(words), fontsize=7)
         if face.landmarks is not None:
             axes[1].plot(*face.landmarks.T, ".", markersize=2.5, color="#00E0FF")
     grid[0, 0].set_title("face", fontsize=8)
@@ -256,13 +261,13 @@ def plot_heads(
     Args:
         path: of the PNG.
         face: its attention is shown.
-        title: of the figure.
+        title: of the figure, over that of the face.
         dilations: one per head. None: global attention.
         token: row and column of the query, which is outlined. None: all queries.
     """
     heads = len(next(iter(face.attention.values())))
     figure = Figure(figsize=(1 + 1.5 * heads, 1 + 1.7 * len(face.attention)), layout="constrained")
-    _set_title(figure, title)
+    _set_title(figure, f"{title}\n{', '.join(face.title)}")
     grid = figure.subplots(len(face.attention), heads, squeeze=False)
     norm = Normalize(0, max(maps.max() for maps in face.attention.values()))
     for row, (stream, maps) in zip(grid, face.attention.items(), strict=True):
@@ -297,19 +302,25 @@ def plot_tsne(
         class_names: for the legend.
         title: of the figure.
     """
-    figure = Figure(figsize=(6.5, 5), layout="constrained")
+    figure = Figure(figsize=(5, 5), layout="constrained")
     axes = figure.subplots()
-    for label, name in enumerate(class_names):
+    # yellow is seen on white by its edge
+    style: dict[str, Any] = {"s": 9, "linewidths": 0.3, "edgecolors": "0.2"}
+    for label in range(len(class_names)):
         x, y = points[labels == label].T
         turn, place = divmod(label, len(CLASS_COLORS))
         color, marker = CLASS_COLORS[place], CLASS_MARKERS[turn % len(CLASS_MARKERS)]
-        axes.scatter(x, y, s=9, color=color, marker=marker, linewidths=0, label=legible(name))
+        axes.scatter(x, y, color=color, marker=marker, label=str(label), **style)
     axes.set_aspect("equal", "datalim")  # distances, whatever the title makes of the width
     axes.set_xticks([])
     axes.set_yticks([])
-    _set_title(figure, title)
     columns = math.ceil(len(class_names) / 25)
-    figure.legend(loc="outside right center", markerscale=2, fontsize=8, ncols=columns)
+    options: dict[str, Any] = {"markerscale": 2, "fontsize": 8, "ncols": columns}
+    legend = figure.legend(loc="outside right center", **options)
+    for text, name in zip(legend.get_texts(), _shortened(class_names), strict=True):
+        text.set_text(name)  # as a label, a name that begins with "_" would be left out
+    figure.set_figwidth(5 + _inches(legend)[0])
+    _set_title(figure, title)
     _save(figure, path)
 
 
@@ -332,12 +343,13 @@ def _set_title(figure: Figure, title: str) -> None:
     figure.set_figwidth(max(figure.get_figwidth(), _inches(text)[0] + 0.3))
 
 
-def _inches(text: Text) -> tuple[float, float]:
-    """Width and height of a text on its figure, turned as it is."""
-    _prepare(text)
-    figure = text.get_figure()
+def _inches(artist: Artist) -> tuple[float, float]:
+    """Width and height of a text, turned as it is, or of a legend on its figure."""
+    for text in artist.findobj(Text):
+        _prepare(text)
+    figure = artist.get_figure()
     assert figure is not None
-    extent = text.get_window_extent(FigureCanvasAgg(figure).get_renderer())
+    extent = artist.get_window_extent(FigureCanvasAgg(figure).get_renderer())
     return extent.width / figure.dpi, extent.height / figure.dpi
 
 
@@ -347,12 +359,19 @@ def _prepare(text: Text) -> None:
     text.set_fontfamily(families(text.get_text()))
 
 
-def _shortened(name: str) -> str:
-    """`name`, without its middle where it is long: names that begin alike still differ."""
-    if len(name) <= MOST_LETTERS:
-        return name
-    end = MOST_LETTERS // 2
-    return f"{name[: MOST_LETTERS - end - 1]}…{name[-end:]}"
+def _shortened(names: Sequence[str], most: int = MOST_LETTERS) -> list[str]:
+    """Legible names, without their middle where they have more than `most` letters.
+
+    Different names that would then look the same begin with their place in the sequence, from 1.
+    """
+    begin, end = (most - 1) // 2, most // 2
+    whole = [legible(name) for name in names]
+    short = [name if len(name) <= most else f"{name[:begin]}…{name[-end:]}" for name in whole]
+    alike = Counter(dict(zip(whole, short, strict=True)).values())
+    return [
+        f"{whole.index(name) + 1}. {each}" if alike[each] > 1 else each
+        for name, each in zip(whole, short, strict=True)
+    ]
 
 
 def _save(figure: Figure, path: Path, **options: Any) -> None:

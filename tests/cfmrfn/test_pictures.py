@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from matplotlib import rcParams, style
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from cfmrfn import pictures
@@ -42,7 +43,7 @@ def test_pictures_take_any_names(tmp_path):
     plot_tsne(tmp_path / "tsne.png", np.eye(3)[:, :2], np.arange(3), names, names[0])
     maps = {"landmark": np.ones((8, 2, 2))}
     evidence = {"landmark": np.ones((2, 2))}
-    face = FaceMaps(names[0], np.zeros((8, 8, 3)), None, maps, evidence)
+    face = FaceMaps((names[0],), np.zeros((8, 8, 3)), None, maps, evidence)
     plot_faces(tmp_path / "faces.png", [face], names[0])
     plot_heads(tmp_path / "heads.png", face, names[0], None, None)
     for path in tmp_path.iterdir():
@@ -52,7 +53,7 @@ def test_pictures_take_any_names(tmp_path):
 def test_landmarks_have_a_column_of_their_own(tmp_path):
     shown = {}
     for name, landmarks in (("without", None), ("with", np.full((68, 2), 4.0))):
-        face = FaceMaps("a face", np.zeros((8, 8, 3)), landmarks, {}, {})
+        face = FaceMaps(("a face",), np.zeros((8, 8, 3)), landmarks, {}, {})
         plot_faces(tmp_path / "faces.png", [face], "title")
         with Image.open(tmp_path / "faces.png") as picture:
             shown[name] = np.asarray(picture.convert("RGB"))
@@ -104,10 +105,10 @@ def assert_has_a_white_border(path):
     assert (pixels[[0, -1]] == 255).all()
 
 
-def a_face(name="a face"):
+def a_face(*title):
     maps = {"landmark": np.linspace(0, 1, 32).reshape(8, 2, 2)}
     evidence = {"landmark": np.ones((2, 2))}
-    return FaceMaps(name, np.zeros((8, 8, 3)), np.full((68, 2), 4.0), maps, evidence)
+    return FaceMaps(title, np.zeros((8, 8, 3)), np.full((68, 2), 4.0), maps, evidence)
 
 
 def draw_each(folder, name="joy"):
@@ -156,3 +157,56 @@ def test_captions_of_a_batch_differ_by_accents_and_end_with_their_images(tmp_pat
         drawn.add(pixels.tobytes())
         assert (pixels[:, 64:] == 255).all()
     assert len(drawn) == 5
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures in place of files."""
+    drawn = []
+
+    def keep(figure, path):
+        figure.draw(FigureCanvasAgg(figure).get_renderer())
+        drawn.append(figure)
+
+    monkeypatch.setattr(pictures, "_save", keep)
+    return drawn
+
+
+def test_lines_at_the_edge_of_their_axes_are_seen(figures):
+    row = {"lr": 1e-4, "train_loss": 1.0, "train_accuracy": 1.0}
+    plot_curves(None, [row | {"epoch": epoch} for epoch in (1, 2)])
+    _, accuracy, rate = figures[0].axes
+    assert not any(line.get_clip_on() for line in (*accuracy.lines, *rate.lines))
+    assert rate.get_ylim() == pytest.approx((0, 1.1e-4))
+
+
+def test_long_names_that_differ_look_different():
+    assert pictures._shortened(["11 and so on 22", "33 and so on 44", "5"], 7) == [
+        *("11 … 22", "33 … 44", "5")
+    ]
+    alike = [f"11 and so {middle} on 22" for middle in ("two", "three", "three")]
+    assert pictures._shortened([*alike, "two", "two"], 7) == [
+        *("1. 11 … 22", "2. 11 … 22", "2. 11 … 22", "two", "two")
+    ]
+
+
+def test_classes_of_a_tsne_are_all_named_and_seen_on_white(figures):
+    names = ("_a", "b", "c" * 99, *"defg")
+    plot_tsne(None, np.eye(7)[:, :2], np.arange(7), names, "title")
+    (legend,), (axes,) = figures[0].legends, figures[0].axes
+    assert [text.get_text()[:2] for text in legend.get_texts()] == ["_a", "b", "cc", *"defg"]
+    for points in axes.collections:
+        assert (points.get_edgecolor()[:, :3] < 0.5).all()
+    # the names take no room from the points
+    assert axes.get_window_extent().width > 4.5 * figures[0].dpi
+
+
+def test_each_face_is_shown_with_its_file_and_its_classes(figures):
+    words = ("photograph.jpg, face 1 of 2", "c" * 99, f"predicted {'d' * 99} 0.81")
+    plot_faces(None, [a_face(*words), a_face(words[0], "joy", "predicted joy 0.99")], "title")
+    plot_heads(None, a_face(*words), "title", None)
+    faces, heads = figures
+    first, second = (faces.axes[index] for index in (0, 4))
+    assert second.get_ylabel() == "photograph.j…, face 1 of 2\njoy\npredicted joy 0.99"
+    assert first.yaxis.label.get_window_extent().height < first.get_window_extent().height
+    assert heads.get_suptitle() == f"title\n{', '.join(words)}"
