@@ -85,7 +85,7 @@ def faces_in_pictures(
 def faces_of_classes(
     samples: Sequence[Sample], about: About, on_broken: OnBroken
 ) -> tuple[list[ChosenFace], dict[str, str]]:
-    """The first image of each class, as evaluation reads it.
+    """The first image of each of the first 32 classes, as evaluation reads it.
 
     Returns:
         The faces, by class; and for each file that was to be one but cannot be read, the reason.
@@ -97,10 +97,11 @@ def faces_of_classes(
     images = ExpressionDataset(
         samples, about.class_names, transform, color=about.color, at_least=about.image_size
     )
+    shown = classes_in(samples)[:MOST_FACES]
     faces: dict[int, ChosenFace] = {}
     left_out = {}
     for index, sample in enumerate(samples):
-        if sample.label in faces:
+        if sample.label in faces or sample.label not in shown:
             continue
         try:
             image, _ = images[index]
@@ -112,6 +113,11 @@ def faces_of_classes(
         name = os.path.basename(sample.path)
         faces[sample.label] = ChosenFace(name, sample.label, image)
     return [faces[label] for label in sorted(faces)], left_out
+
+
+def classes_in(samples: Sequence[Sample]) -> list[int]:
+    """The labels of those classes that have images."""
+    return sorted({sample.label for sample in samples})
 
 
 def maps_of(
@@ -151,7 +157,8 @@ class Analyze:
     ] = ()
     """CHECKPOINT: best.pt or last.pt of a run, or the run folder, whose best.pt is taken; or a
     folder that was exported as safetensors. Left out, or pretrained: the network that comes with
-    the package. IMAGE: image files. None: the first image of each class of --data."""
+    the package. IMAGE: image files. None: the first image of each class of --data, of 32 classes at
+    most."""
     faces: Faces = "auto"
     """What the images are: whole, one cropped face each; detect, photographs whose faces are found;
     auto takes those of at most 256 x 256 pixels that are nearly square as whole."""
@@ -220,6 +227,8 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
         chosen, left_out = faces_in_pictures(predictor, images, tool.on_broken)
     else:
         chosen, left_out = faces_of_classes(samples, about, tool.on_broken)
+        if (classes := len(classes_in(samples))) > MOST_FACES:
+            print(f"faces of the first {MOST_FACES} of {classes} classes are shown")
     if not chosen:
         reasons = errors.first_of(list(left_out.values()), 3)
         raise DataError(f"no image shows a face: {'; '.join(reasons)}")

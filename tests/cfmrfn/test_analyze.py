@@ -238,6 +238,18 @@ def test_more_faces_than_a_figure_holds(save_checkpoint, photograph, tmp_path, m
     assert "2 faces were found, and one figure holds 1" in capsys.readouterr().err
 
 
+def test_a_set_of_more_classes_than_a_figure_holds(
+    save_checkpoint, faces, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(analyze, "MOST_FACES", 3)
+    output = tmp_path / "figures"
+    assert run_tool(save_checkpoint(), "--data", faces, "--no-tsne", "--output", output) == 0
+    printed = capsys.readouterr().out
+    assert "faces of the first 3 of 7 classes are shown" in printed
+    assert "faces: 3, in" in printed
+    assert (output / "heads-3.png").exists() and not (output / "heads-4.png").exists()
+
+
 def test_after_an_error_nothing_is_left(save_checkpoint, faces, tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
