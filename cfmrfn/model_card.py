@@ -200,11 +200,12 @@ class Card:
             )
             columns = {"All images": results, "Without duplicates": without}
         parts = [measured, _overall(columns), _of_classes(columns)]
-        if "bootstrap" in results or "confusion_matrix" in results:
+        if "confusion_matrix" in results:
+            others = ", of the others by a bootstrap over the images"
             parts.append(
-                "In brackets: 95 % intervals, of single classes by Wilson's formula, of the others "
-                "by a bootstrap over the images. They say how far a figure depends on which images "
-                "were tested, and not on the seed of training."
+                "In brackets: 95 % intervals, of single classes by Wilson's formula"
+                f"{others if 'bootstrap' in results else ''}. They say how far a figure depends on "
+                "which images were tested, and not on the seed of training."
             )
         if "calibration" in results:
             parts.append(

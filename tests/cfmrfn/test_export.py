@@ -408,6 +408,17 @@ def test_card_invents_no_figures(epoch, tmp_path):
     assert "0.5625" not in body
 
 
+def test_card_says_of_what_a_report_has_intervals(tmp_path):
+    make_run(tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report["held_out"]["test"]["confusion_matrix"] = [[2] * 7] * 7
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    export.export(tmp_path / "run", ("safetensors",), tmp_path / "out")
+    _, body = card_of(tmp_path / "out")
+    assert "| Accuracy | 0.5625 |" in body
+    assert "intervals, of single classes by Wilson's formula. They say" in body
+
+
 @pytest.mark.parametrize("drawn", (True, False))
 def test_card_says_what_drawn_faces_are_good_for(drawn, tmp_path):
     network, about = make_network([] if drawn else ["--data", "FACES"])

@@ -370,6 +370,7 @@ def test_card_has_results_with_and_without_duplicates(card):
         "| surprise | 0.9000 (0.5958 to 0.9821) | 10 | 0.9000 (0.5650 to 0.9801) | 9 |",
     ):
         assert row in card
+    assert "by Wilson's formula, of the others by a bootstrap over the images. They say" in card
     assert "not measured here" not in re.search("It always answers.*", card)[0]
     assert "secret" not in card
 
