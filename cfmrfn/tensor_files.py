@@ -56,6 +56,8 @@ def read(path: Path, allowed: Sequence[Any] = ()) -> Any:
             if has_utf8_name(path):
                 return safetensors.torch.load_file(path)
             return safetensors.torch.load(path.read_bytes())
+        if _is_onnx(path):
+            raise CheckpointError(f"{path} is an ONNX file, not weights; {_TAKE_WEIGHTS}")
         if what := what_else(path):
             raise CheckpointError(f"{path} is {what}")
         if damage := _damage(path):
@@ -85,6 +87,12 @@ def is_safetensors(path: Path) -> bool:
     with open(path, "rb") as file:
         start = file.read(9)
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") < os.path.getsize(path)
+
+
+def _is_onnx(path: Path) -> bool:
+    """Whether the file begins as ONNX does: its version, and the name of what wrote it."""
+    with open(path, "rb") as file:
+        return re.match(rb"(?s)\x08.\x12.[\w.]+\x1a", file.read(64)) is not None
 
 
 def has_utf8_name(path: Path) -> bool:
@@ -124,10 +132,6 @@ def what_else(path: Path) -> str | None:
         return _what_zip(path)
     if start.startswith(_PICKLE):
         return None if start.startswith(_LEGACY) else f"a Python pickle; {_MAKE_WEIGHTS}"
-    if re.match(
-        rb"(?s)\x08.\x12.[\w.]+\x1a", start
-    ):  # the version of ONNX, and which program wrote it
-        return f"an ONNX file, not weights; {_TAKE_WEIGHTS}"
     if start[257:262] == b"ustar":
         return "a tar archive; unpack it first"
     text = start.decode("utf-8", "replace")
