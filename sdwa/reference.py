@@ -7,7 +7,6 @@ differentiated any number of times, and imports no kernel. Every other backend i
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -86,11 +85,12 @@ def attention_weights(
 
 def heads_by_dilation(problem: AttentionProblem) -> Iterator[tuple[slice, tuple[int, int]]]:
     """Neighbouring heads of one dilation, and it."""
-    end = 0
-    for dilation, group in groupby(problem.dilation):
-        heads = slice(end, end + len(list(group)))
-        end = heads.stop
-        yield heads, dilation
+    dilations = problem.dilation
+    first = 0
+    for end in range(1, len(dilations) + 1):
+        if end == len(dilations) or dilations[end] != dilations[first]:
+            yield slice(first, end), dilations[first]
+            first = end
 
 
 def scores(

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdwa import natten
+from sdwa import natten, natten_windows
 from sdwa.functional import attention_weights, sliding_dilated_window_attention
 from sdwa.modules import attend_with_dropout, unit_stride
 
@@ -150,9 +150,9 @@ class FusedDinat(nn.Module):
             part(hidden_states).unflatten(-1, heads) for part in (self.query, self.key, self.value)
         )
         dims = self.rpb.dim() - 1
-        windows = natten.Windows.of(dims, self.kernel_size, self.dilation, False)
+        windows = natten_windows.Windows.of(dims, self.kernel_size, self.dilation, False)
         windows.check_fits(hidden_states.shape[1:-1])
-        if natten.drops(self.dropout):
+        if natten_windows.drops(self.dropout):
             out, weights = windows.attend_and_drop(
                 query, key, value, self.rpb, heads[1] ** -0.5, self.dropout
             )
@@ -195,7 +195,7 @@ class FusedHydra(nn.Module):
         """(batch, height, width, dim) -> the same."""
         query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
         biases = tuple(self.rpb) if hasattr(self, "rpb") else (self.rpb0, self.rpb1)
-        drops = natten.drops(self.attn_drop)
+        drops = natten_windows.drops(self.attn_drop)
         # Neighbouring groups of one kernel size take one call, where they need no weights.
         numbers = groupby(range(len(biases)), lambda n: n if drops else self.windows[n][0])
         first, outs = 0, []
@@ -204,7 +204,7 @@ class FusedHydra(nn.Module):
             q, k, v = (t.narrow(-2, first, len(bias)) for t in (query, key, value))
             first += len(bias)
             for n in together:
-                windows = natten.Windows.of(2, *self.windows[n], False)
+                windows = natten_windows.Windows.of(2, *self.windows[n], False)
                 windows.check_fits(x.shape[1:3])
             if drops:
                 out, _ = windows.attend_and_drop(q, k, v, bias, self.scale, self.attn_drop)
@@ -244,7 +244,7 @@ class FusedDilate(nn.Module):
         dilation = tuple(step for step in self.dilation for _ in range(share))
         window = query, key, value, self.kernel_size, dilation
         drops = [each.attn_drop for each in self.dilate_attention]
-        share = max((drop.p for drop in drops if natten.drops(drop)), default=0.0)
+        share = max((drop.p for drop in drops if natten_windows.drops(drop)), default=0.0)
         if share:
             attended = attend_with_dropout(*window, None, self.scale, "zeros", None, False, share)
         else:

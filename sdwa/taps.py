@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import Function
+from torch.compiler import is_compiling
 
 from sdwa.problem import WindowAxis, accumulation_dtype
 from sdwa.reference import taps_along
@@ -51,9 +52,11 @@ class Taps:
 
     def blocks(self, x: Tensor) -> Iterator[slice]:
         """The rows of queries: on a CPU in parts whose tokens, of a tap, stay in its cache."""
+        if x.device.type != "cpu" or is_compiling():  # sizes may be unknown then
+            yield slice(None)
+            return
         height = self._rows.shape[0]
-        share = _BLOCK_BYTES / max(1, x.nbytes) if x.device.type == "cpu" else 1
-        rows = max(1, int(height * share))
+        rows = max(1, int(height * _BLOCK_BYTES / max(1, x.nbytes)))
         for first in range(0, height, rows):
             yield slice(first, first + rows)
 

@@ -134,6 +134,20 @@ def test_scale_may_change(backend, dynamic):
         assert_scales_are_obeyed(compiled, module, SCALES[::-1])
 
 
+@pytest.mark.parametrize("dynamic", (None, True))
+def test_dilation_may_change(backend, dynamic):
+    def function(query, dilation):
+        out = sdwa.sliding_dilated_window_attention(
+            query, query, query, 3, (1, dilation), backend=backend.name
+        )
+        return out, sdwa.attention_weights(query, query, 3, dilation)
+
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True, dynamic=dynamic)
+    query, *_ = draw(backend.device_type, 2)
+    for dilation in (1, 2, 3):
+        torch.testing.assert_close(compiled(query, dilation), function(query, dilation))
+
+
 SCALE_OF_ONE_PROCESS = """
 import sys
 import torch

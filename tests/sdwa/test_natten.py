@@ -206,6 +206,44 @@ def test_a_layer_that_drops_weights_is_one_graph(causal):
     torch.testing.assert_close(*results)
 
 
+class InTwoSteps(torch.nn.Module):
+    """Scores and weighted values of a map to itself, by the split functions."""
+
+    def forward(self, x, rpb):
+        (x,) = heads_first(x)
+        return natten.natten2dav(natten.natten2dqkrpb(x, x, rpb, 3).softmax(-1), x, 3)
+
+
+SIZES = ((2, 6, 7), (3, 6, 7), (3, 9, 5))  # batch, height, width: the first changes, then others
+
+
+def test_one_graph_of_the_split_functions_serves_all_sizes():
+    torch.compiler.reset()
+    module, rpb = InTwoSteps(), torch.randn(2, 5, 5)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    for size in SIZES:
+        x = torch.randn(*size, 2, 4)
+        torch.testing.assert_close(compiled(x, rpb), module(x, rpb))
+
+
+def test_one_program_of_the_split_functions_serves_all_batches():
+    module, rpb = InTwoSteps(), torch.randn(2, 5, 5)
+    batch = {0: torch.export.Dim.DYNAMIC}
+    program = torch.export.export(
+        module, (torch.randn(2, 6, 7, 2, 4), rpb), dynamic_shapes=(batch, None)
+    )
+    x = torch.randn(5, 6, 7, 2, 4)
+    torch.testing.assert_close(program.module()(x, rpb), module(x, rpb))
+
+
+def test_one_graph_of_a_layer_that_drops_weights_serves_all_sizes():
+    torch.compiler.reset()
+    layer = natten.NeighborhoodAttention2D(8, 2, 3, attn_drop=0.5)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    for size in SIZES:
+        assert compiled(torch.randn(*size, 8)).shape == (*size, 8)
+
+
 # Bad input
 
 REFUSED = {
@@ -303,6 +341,31 @@ REFUSED = {
         lambda m: natten.na2d_av(None, *heads_first(m[2]), 3),
         TypeError,
         "attn must be a tensor, got NoneType",
+    ),
+    "key of another dtype": (
+        lambda m: natten.na2d_qk(*heads_first(m[0], m[1].float()), 3),
+        TypeError,
+        "key must have the dtype of query: got torch.float32 beside torch.float64",
+    ),
+    "attn of another dtype": (
+        lambda m: natten.na2d_av(torch.zeros(1, 2, 8, 9, 9), *heads_first(m[2]), 3),
+        TypeError,
+        "attn must have the dtype of value: got torch.float32 beside torch.float64",
+    ),
+    "integers": (
+        lambda m: natten.na2d_qk(*heads_first(m[0].int(), m[1].int()), 3),
+        TypeError,
+        "query must be float32, bfloat16, float16 or float64, got torch.int32",
+    ),
+    "rpb of integers": (
+        lambda m: natten.na2d_qk(*heads_first(*m[:2]), 3, rpb=torch.zeros(2, 5, 5).int()),
+        TypeError,
+        "rpb must be float32, bfloat16, float16 or float64, got torch.int32",
+    ),
+    "layer, scale": (
+        lambda m: natten.NeighborhoodAttention2D(8, 2, 3, qk_scale="a"),
+        TypeError,
+        "qk_scale must be a number or None, got str",
     ),
     "layer, no heads": (
         lambda m: natten.NeighborhoodAttention2D(8, 0, 3),
