@@ -22,6 +22,7 @@ from sdwa.problem import (
     Size,
     dtype_names,
 )
+from sdwa.torch_private import trace_paused
 
 
 def make_problem(
@@ -54,7 +55,7 @@ def make_problem(
     if bias is not None:
         _check_bias(bias, query, kernel, shifted)
     if key_mask is not None:
-        _check_key_mask(key_mask, query)
+        check_key_mask(key_mask, query.shape[:3], query.device)
     return AttentionProblem(
         shape=(*pixels, heads, max(head_dim, value.shape[4])),
         kernel_size=kernel,
@@ -72,12 +73,10 @@ class Line:
     """The arguments of a call for sequences, (batch, length, ...), as those for maps of one row.
 
     Attributes:
-        query, key, value, kernel_size, dilation, bias, key_mask, is_causal: for maps. What is not
-            legal in them is left for `make_problem` to refuse.
+        query, key, value, kernel_size, dilation, bias, key_mask, is_causal: for maps.
 
     Raises:
-        TypeError, ValueError: an argument that is for maps of two axes, or illegal so that it has
-            no counterpart there.
+        TypeError, ValueError: as `make_problem`, of the arguments as they came.
     """
 
     def __init__(
@@ -88,52 +87,44 @@ class Line:
         kernel_size: Size,
         dilation: Dilation,
         bias: Tensor | None,
+        padding_mode: str,
         key_mask: Tensor | None,
         is_causal: Causal,
     ) -> None:
-        for name, tensor in (("key", key), ("value", value)):
-            if not isinstance(tensor, Tensor):
-                raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-            if tensor.dim() != 4:
-                raise ValueError(
-                    f"query and {name} must both be (batch, height, width, heads, head_dim), or "
-                    f"both (batch, length, heads, head_dim): got shapes {tuple(query.shape)} and "
-                    f"{tuple(tensor.shape)}"
-                )
+        with trace_paused():
+            _check_tensors(query, key, value)
+            check_padding_mode(padding_mode)
+            shifted = padding_mode == "shifted"
+            self.kernel_size = as_line_kernel_size(kernel_size, shifted)
+            self.dilation: Dilation = dilation
+            if not is_int(dilation):
+                self.dilation = as_line_dilation(dilation, query.shape[2])
+            if bias is not None:
+                _check_bias(bias, query, self.kernel_size[1:], shifted)
+            if key_mask is not None:
+                check_key_mask(key_mask, query.shape[:2], query.device)
+            self.is_causal = as_line_causal(is_causal)
         self.query, self.key, self.value = (t.unsqueeze(1) for t in (query, key, value))
-        self.kernel_size = as_line_kernel_size(kernel_size)
-        self.dilation = as_line_dilation(dilation)
-        self.bias = _unsqueezed("bias", bias, 2, "(heads, kernel) or (heads, 2 * kernel - 1)")
-        self.key_mask = _unsqueezed("key_mask", key_mask, 2, "(batch, length)")
-        self.is_causal = as_line_causal(is_causal)
+        self.bias = None if bias is None else bias.unsqueeze(1)
+        self.key_mask = None if key_mask is None else key_mask.unsqueeze(1)
 
 
-def as_line_kernel_size(kernel_size: Size) -> tuple[int, int]:
+def as_line_kernel_size(kernel_size: Size, shifted: bool = False) -> tuple[int, int]:
     """(1, kernel) of the kernel size of sequences, an int or a sequence of one."""
-    if isinstance(kernel_size, Sequence) and len(kernel_size) == 1:
-        kernel_size = kernel_size[0]
-    if not is_int(kernel_size):
+    size = kernel_size
+    if isinstance(size, Sequence) and len(size) == 1:
+        size = size[0]
+    if not is_int(size):
         raise TypeError(
             f"kernel_size must be an int for (batch, length, heads, head_dim), got {kernel_size!r}"
         )
-    return 1, int(kernel_size)  # type: ignore[arg-type]
+    _check_kernel_size((int(size),), shifted, kernel_size)  # type: ignore[arg-type]
+    return 1, int(size)  # type: ignore[arg-type]
 
 
-def as_line_dilation(dilation: Dilation) -> Dilation:
-    """The dilation of maps of one row, from that of sequences: an int, or one entry per head."""
-    if not isinstance(dilation, Sequence) or isinstance(dilation, (str, bytes)):
-        return dilation
-    entries: list[Sequence[int]] = []
-    for entry in dilation:
-        if isinstance(entry, Sequence) and len(entry) == 1:
-            entry = entry[0]
-        if not is_int(entry):
-            raise TypeError(
-                "dilation entries must be ints for (batch, length, heads, head_dim), "
-                f"got {entry!r} in {dilation!r}"
-            )
-        entries.append((1, int(entry)))  # type: ignore[arg-type]
-    return tuple(entries)
+def as_line_dilation(dilation: Dilation, heads: int) -> tuple[tuple[int, int], ...]:
+    """(1, dilation) of each head, from that of sequences: an int, or one entry per head."""
+    return _as_pairs(dilation, heads, (), line=True)
 
 
 def as_line_causal(is_causal: Causal) -> tuple[bool, bool]:
@@ -145,17 +136,6 @@ def as_line_causal(is_causal: Causal) -> tuple[bool, bool]:
     return False, is_causal
 
 
-def _unsqueezed(name: str, tensor: Tensor | None, dims: int, legal: str) -> Tensor | None:
-    """The argument `name` of sequences as that of maps of one row."""
-    if tensor is None:
-        return None
-    if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor or None, got {type(tensor).__name__}")
-    if tensor.dim() != dims:
-        raise ValueError(f"{name} must be {legal}, got shape {tuple(tensor.shape)}")
-    return tensor.unsqueeze(1)
-
-
 def as_kernel_size(kernel_size: Size, shifted: bool = False) -> tuple[int, int]:
     """(kernel_h, kernel_w) of an int or a pair of them, odd unless windows are shifted."""
     pair = _as_pair(kernel_size)
@@ -164,17 +144,21 @@ def as_kernel_size(kernel_size: Size, shifted: bool = False) -> tuple[int, int]:
             f"kernel_size must be an {'' if shifted else 'odd '}int or a pair (kernel_h, "
             f"kernel_w), got {kernel_size!r}"
         )
-    if not all(1 <= size <= MAX_KERNEL_SIZE for size in pair):
+    _check_kernel_size(pair, shifted, kernel_size)
+    return pair
+
+
+def _check_kernel_size(sizes: Sequence[int], shifted: bool, came: Size) -> None:
+    if not all(1 <= size <= MAX_KERNEL_SIZE for size in sizes):
         raise ValueError(
             f"kernel_size must be {'' if shifted else 'odd and '}from 1 to {MAX_KERNEL_SIZE}, "
-            f"got {kernel_size!r}"
+            f"got {came!r}"
         )
-    if not shifted and any(size % 2 == 0 for size in pair):
+    if not shifted and any(size % 2 == 0 for size in sizes):
         raise ValueError(
-            f"kernel_size must be odd and from 1 to {MAX_KERNEL_SIZE}, got {kernel_size!r} "
+            f"kernel_size must be odd and from 1 to {MAX_KERNEL_SIZE}, got {came!r} "
             '(padding_mode="shifted" takes even ones)'
         )
-    return pair
 
 
 def as_causal(is_causal: Causal) -> tuple[bool, bool]:
@@ -199,6 +183,13 @@ def as_dilation(
 
     shape: of query, or (); the message says so where its heads seem to come first.
     """
+    return _as_pairs(dilation, heads, shape, line=False)
+
+
+def _as_pairs(
+    dilation: Dilation, heads: int, shape: Sequence[int], line: bool
+) -> tuple[tuple[int, int], ...]:
+    """(dilation_h, dilation_w) of each head; with `line` of sequences, whose height is 1."""
     if is_int(dilation):
         entries: Sequence[Any] = (dilation,) * heads
     elif isinstance(dilation, Sequence) and not isinstance(dilation, (str, bytes)):
@@ -210,7 +201,7 @@ def as_dilation(
         )
     if len(entries) != heads:
         hint = _heads_first_hint(shape, len(entries))
-        if len(entries) == 2 and all(is_int(entry) for entry in entries):
+        if not line and len(entries) == 2 and all(is_int(entry) for entry in entries):
             hint += (
                 f"; a dilation_h of {entries[0]} and a dilation_w of {entries[1]} for all heads is "
                 f"({tuple(entries)},) * {heads}"
@@ -221,12 +212,14 @@ def as_dilation(
         )
     pairs = []
     for entry in entries:
-        pair = _as_pair(entry)
+        pair = _as_line_pair(entry) if line else _as_pair(entry)
         if pair is None:
-            raise TypeError(
-                "dilation entries must be ints or pairs (dilation_h, dilation_w), "
-                f"got {entry!r} in {dilation!r}"
+            legal = (
+                "ints for (batch, length, heads, head_dim)"
+                if line
+                else "ints or pairs (dilation_h, dilation_w)"
             )
+            raise TypeError(f"dilation entries must be {legal}, got {entry!r} in {dilation!r}")
         if not all(1 <= step <= MAX_DILATION for step in pair):
             raise ValueError(
                 f"dilation must be from 1 to {MAX_DILATION}, got {entry!r} in {dilation!r}"
@@ -241,7 +234,10 @@ def as_scale(scale: float | None, head_dim: int) -> float:
         return float(head_dim**-0.5)
     if not is_number(scale):
         raise TypeError(f"scale must be a number, a tensor or None, got {type(scale).__name__}")
-    number = float(scale)
+    try:
+        number = float(scale)
+    except OverflowError:  # of an int
+        number = float("inf")
     if not abs(number) <= sys.float_info.max:  # torch.compile cannot trace `math.isfinite`
         raise ValueError(f"scale must be finite, got {scale!r}")
     return number
@@ -254,7 +250,8 @@ def check_scale_tensor(scale: Tensor, query: Tensor) -> None:
     (), on the device of query.
     """
     check_tensor("query", query)
-    heads = query.shape[3]
+    check_dense("scale", scale)
+    heads = query.shape[-2]
     if scale.dtype not in DTYPES:
         raise TypeError(f"scale must be {dtype_names(DTYPES)}, got {scale.dtype}")
     if scale.dim() > 1 or scale.numel() not in (1, heads):
@@ -315,13 +312,31 @@ def _as_pair(value: Any) -> tuple[int, int] | None:
     return None
 
 
+def _as_line_pair(value: Any) -> tuple[int, int] | None:
+    if isinstance(value, Sequence) and len(value) == 1:
+        value = value[0]
+    return (1, int(value)) if is_int(value) else None
+
+
 def check_tensor(name: str, tensor: Tensor) -> None:
     """Raises TypeError or ValueError where the argument `name` is not a map of features.
 
-    That is a dense tensor of 5 dimensions and a dtype of `DTYPES`.
+    That is a dense tensor of 5 dimensions, of 4 for sequences, and a dtype of `DTYPES`.
     """
+    check_dense(name, tensor)
+    if tensor.dim() not in (4, 5):
+        raise ValueError(
+            f"{name} must be (batch, height, width, heads, head_dim), or (batch, length, heads, "
+            f"head_dim) as query, key and value are, got shape {tuple(tensor.shape)}"
+        )
+    if tensor.dtype not in DTYPES:
+        raise TypeError(f"{name} must be {dtype_names(DTYPES)}, got {tensor.dtype}")
+
+
+def check_dense(name: str, tensor: Tensor, legal: str = "a tensor") -> None:
+    """Raises TypeError where the argument `name` is not a dense tensor."""
     if not isinstance(tensor, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        raise TypeError(f"{name} must be {legal}, got {type(tensor).__name__}")
     if tensor.is_nested:
         raise TypeError(
             f"{name} must be a dense tensor, got a nested one: pad its images to one size, and say "
@@ -331,18 +346,23 @@ def check_tensor(name: str, tensor: Tensor) -> None:
         raise TypeError(
             f"{name} must be a dense tensor, got {tensor.layout}: call .to_dense() on it"
         )
-    if tensor.dim() != 5:
-        raise ValueError(
-            f"{name} must be (batch, height, width, heads, head_dim), or (batch, length, heads, "
-            f"head_dim) as query, key and value are, got shape {tuple(tensor.shape)}"
-        )
-    if tensor.dtype not in DTYPES:
-        raise TypeError(f"{name} must be {dtype_names(DTYPES)}, got {tensor.dtype}")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Raises TypeError where the argument `name` is not a bool."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be a bool, got {value!r}")
 
 
 def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         check_tensor(name, tensor)
+        if tensor.dim() != query.dim():
+            raise ValueError(
+                f"query and {name} must both be (batch, height, width, heads, head_dim), or "
+                f"both (batch, length, heads, head_dim): got shapes {tuple(query.shape)} and "
+                f"{tuple(tensor.shape)}"
+            )
         if tensor.dtype != query.dtype:
             raise TypeError(
                 f"{name} must have the dtype of query: got {tensor.dtype} beside {query.dtype}"
@@ -351,42 +371,44 @@ def _check_tensors(query: Tensor, key: Tensor, value: Tensor) -> None:
             raise ValueError(
                 f"{name} must be on the device of query: got {tensor.device} beside {query.device}"
             )
-        same = 4 if name == "value" else 5  # value may have a head_dim of its own
+        own_head_dim = name == "value"
+        same = -1 if own_head_dim else None
         if tensor.shape[:same] != query.shape[:same]:
-            but = ", but for head_dim" if name == "value" else ""
+            but = ", but for head_dim" if own_head_dim else ""
             raise ValueError(
                 f"{name} must have the shape of query{but}: got {tuple(tensor.shape)} "
                 f"beside {tuple(query.shape)}"
             )
-        if tensor.stride(4) != 1 and tensor.shape[4] > 1 and tensor.numel() > 0:
+        if tensor.stride(-1) != 1 and tensor.shape[-1] > 1 and tensor.numel() > 0:
             raise ValueError(
                 f"{name} must have stride 1 in head_dim, its last dimension, "
                 f"got strides {tensor.stride()}: call .contiguous() on it"
             )
-    _, height, width, heads, _ = query.shape
-    if height < 1 or width < 1 or heads < 1:
+    if any(size < 1 for size in query.shape[1:-1]):
+        axes = "height, width" if query.dim() == 5 else "length"
         raise ValueError(
-            f"query must have height, width and heads of at least 1, got shape {tuple(query.shape)}"
+            f"query must have {axes} and heads of at least 1, got shape {tuple(query.shape)}"
         )
     for name, tensor in (("query", query), ("value", value)):
-        if not 1 <= tensor.shape[4] <= MAX_HEAD_DIM:
+        if not 1 <= tensor.shape[-1] <= MAX_HEAD_DIM:
             raise ValueError(
                 f"{name} must have a head_dim from 1 to {MAX_HEAD_DIM}, "
                 f"got shape {tuple(tensor.shape)}"
             )
 
 
-def _check_bias(bias: Tensor, query: Tensor, kernel: tuple[int, int], shifted: bool) -> None:
-    if not isinstance(bias, Tensor):
-        raise TypeError(f"bias must be a tensor or None, got {type(bias).__name__}")
-    heads = query.shape[3]
+def _check_bias(bias: Tensor, query: Tensor, kernel: tuple[int, ...], shifted: bool) -> None:
+    """kernel: along each axis that query has."""
+    check_dense("bias", bias, "a tensor or None")
+    heads = query.shape[-2]
     by_tap, by_distance = (heads, *kernel), (heads, *(2 * size - 1 for size in kernel))
     if tuple(bias.shape) not in ((by_distance,) if shifted else (by_tap, by_distance)):
-        legal = f"(heads, 2 * kernel_h - 1, 2 * kernel_w - 1) = {by_distance}"
+        names = ("kernel_h", "kernel_w") if len(kernel) == 2 else ("kernel",)
+        legal = f"(heads, {', '.join(f'2 * {name} - 1' for name in names)}) = {by_distance}"
         if shifted:
             legal += ' with padding_mode="shifted"'
         else:
-            legal = f"(heads, kernel_h, kernel_w) = {by_tap} or {legal}"
+            legal = f"(heads, {', '.join(names)}) = {by_tap} or {legal}"
         hint = _heads_first_hint(query.shape, bias.shape[0] if bias.dim() else 0)
         raise ValueError(f"bias must be {legal}, got shape {tuple(bias.shape)}{hint}")
     if bias.dtype not in DTYPES:
@@ -397,19 +419,22 @@ def _check_bias(bias: Tensor, query: Tensor, kernel: tuple[int, int], shifted: b
         )
 
 
-def _check_key_mask(key_mask: Tensor, query: Tensor) -> None:
-    shape = tuple(query.shape[:3])
-    if not isinstance(key_mask, Tensor):
-        raise TypeError(f"key_mask must be a tensor or None, got {type(key_mask).__name__}")
-    if tuple(key_mask.shape) != shape:
+def check_key_mask(key_mask: Tensor, pixels: Sequence[int], device: torch.device) -> None:
+    """Raises TypeError or ValueError where key_mask is not a mask of such pixels on that device.
+
+    pixels: (batch, height, width) or (batch, length).
+    """
+    check_dense("key_mask", key_mask, "a tensor or None")
+    if tuple(key_mask.shape) != tuple(pixels):
+        axes = "batch, height, width" if len(pixels) == 3 else "batch, length"
         raise ValueError(
-            f"key_mask must be (batch, height, width) = {shape}, got shape {tuple(key_mask.shape)}"
+            f"key_mask must be ({axes}) = {tuple(pixels)}, got shape {tuple(key_mask.shape)}"
         )
     if key_mask.dtype != torch.bool:
         raise TypeError(f"key_mask must be bool, True where a key takes part: got {key_mask.dtype}")
-    if key_mask.device != query.device:
+    if key_mask.device != device:
         raise ValueError(
-            f"key_mask must be on the device of query: got {key_mask.device} beside {query.device}"
+            f"key_mask must be on the device of query: got {key_mask.device} beside {device}"
         )
 
 

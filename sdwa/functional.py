@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from sdwa import reference
-from sdwa.arguments import Line, check_scale_tensor, make_problem
+from sdwa.arguments import Line, check_flag, check_scale_tensor, make_problem
 from sdwa.autocast import autocast_tensors
 from sdwa.dispatch import prepare
 from sdwa.problem import Causal, Dilation, Size, accumulation_dtype
@@ -170,13 +170,14 @@ def sliding_dilated_window_attention(
         )
         if results is not None:
             return results  # type: ignore[no-any-return]
+    check_flag("return_lse", return_lse)
+    if any_autocast():
+        query, key, value = autocast_tensors(query, key, value)
     if query.dim() == 4:
         return _one_axis(  # type: ignore[no-any-return]
             *(query, key, value, kernel_size, dilation, bias, scale),
             *(padding_mode, key_mask, is_causal, return_lse, backend),
         )
-    if any_autocast():
-        query, key, value = autocast_tensors(query, key, value)
     # The operators take scale as a constant, which neither of these is.
     if scale is not None and (isinstance(scale, Tensor) or varies(scale)):
         query, scale = _scaled(query, scale), 1.0
@@ -241,8 +242,14 @@ def attention_weights(
         ... ).shape
         torch.Size([1, 7, 7, 8, 3, 3])
     """
+    # Below, key stands for the value, on which the weights do not depend.
+    if any_autocast():
+        query, key, _ = autocast_tensors(query, key, key)
     if isinstance(query, Tensor) and query.dim() == 4:
-        line = Line(query, key, key, kernel_size, dilation, bias, key_mask, is_causal)
+        line = Line(
+            *(query, key, key, kernel_size, dilation, bias),
+            *(padding_mode, key_mask, is_causal),
+        )
         weights = attention_weights(
             *(line.query, line.key, line.kernel_size, line.dilation),
             bias=line.bias,
@@ -252,9 +259,6 @@ def attention_weights(
             is_causal=line.is_causal,
         )
         return weights[:, 0, :, :, 0]
-    # Below, key stands for the value, on which the weights do not depend.
-    if any_autocast():
-        query, key, _ = autocast_tensors(query, key, key)
     if isinstance(scale, Tensor):
         query, scale = _scaled(query, scale), 1.0
     with trace_paused():
@@ -283,7 +287,10 @@ def _one_axis(
     backend: str | None,
 ) -> Any:
     """What `sliding_dilated_window_attention` returns for sequences: maps of one row."""
-    line = Line(query, key, value, kernel_size, dilation, bias, key_mask, is_causal)
+    line = Line(
+        *(query, key, value, kernel_size, dilation, bias),
+        *(padding_mode, key_mask, is_causal),
+    )
     results = sliding_dilated_window_attention(
         *(line.query, line.key, line.value, line.kernel_size, line.dilation),
         bias=line.bias,

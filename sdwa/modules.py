@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,6 +21,8 @@ from sdwa.arguments import (
     as_line_kernel_size,
     as_scale,
     check_count,
+    check_flag,
+    check_key_mask,
     check_padding_mode,
     check_share,
     is_number,
@@ -63,6 +65,7 @@ def head_dilations(
         raise TypeError(f"dilations must be a sequence of ints, got {dilations!r}")
     for n, dilation in enumerate(dilations):
         check_count(f"dilations[{n}]", dilation)
+    num_heads = int(num_heads)
     standard = round(standard_ratio * num_heads)
     if abs(standard - standard_ratio * num_heads) > 1e-6:
         raise ValueError(
@@ -78,17 +81,22 @@ def head_dilations(
             f"{tuple(dilations)}"
         )
     share = dilated // len(dilations)
-    return (1,) * standard + tuple(d for d in dilations for _ in range(share))
+    return (1,) * standard + tuple(int(d) for d in dilations for _ in range(share))
 
 
-def deal_dilation(dilation: Dilation, num_heads: int) -> tuple[tuple[int, int], ...]:
+def deal_dilation(
+    dilation: Dilation,
+    num_heads: int,
+    as_pairs: Callable[[Dilation, int], tuple[tuple[int, int], ...]] = as_dilation,
+) -> tuple[tuple[int, int], ...]:
     """(dilation_h, dilation_w) of each head, from one, one per head, or one per group of heads.
 
     A shorter list is dealt to consecutive groups of heads, as equal as possible, later groups
-    taking the remainder: 8 heads and (1, 2, 3) give 1, 1, 2, 2, 2, 3, 3, 3.
+    taking the remainder: 8 heads and (1, 2, 3) give 1, 1, 2, 2, 2, 3, 3, 3. as_pairs reads an
+    entry for each of so many heads.
     """
     if not isinstance(dilation, Sequence) or isinstance(dilation, (str, bytes)):
-        return as_dilation(dilation, num_heads)
+        return as_pairs(dilation, num_heads)
     groups = len(dilation)
     if not 1 <= groups <= num_heads:
         raise ValueError(
@@ -97,7 +105,7 @@ def deal_dilation(dilation: Dilation, num_heads: int) -> tuple[tuple[int, int], 
         )
     small, larger = divmod(num_heads, groups)
     sizes = [small + (group >= groups - larger) for group in range(groups)]
-    pairs = as_dilation(dilation, groups)
+    pairs = as_pairs(dilation, groups)
     return tuple(pair for pair, size in zip(pairs, sizes, strict=True) for _ in range(size))
 
 
@@ -179,6 +187,9 @@ class SlidingDilatedWindowAttention(nn.Module):
             check_count("context_dim", context_dim)
         if scale is not None and not is_number(scale):  # the function takes tensors as well
             raise TypeError(f"scale must be a number or None, got {type(scale).__name__}")
+        check_flag("qkv_bias", qkv_bias)
+        check_flag("q_proj", q_proj)
+        check_flag("relative_bias", relative_bias)
         check_share("attn_drop", attn_drop)
         check_share("proj_drop", proj_drop)
         check_padding_mode(padding_mode)
@@ -199,12 +210,13 @@ class SlidingDilatedWindowAttention(nn.Module):
         if dilation is None:
             dilation = PAPER_DILATION[:num_heads]
         if self.is_line:
-            kernel_size = as_line_kernel_size(kernel_size)
-            dilation = as_line_dilation(dilation if isinstance(dilation, Sequence) else (dilation,))
-            is_causal = as_line_causal(is_causal)
-        self.kernel_size = as_kernel_size(kernel_size, shifted)
-        self.dilation = deal_dilation(dilation, num_heads)
-        self.is_causal = as_causal(is_causal)
+            self.kernel_size = as_line_kernel_size(kernel_size, shifted)
+            self.dilation = deal_dilation(dilation, num_heads, as_line_dilation)
+            self.is_causal = as_line_causal(is_causal)
+        else:
+            self.kernel_size = as_kernel_size(kernel_size, shifted)
+            self.dilation = deal_dilation(dilation, num_heads)
+            self.is_causal = as_causal(is_causal)
         self.scale = as_scale(scale, self.head_dim)
         self.padding_mode = padding_mode
         self.backend = backend
@@ -255,9 +267,9 @@ class SlidingDilatedWindowAttention(nn.Module):
                 dim.
             BackendError: as `sdwa.sliding_dilated_window_attention`.
         """
+        context = _checked_context(x, context, self.dim, self.context_dim, self.is_line)
         if self.is_line:
             x, context, key_mask = _as_maps(x, context, key_mask)
-        context = _checked_context(x, context, self.dim, self.context_dim)
         batch, height, width, _ = x.shape
         packed = self.kv(context).view(batch, height, width, 2, self.num_heads, self.head_dim)
         key, value = packed.unbind(3)
@@ -375,57 +387,50 @@ class SlidingDilatedWindowAttention(nn.Module):
 
 
 @torch.fx.wrap
-def _as_maps(
-    x: Tensor, context: Tensor | None, key_mask: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Sequences, (batch, length, channels), and their key_mask as maps of one row.
-
-    Raises:
-        TypeError, ValueError: they are something else.
-    """
-    for name, sequence in (("x", x), ("context", context)):
-        if sequence is None and name == "context":
-            continue
-        if not isinstance(sequence, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(sequence).__name__}")
-        if sequence.dim() != 3:
-            raise ValueError(
-                f"{name} must be (batch, length, channels) for a kernel_size of one entry, "
-                f"got shape {tuple(sequence.shape)}"
-            )
-    if isinstance(key_mask, Tensor):
-        if key_mask.dim() != 2:
-            raise ValueError(f"key_mask must be (batch, length), got shape {tuple(key_mask.shape)}")
-        key_mask = key_mask.unsqueeze(1)
-    return x.unsqueeze(1), None if context is None else context.unsqueeze(1), key_mask
-
-
-@torch.fx.wrap
-def _checked_context(x: Tensor, context: Tensor | None, dim: int, context_dim: int) -> Tensor:
-    """The map that key and value come from: the context, or x where it is None.
+def _checked_context(
+    x: Tensor, context: Tensor | None, dim: int, context_dim: int, is_line: bool
+) -> Tensor:
+    """The map or sequence that key and value come from: the context, or x where it is None.
 
     Raises:
         TypeError, ValueError: as the layer's forward.
     """
     if torch.jit.is_tracing():  # type: ignore[no-untyped-call]
         with trace_paused():
-            return _checked_context(x, context, dim, context_dim)
-    _check_map("x", x, dim)
+            return _checked_context(x, context, dim, context_dim, is_line)
+    _check_map("x", x, dim, is_line)
     if context is None:
         if context_dim != dim:
             raise ValueError(
-                f"x must be (batch, height, width, {context_dim}) to be its own context, "
+                f"x must be ({_axes(is_line)}, {context_dim}) to be its own context, "
                 f"got shape {tuple(x.shape)}: give a context of {context_dim} channels"
             )
         return x
-    _check_map("context", context, context_dim)
+    _check_map("context", context, context_dim, is_line)
     # The first comparison is quicker, and mostly enough.
-    if context.shape != x.shape and context.shape[:3] != x.shape[:3]:
+    if context.shape != x.shape and context.shape[:-1] != x.shape[:-1]:
+        axes = "batch and length" if is_line else "batch, height and width"
         raise ValueError(
-            f"context must have the batch, height and width of x, {tuple(x.shape[:3])}: "
+            f"context must have the {axes} of x, {tuple(x.shape[:-1])}: "
             f"got shape {tuple(context.shape)}"
         )
     return context
+
+
+@torch.fx.wrap
+def _as_maps(
+    x: Tensor, context: Tensor, key_mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Sequences, (batch, length, channels), and their key_mask as maps of one row.
+
+    Raises:
+        TypeError, ValueError: key_mask is something else.
+    """
+    if key_mask is not None:
+        with trace_paused():
+            check_key_mask(key_mask, x.shape[:2], x.device)
+        key_mask = key_mask.unsqueeze(1)
+    return x.unsqueeze(1), context.unsqueeze(1), key_mask
 
 
 @torch.fx.wrap
@@ -473,13 +478,25 @@ def _warn_of_attn_drop() -> None:
     )
 
 
-def _check_map(name: str, x: Tensor, channels: int) -> None:
-    """Raises TypeError or ValueError where the argument `name` is not a map of so many channels."""
+def _check_map(name: str, x: Tensor, channels: int, is_line: bool) -> None:
+    """Raises TypeError or ValueError where the argument `name` is not a map of so many channels.
+
+    is_line: not a sequence of them.
+    """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
     shape = x.shape
-    if len(shape) != 4 or shape[3] != channels:
-        hint = ": a layer for sequences has a kernel_size of one entry" if len(shape) == 3 else ""
+    dims = 3 if is_line else 4
+    if len(shape) != dims or shape[-1] != channels:
+        hint = ""
+        if is_line and len(shape) == 4:
+            hint = ": a layer for maps has a kernel_size of one number, or two entries"
+        elif not is_line and len(shape) == 3:
+            hint = ": a layer for sequences has a kernel_size of one entry"
         raise ValueError(
-            f"{name} must be (batch, height, width, {channels}), got shape {tuple(shape)}{hint}"
+            f"{name} must be ({_axes(is_line)}, {channels}), got shape {tuple(shape)}{hint}"
         )
+
+
+def _axes(is_line: bool) -> str:
+    return "batch, length" if is_line else "batch, height, width"

@@ -69,6 +69,13 @@ REFUSED = {
     ),
     "scale device": ({"scale": torch.ones(4, device="meta")}, ValueError, "scale.*device.*meta"),
     "NaN scale": ({"scale": float("nan")}, ValueError, "scale must be finite, got nan"),
+    "scale beyond floats": ({"scale": 10**400}, ValueError, "scale must be finite, got 1000"),
+    "sparse scale": (
+        {"scale": torch.ones(4).to_sparse()},
+        TypeError,
+        "scale must be a dense tensor, got torch.sparse_coo",
+    ),
+    "return_lse of text": ({"return_lse": "False"}, TypeError, "return_lse must be a bool, got 'F"),
     "infinite scale": ({"scale": float("inf")}, ValueError, "scale must be finite, got inf"),
     "backend": ({"backend": "numpy"}, ValueError, "backend must be None or one of.*got 'numpy'"),
     "bias shape": (
@@ -80,6 +87,11 @@ REFUSED = {
         {"bias": torch.zeros(5, 3, 3)},
         ValueError,
         r"bias.*\(4, 3, 3\) or .* got.*if its heads come first, pass query.permute",
+    ),
+    "sparse bias": (
+        {"bias": torch.zeros(4, 3, 3).to_sparse()},
+        TypeError,
+        "bias must be a dense tensor, got torch.sparse_coo",
     ),
     "bias dtype": (
         {"bias": torch.zeros(4, 3, 3, dtype=torch.int32)},
@@ -100,6 +112,11 @@ REFUSED = {
         {"key_mask": torch.ones(2, 30, dtype=torch.bool)},
         ValueError,
         r"key_mask must be \(batch, height, width\) = \(2, 5, 6\), got shape \(2, 30\)",
+    ),
+    "sparse key_mask": (
+        {"key_mask": torch.ones(2, 5, 6, dtype=torch.bool).to_sparse()},
+        TypeError,
+        "key_mask must be a dense tensor, got torch.sparse_coo",
     ),
     "key_mask of numpy": (
         {"key_mask": np.ones((2, 5, 6), bool)},
@@ -187,6 +204,61 @@ REFUSED = {
 def test_refused(change, kind, message):
     with pytest.raises(kind, match=message):
         sdwa.sliding_dilated_window_attention(**(tensors() | change))
+
+
+# Messages show what came: shapes of three axes, not of the map that it becomes.
+REFUSED_OF_SEQUENCES = {
+    "key of another length": (
+        {"key": torch.randn(2, 3, 4, 8)},
+        r"key must have the shape of query: got \(2, 3, 4, 8\) beside \(2, 6, 4, 8\)",
+    ),
+    "even kernel": ({"kernel_size": 4}, "kernel_size must be odd .* got 4 "),
+    "even kernel of one entry": ({"kernel_size": (4,)}, r"kernel_size must be odd .* got \(4,\) "),
+    "short dilation": (
+        {"dilation": (1, 2)},
+        r"dilation must have one entry per head: got 2 entries \(1, 2\) for 4 heads$",
+    ),
+    "dilation 0": ({"dilation": (1, 1, 1, 0)}, r"dilation must be .* got 0 in \(1, 1, 1, 0\)"),
+    "bias": (
+        {"bias": torch.zeros(4, 4)},
+        r"bias must be \(heads, kernel\) = \(4, 3\) or \(heads, 2 \* kernel - 1\) = \(4, 5\), "
+        r"got shape \(4, 4\)",
+    ),
+    "key_mask": (
+        {"key_mask": torch.ones(2, 5, dtype=torch.bool)},
+        r"key_mask must be \(batch, length\) = \(2, 6\), got shape \(2, 5\)",
+    ),
+    "key of a map": (
+        {"key": torch.randn(2, 6, 1, 4, 8)},
+        r"both \(batch, length, heads, head_dim\): got shapes \(2, 6, 4, 8\) and \(2, 6, 1, 4, 8\)",
+    ),
+    "last stride": (
+        {"key": torch.randn(2, 6, 8, 4).transpose(2, 3)},
+        r"key must have stride 1 in head_dim, .* got strides \(192, 32, 1, 4\)",
+    ),
+    "no pixels": (
+        dict.fromkeys(("query", "key", "value"), torch.randn(2, 0, 4, 8)),
+        r"query must have length and heads of at least 1, got shape \(2, 0, 4, 8\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), REFUSED_OF_SEQUENCES.values(), ids=REFUSED_OF_SEQUENCES
+)
+def test_refused_of_sequences(change, message):
+    sequences = {name: torch.randn(2, 6, 4, 8) for name in ("query", "key", "value")}
+    with pytest.raises(ValueError, match=message):
+        sdwa.sliding_dilated_window_attention(**(sequences | change))
+
+
+def test_sequences_under_autocast_may_have_several_dtypes():
+    query, key = torch.randn(2, 6, 4, 8), torch.randn(2, 6, 4, 8, dtype=torch.float16)
+    with torch.autocast("cpu", torch.bfloat16):
+        out = sdwa.sliding_dilated_window_attention(query, key, query)
+        weights = sdwa.attention_weights(query, key)
+    assert out.dtype == torch.bfloat16
+    assert weights.shape == (2, 6, 4, 3)
 
 
 @pytest.mark.parametrize("name", ("sparse", "integers", "complex", "no tensor", "4-D"))

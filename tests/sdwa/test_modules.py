@@ -32,6 +32,11 @@ def test_head_dilations(heads, ratio, dilations, expected):
     assert sdwa.head_dilations(heads, ratio, dilations) == expected
 
 
+def test_head_dilations_are_ints_of_python():
+    dilations = sdwa.head_dilations(np.int64(8), 1 / 4, (np.int64(2), np.int64(3)))
+    assert [type(dilation) for dilation in dilations] == [int] * 8
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -371,6 +376,11 @@ def test_attention_dropout_says_once_what_it_costs():
             {"dim": 8, "num_heads": 2, "dilation": (1, 2, 3)},
             "an entry per head, or fewer to share: got 3 entries .* for 2 heads",
         ),
+        ({"dim": 8, "kernel_size": (4,)}, r"kernel_size must be odd .* got \(4,\) "),
+        (
+            {"dim": 8, "num_heads": 2, "kernel_size": (3,), "dilation": (1, 2, 3)},
+            r"an entry per head, or fewer to share: got 3 entries \(1, 2, 3\) for 2 heads",
+        ),
         ({"dim": 8, "dilation": ()}, "an entry per head, or fewer to share: got 0 entries"),
         ({"dim": 8, "dilation": (1, -2)}, r"dilation must be from 1 to .* got -2 in \(1, -2\)"),
         ({"dim": 8, "context_dim": 0}, "context_dim must be at least 1, got 0"),
@@ -393,6 +403,9 @@ def test_layer_refuses(arguments, message):
         ({"dim": 8, "num_heads": True}, "num_heads must be an int, got True"),
         ({"dim": 8, "scale": "1"}, "scale must be a number or None, got str"),
         ({"dim": 8, "attn_drop": "0.1"}, "attn_drop must be a number, got '0.1'"),
+        ({"dim": 8, "q_proj": 3}, "q_proj must be a bool, got 3"),
+        ({"dim": 8, "qkv_bias": "no"}, "qkv_bias must be a bool, got 'no'"),
+        ({"dim": 8, "relative_bias": None}, "relative_bias must be a bool, got None"),
         ({"dim": 8, "dilation": "12"}, "dilation must be an int or a sequence.* got str"),
         (
             {"dim": 8, "kernel_size": (3,), "is_causal": (True, False)},
@@ -403,6 +416,30 @@ def test_layer_refuses(arguments, message):
 def test_layer_refuses_types(arguments, message):
     with pytest.raises(TypeError, match=message):
         sdwa.SlidingDilatedWindowAttention(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            [torch.zeros(2, 1, 6, 8)],
+            r"x must be \(batch, length, 8\), got shape \(2, 1, 6, 8\): a la",
+        ),
+        ([torch.zeros(2, 6, 9)], r"x must be \(batch, length, 8\), got shape \(2, 6, 9\)$"),
+        (
+            [torch.zeros(2, 6, 8), torch.zeros(2, 5, 8)],
+            r"context must have the batch and length of x, \(2, 6\): got shape \(2, 5, 8\)",
+        ),
+        (
+            [torch.zeros(2, 6, 8), None, torch.ones(2, 5, dtype=torch.bool)],
+            r"key_mask must be \(batch, length\) = \(2, 6\), got shape \(2, 5\)",
+        ),
+    ],
+)
+def test_layer_for_sequences_refuses(arguments, message):
+    layer = sdwa.SlidingDilatedWindowAttention(8, 2, (3,))
+    with pytest.raises(ValueError, match=message):
+        layer(*arguments)
 
 
 def dilateformer():
