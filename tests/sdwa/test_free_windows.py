@@ -380,12 +380,12 @@ REFUSED = {
     "line: bias": (
         {**LINE, "bias": torch.zeros(2, 1, 3)},
         ValueError,
-        r"bias must be \(heads, kernel\) or \(heads, 2 \* kernel - 1\), got shape \(2, 1, 3\)",
+        r"\(heads, kernel\) = \(2, 3\) or .*kernel - 1\) = \(2, 5\), got shape \(2, 1, 3\)",
     ),
     "line: key_mask": (
         {**LINE, "key_mask": torch.ones(1, 1, 7, dtype=torch.bool)},
         ValueError,
-        r"key_mask must be \(batch, length\), got shape \(1, 1, 7\)",
+        r"key_mask must be \(batch, length\) = \(1, 7\), got shape \(1, 1, 7\)",
     ),
     "line: is_causal": (
         {**LINE, "is_causal": (True, False)},
@@ -423,7 +423,7 @@ def test_an_equal_call_makes_nothing_legal():
 @pytest.mark.parametrize(
     "kernel_size, shape, message",
     [
-        ((5,), (2, 3, 9, 16), r"x must be \(batch, length, channels\) for a kernel_size of one"),
+        ((5,), (2, 3, 9, 16), "a layer for maps has a kernel_size of one number, or two entries"),
         (5, (2, 9, 16), "a layer for sequences has a kernel_size of one entry"),
     ],
 )
@@ -437,11 +437,11 @@ def test_layers_refuse_what_they_are_not_for(kernel_size, shape, message):
     "given, kind, message",
     [
         ({"x": [0.0]}, TypeError, "x must be a tensor, got list"),
-        ({"context": torch.zeros(9, 16)}, ValueError, "context must be .batch, length, channels."),
+        ({"context": torch.zeros(9, 16)}, ValueError, "context must be .batch, length, 16., got"),
         (
             {"key_mask": torch.ones(2, 1, 9, dtype=torch.bool)},
             ValueError,
-            r"key_mask must be \(batch, length\), got shape \(2, 1, 9\)",
+            r"key_mask must be \(batch, length\) = \(2, 9\), got shape \(2, 1, 9\)",
         ),
     ],
 )
