@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_compiling
 from torch.nn.functional import pad
 
-from sdwa.arguments import is_int, make_problem
+from sdwa.arguments import Line, is_int, make_problem
 from sdwa.backends import BACKENDS, Backend
 from sdwa.problem import AttentionProblem, Call, Causal, Dilation, Size
 from sdwa.torch_private import trace_paused
@@ -41,6 +41,8 @@ def prepare(
 ) -> Call:
     """Validates a call, chooses its backend, and returns what computes (out, lse).
 
+    It is for maps, or for sequences, (batch, length, heads, head_dim).
+
     On a small map that takes longer than the kernel, so the result is kept. It serves later calls
     with the same arguments and tensors of the same shape, dtype and device.
 
@@ -55,16 +57,18 @@ def prepare(
     if not is_compiling():
         try:
             facts = (  # flat: tuples in it would take longer to make
-                query.shape, query.dtype, query.device, query.stride(4),
-                key.shape, key.dtype, key.device, key.stride(4),
-                value.shape, value.dtype, value.device, value.stride(4),
-                None if bias is None else (bias.shape, bias.dtype, bias.device),
-                None if key_mask is None else (key_mask.shape, key_mask.dtype, key_mask.device),
+                query.shape, query.dtype, query.device, query.stride(-1),
+                key.shape, key.dtype, key.device, key.stride(-1),
+                value.shape, value.dtype, value.device, value.stride(-1),
+                None if bias is None else (bias.shape, bias.dtype, bias.device, bias.layout),
+                None if key_mask is None else (
+                    key_mask.shape, key_mask.dtype, key_mask.device, key_mask.layout
+                ),
                 kernel_size, dilation, scale, scale.__class__, padding_mode, is_causal, backend,
             )  # fmt: skip
             known = _prepared.get(facts)
         except (AttributeError, IndexError, TypeError, RuntimeError):
-            known = facts = None  # not dense tensors of 5 dimensions, or lists, which have no hash
+            known = facts = None  # not dense tensors, or lists, which have no hash
             if any(isinstance(given, list) for given in (kernel_size, dilation, is_causal)):
                 sizes = _as_tuples(kernel_size), _as_tuples(dilation)
                 causal = _as_tuples(is_causal)
@@ -79,18 +83,22 @@ def prepare(
             and (is_causal is False or repr(known[3]) == repr(is_causal))
         ):
             return known[0]
-    with trace_paused():
-        problem = make_problem(
-            *(query, key, value, kernel_size, dilation, bias, scale, padding_mode),
-            *(key_mask, is_causal),
+    if isinstance(query, Tensor) and query.dim() == 4:
+        line = Line(
+            *(query, key, value, kernel_size, dilation, bias),
+            *(padding_mode, key_mask, is_causal),
         )
-        widths = query.shape[4], value.shape[4]
-        bias_parts = [] if bias is None else problem.bias_parts(bias.shape)
-    call = select(problem, backend).bind(problem)
-    if bias_parts:
-        call = _with_part_of_bias(call, bias_parts)
-    if widths[0] != widths[1]:
-        call = _padded(call, widths[1], problem.shape[4])
+        call = _of_sequences(
+            prepare(
+                *(line.query, line.key, line.value, line.kernel_size, line.dilation, line.bias),
+                *(scale, padding_mode, line.key_mask, line.is_causal, backend),
+            )
+        )
+    else:
+        call = _prepare_maps(
+            *(query, key, value, kernel_size, dilation, bias, scale, padding_mode),
+            *(key_mask, is_causal, backend),
+        )
     # Within `torch.jit.trace` the facts hold tensors, new each time: they are not found again.
     if (
         facts is not None
@@ -103,6 +111,49 @@ def prepare(
             _prepared.clear()
         _prepared[facts] = call, kernel_size, dilation, is_causal
     return call
+
+
+def _prepare_maps(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    kernel_size: Size,
+    dilation: Dilation,
+    bias: Tensor | None,
+    scale: float | None,
+    padding_mode: str,
+    key_mask: Tensor | None,
+    is_causal: Causal,
+    backend: str | None,
+) -> Call:
+    """`prepare` for maps, each time anew."""
+    with trace_paused():
+        problem = make_problem(
+            *(query, key, value, kernel_size, dilation, bias, scale, padding_mode),
+            *(key_mask, is_causal),
+        )
+        widths = query.shape[4], value.shape[4]
+        bias_parts = [] if bias is None else problem.bias_parts(bias.shape)
+    call = select(problem, backend).bind(problem)
+    if bias_parts:
+        call = _with_part_of_bias(call, bias_parts)
+    if widths[0] != widths[1]:
+        call = _padded(call, widths[1], problem.shape[4])
+    return call
+
+
+def _of_sequences(call: Call) -> Call:
+    """A call for sequences, made of one for maps of one row."""
+
+    def of_sequences(
+        query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, key_mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        bias = None if bias is None else bias.unsqueeze(1)
+        key_mask = None if key_mask is None else key_mask.unsqueeze(1)
+        out, lse = call(query.unsqueeze(1), key.unsqueeze(1), value.unsqueeze(1), bias, key_mask)
+        return out.squeeze(1), lse.squeeze(1)
+
+    return of_sequences
 
 
 def _is_fixed(value: Any) -> bool:

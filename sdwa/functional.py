@@ -173,11 +173,6 @@ def sliding_dilated_window_attention(
     check_flag("return_lse", return_lse)
     if any_autocast():
         query, key, value = autocast_tensors(query, key, value)
-    if query.dim() == 4:
-        return _one_axis(  # type: ignore[no-any-return]
-            *(query, key, value, kernel_size, dilation, bias, scale),
-            *(padding_mode, key_mask, is_causal, return_lse, backend),
-        )
     # The operators take scale as a constant, which neither of these is.
     if scale is not None and (isinstance(scale, Tensor) or varies(scale)):
         query, scale = _scaled(query, scale), 1.0
@@ -286,7 +281,7 @@ def _one_axis(
     return_lse: bool,
     backend: str | None,
 ) -> Any:
-    """What `sliding_dilated_window_attention` returns for sequences: maps of one row."""
+    """What `sliding_dilated_window_attention` returns for DTensors of sequences."""
     line = Line(
         *(query, key, value, kernel_size, dilation, bias),
         *(padding_mode, key_mask, is_causal),

@@ -323,6 +323,15 @@ def test_refused_also_after_an_equal_call(legal, equal):
         sdwa.sliding_dilated_window_attention(**(tensors() | equal))
 
 
+@pytest.mark.parametrize("name", ("bias", "key_mask"))
+def test_sparse_is_refused_also_after_a_dense_call(name):
+    change, kind, message = REFUSED[f"sparse {name}"]
+    dense = {name: change[name].to_dense()}
+    sdwa.sliding_dilated_window_attention(**(tensors() | dense))
+    with pytest.raises(kind, match=message):
+        sdwa.sliding_dilated_window_attention(**(tensors() | change))
+
+
 def test_available_backends():
     found = sdwa.available_backends()
     assert found["reference"] == ()
