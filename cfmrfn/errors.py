@@ -52,11 +52,26 @@ def run(main: Callable[[], object]) -> None:
     141. Of several processes under `torchrun` the first one that fails tells it;
     the others, which fail with it, end without a word.
 
-    The process keeps the memory that it frees, see `heap.keep_pages`.
+    The process keeps the memory that it frees, see `heap.keep_pages`. What is written to an output
+    that the user has closed is lost, as with `> /dev/null`.
     """
+    _open_closed_streams()
     heap.keep_pages()
     with signals.terminal_may_go():
         _run(main)
+
+
+def _open_closed_streams() -> None:
+    """Opens the null device for streams that are closed, as by `2>&-`: Python has None there.
+
+    It gets the number of the stream. Otherwise a file that is opened later would, and with it what
+    libraries write to stderr.
+    """
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = open(os.devnull, mode, encoding="utf-8", errors=_ANY_NAME)  # noqa: SIM115
+            os.set_inheritable(stream.fileno(), True)
+            setattr(sys, name, stream)
 
 
 def _run(main: Callable[[], object]) -> None:

@@ -1,6 +1,7 @@
 """`cfmrfn TOOL`, `python -m cfmrfn TOOL` and `python -m cfmrfn.TOOL` are the same tool."""
 
 import importlib
+import os
 import runpy
 import subprocess
 import sys
@@ -85,3 +86,38 @@ def test_a_reader_that_has_seen_enough_is_no_error():
     with writer.stderr as errors_printed:
         assert errors_printed.read() == b""
     assert writer.wait() == 141
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no sh there")
+@pytest.mark.parametrize(
+    ("closed", "name", "args"),
+    [
+        (">&-", "predict", ["Image/aligned", "--csv"]),
+        ("2>&-", "train", ["--epochs", "1", "--output"]),
+        ("<&- >&- 2>&-", "data", ["draw", "--train", "7", "--test", "7", "--size", "32"]),
+    ],
+)
+def test_a_tool_works_where_its_outputs_are_closed(closed, name, args, options, faces, tmp_path):
+    made = tmp_path / "made"
+    tool = [sys.executable, "-m", f"cfmrfn.{name}", *(options if name == "train" else []), *args]
+    done = subprocess.run(
+        ["sh", "-c", f'"$@" {closed}', "sh", *tool, str(made)],
+        cwd=faces,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert made.exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no sh there")
+def test_no_file_gets_the_number_of_a_closed_output(tmp_path):
+    code = "from cfmrfn import errors; errors.run(lambda: print(open('made', 'w').fileno()))"
+    done = subprocess.run(
+        ["sh", "-c", '"$@" <&- 2>&-', "sh", sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+    )
+    assert int(done.stdout) > 2
