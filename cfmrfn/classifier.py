@@ -78,8 +78,8 @@ def load_classifier(name: str | Path | None = None, device: str = "auto") -> Cla
     """The classifier of a trained network.
 
     Args:
-        name: a checkpoint; a run folder, whose `best.pt` is taken; or what `cfmrfn.export` wrote,
-            an ONNX file, or the folder, of which `model.safetensors` is taken where it is there.
+        name: a checkpoint; a run folder, whose `best.pt` is taken; or what `cfmrfn.export` wrote as
+            ONNX or safetensors, the file or the folder, in which `model.safetensors` comes first.
             None, or "pretrained": the network that comes with the package.
         device: "auto", or what `torch.device` takes; of an ONNX file what onnxruntime has of it.
 

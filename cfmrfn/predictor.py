@@ -68,7 +68,8 @@ class Predictor:
 
     Args:
         checkpoint: a checkpoint, a run folder, whose `best.pt` is taken, or what `cfmrfn.export`
-            wrote. None, or "pretrained": the network that comes with the package.
+            wrote as ONNX or safetensors. None, or "pretrained": the network that comes with the
+            package.
         device: "auto", or what `torch.device` takes.
         faces: "whole" takes each picture as one cropped face. "detect" finds the faces. "auto"
             takes a picture of at most 256 x 256 pixels whose sides are nearly equal as "whole",

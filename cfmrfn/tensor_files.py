@@ -31,7 +31,7 @@ _SIGNATURES = (
 _PICKLE = b"\x80"
 # torch.save's format before it wrote zip archives: a pickle that begins with this number
 _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-_TAKE_WEIGHTS = "predict runs it; other tools take the run, or what was exported as safetensors"
+_WEIGHTS_OF_OURS = "the run, or what was exported as safetensors"
 _MAKE_WEIGHTS = (
     "such a file can run code when it is read, so it is not read here. The project that wrote it "
     'can save its weights alone: torch.save(model.state_dict(), "weights.pt")'
@@ -57,7 +57,10 @@ def read(path: Path, allowed: Sequence[Any] = ()) -> Any:
                 return safetensors.torch.load_file(path)
             return safetensors.torch.load(path.read_bytes())
         if _is_onnx(path):
-            raise CheckpointError(f"{path} is an ONNX file, not weights; {_TAKE_WEIGHTS}")
+            raise CheckpointError(
+                f"{path} is an ONNX file, not weights; predict runs it if its name ends in .onnx. "
+                f"To other tools give {_WEIGHTS_OF_OURS}"
+            )
         if what := what_else(path):
             raise CheckpointError(f"{path} is {what}")
         if damage := _damage(path):
@@ -151,7 +154,10 @@ def _what_zip(path: Path) -> str | None:
         )
     inside = {name.rpartition("/")[2] for name in names}
     if "archive_format" in inside:
-        return f"a program that torch.export wrote, not weights; {_TAKE_WEIGHTS}"
+        return (
+            "a program that torch.export wrote, not weights; it is for torch.export.load, which "
+            f"can run code in it, so no tool reads it. Give {_WEIGHTS_OF_OURS}"
+        )
     if "constants.pkl" in inside:
         return f"a TorchScript program, not weights; {_MAKE_WEIGHTS}"
     if "data.pkl" in inside:

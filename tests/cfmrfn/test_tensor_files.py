@@ -98,9 +98,9 @@ FOREIGN = {
     "TorchScript": (zipped("m/data.pkl", "m/constants.pkl"), "is a TorchScript program"),
     "torch.export": (
         zipped("model/archive_format", "model/data/weights/weight_0"),
-        "is a program that torch.export wrote, not weights; predict runs it; other tools take",
+        "is a program that torch.export wrote, .*so no tool reads it. Give the run, or",
     ),
-    "ONNX": (b"\x08\x0a\x12\x07pytorch\x1a\x052.14\xff", "is an ONNX file, not weights; predict"),
+    "ONNX": (b"\x08\x0a\x12\x07pytorch\x1a\x052.14\xff", "is an ONNX file, .* predict"),
     "gzip": (gzip.compress(saved(WEIGHTS)), "is a gzip archive; unpack it first"),
     "tar": (tarred(), "is a tar archive; unpack it first"),
     "JPEG": (picture("JPEG"), "is a JPEG image"),
