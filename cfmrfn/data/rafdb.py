@@ -41,12 +41,13 @@ def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
 
     Args:
         root: folder of the set.
-        options: 7 or 8 classes. None: 8 where label 8 occurs, else 7.
+        options: not used. There are 8 classes where label 8 occurs, else 7; `open_set` checks their
+            number.
 
     Raises:
         DataError: a file or folder is missing, or a line or label is not legal.
     """
-    base, classes = _base(root), options.classes
+    base = _base(root)
     label_file = os.path.join(base, LABEL_FILE)
     folder = os.path.join(base, IMAGE_FOLDER)
     if not os.path.isfile(label_file):
@@ -60,7 +61,6 @@ def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
             f"{folder} is missing: the labels are for RAF-DB's own aligned images{instead}"
         )
 
-    highest = min(classes or len(EXPRESSIONS), len(EXPRESSIONS))
     splits: dict[str, list[Sample]] = {"train": [], "test": []}
     listed: dict[str, int] = {}
     repeated = 0
@@ -76,8 +76,8 @@ def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
         split = listed_name.partition("_")[0]
         if split not in splits:
             raise DataError(f"{where}: image names begin with train_ or test_")
-        if not 1 <= label <= highest:
-            raise DataError(f"{where}: label {label}, but legal labels are 1 to {highest}")
+        if not 1 <= label <= len(EXPRESSIONS):
+            raise DataError(f"{where}: label {label}, but legal labels are 1 to {len(EXPRESSIONS)}")
         path = os.path.join(folder, aligned_name(listed_name))
         check_name(path, where)
         if listed_name in listed:
@@ -90,7 +90,7 @@ def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
 
     unlabelled = _unlabelled(folder, list(listed))
     found = max((sample.label + 1 for split in splits.values() for sample in split), default=0)
-    class_names = EXPRESSIONS[: classes or max(found, NATIVE_CLASSES)]
+    class_names = EXPRESSIONS[: max(found, NATIVE_CLASSES)]
     published = {
         split: dict(zip(class_names, counts, strict=False)) for split, counts in _PUBLISHED.items()
     }

@@ -73,7 +73,7 @@ def test_rafdb_is_found_in_the_top_folder_of_its_archive(tmp_path):
 def test_rafdb_layout_takes_contempt_as_label_eight(tmp_path):
     root = public_sets.rafdb(tmp_path, train=range(1, 9))
     assert open_set(root).class_names == (*RAFDB, "contempt")
-    with pytest.raises(DataError, match=r"line 8: 'train_00008.jpg 8': label 8.*1 to 7"):
+    with pytest.raises(DataError, match=r"has 8 classes \(surprise.*contempt\), but 7 are config"):
         open_set(root, classes=7)
 
 
@@ -406,6 +406,14 @@ def test_a_set_within_a_folder_is_named(tmp_path, make, training):
 def test_a_set_is_shown_in_a_line(tmp_path):
     opened = open_set(public_sets.rafdb(tmp_path))
     assert repr(opened) == "<RAF-DB: 7 classes; images in train: 7, test: 2>"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_number_of_classes_that_the_set_has_not_is_told_with_those_it_has(tmp_path, layout):
+    make, _, class_names = LAYOUTS[layout]
+    found = rf"{len(class_names)} classes \({', '.join(class_names)}\)"
+    with pytest.raises(DataError, match=f"has {found}, but 5 are configured; --only"):
+        open_set(make(tmp_path / "set"), classes=5)
 
 
 def test_one_class_empty_class_and_more_classes_than_configured(tmp_path):
