@@ -1,6 +1,7 @@
 """AffectNet (Mollahosseini et al., IEEE TAC 2017), manually annotated, in both public layouts.
 
-The full release lists its images in two CSV files, of which only the first has a header::
+The full release lists its images in two CSV files, of which only the first has a header. Under a
+header columns may be in any order::
 
     Manually_Annotated_file_lists/training.csv, validation.csv
     Manually_Annotated_Images/689/737db2483489148d783ef278f43f486c0a97e140fc4b6b61b84363ca.jpg
@@ -57,6 +58,7 @@ _COLUMNS = (
     "valence",
     "arousal",
 )
+_BOX = ("face_x", "face_y", "face_width", "face_height")
 _LEFT_OUT = {8: "label 8 (none)", 9: "label 9 (uncertain)", 10: "label 10 (no face)"}
 _FOLDERS = {"train": "train_set", "val": "val_set"}
 
@@ -112,23 +114,41 @@ def _load_lists(root: str, options: SetOptions) -> ExpressionSet:
 
 def _read_list(path: str, folder: str, boxes: bool, dropped: Counter[str]) -> list[Sample]:
     samples = []
-    for line, row in rows_of(path):
-        if line == 1 and row[0] == _COLUMNS[0]:
-            continue
+    columns: tuple[str, ...] = _COLUMNS
+    needed = ("subDirectory_filePath", *(_BOX if boxes else ()), "expression")
+    for index, (line, row) in enumerate(rows_of(path)):
         where = place(path, line, ",".join(row))
-        if len(row) != len(_COLUMNS):
-            raise DataError(f"{where}: {len(row)} columns, expected {', '.join(_COLUMNS)}")
-        label = number(row[6])
+        if index == 0 and (header := _header(row)):
+            columns = header
+            if lacking := [name for name in needed if columns.count(name) != 1]:
+                raise DataError(
+                    f"{where}: there must be one column {' and one '.join(lacking)}; "
+                    f"expected {', '.join(needed)}"
+                )
+            continue
+        if len(row) != len(columns):
+            raise DataError(f"{where}: {len(row)} columns, expected {', '.join(columns)}")
+        fields = dict(zip(columns, row, strict=True))
+        label = number(fields["expression"])
         if label is None or label > 10:
-            raise DataError(f"{where}: expression {brief(row[6])}, but legal labels are 0 to 10")
+            raise DataError(
+                f"{where}: expression {brief(fields['expression'])}, but legal labels are 0 to 10"
+            )
         if label in _LEFT_OUT:
             dropped[_LEFT_OUT[label]] += 1
             continue
-        box = _box(row[1:5], where) if boxes else None
-        image = os.path.join(folder, *row[0].split("/"))
+        box = _box([fields[name] for name in _BOX], where) if boxes else None
+        image = os.path.join(folder, *fields["subDirectory_filePath"].split("/"))
         check_name(image, where)
         samples.append(Sample(image, label, box=box))
     return samples
+
+
+def _header(row: list[str]) -> tuple[str, ...]:
+    """The names of the columns, known ones as in `_COLUMNS`; empty: the row has none of these."""
+    known = {name.lower(): name for name in _COLUMNS}
+    names = [known.get(field.strip().lower(), field.strip()) for field in row]
+    return tuple(names) if set(names).intersection(_COLUMNS) else ()
 
 
 def _box(fields: list[str], where: str) -> Box:

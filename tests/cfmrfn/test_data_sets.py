@@ -137,6 +137,69 @@ def test_affectnet_lists_give_boxes_and_drop_what_is_no_expression(tmp_path):
     assert opened.held_out == "val"
 
 
+def rewrite_training_list(root, header, columns, encoding="utf-8", end="\n"):
+    """The list of an AffectNet with this header, and these of its columns in place of its own."""
+    path = root / "Manually_Annotated_file_lists/training.csv"
+    with open(path, newline="") as file:
+        _, *rows = csv.reader(file)
+    lines = [header, *(",".join(row[column] for column in columns) for row in rows)]
+    path.write_text("".join(line + end for line in lines), encoding, newline="")
+
+
+@pytest.mark.parametrize(
+    ("header", "columns"),
+    [
+        (public_sets.AFFECTNET_HEADER, range(9)),
+        (public_sets.AFFECTNET_HEADER.upper(), range(9)),
+        (
+            "subDirectory_filePath, face_x, face_y, face_width, face_height, expression",
+            [*range(5), 6],
+        ),
+        (
+            "valence,expression,face_height,face_width,face_y,face_x,subDirectory_filePath,mine",
+            [7, 6, 4, 3, 2, 1, 0, 8],
+        ),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_affectnet_columns_go_by_the_names_in_the_header(tmp_path, header, columns, encoding, end):
+    root = public_sets.affectnet_lists(tmp_path)
+    expected = open_set(root).splits
+    rewrite_training_list(root, header, columns, encoding, end)
+    assert open_set(root).splits == expected
+
+
+@pytest.mark.parametrize(
+    ("header", "reason"),
+    [
+        (
+            "subDirectory_filePath,x,y,face_width,face_height,expression",
+            "face_x and one face_y; expected",
+        ),
+        (
+            "subDirectory_filePath,face_x,face_y,face_width,face_height,label",
+            "one column expression",
+        ),
+        (
+            "expression,face_x,face_y,face_width,face_height,Expression",
+            "one column subDirectory_filePath and one expression; expected subDir.*, expression$",
+        ),
+    ],
+)
+def test_affectnet_columns_that_are_lacking_are_named(tmp_path, header, reason):
+    root = public_sets.affectnet_lists(tmp_path)
+    rewrite_training_list(root, header, [0, 1, 2, 3, 4, 6])
+    with pytest.raises(DataError, match=rf"training\.csv, line 1: '{header}': .*{reason}"):
+        open_set(root)
+
+
+def test_affectnet_without_columns_of_boxes(tmp_path):
+    root = public_sets.affectnet_lists(tmp_path)
+    rewrite_training_list(root, "expression,subDirectory_filePath", [6, 0])
+    assert open_set(root, boxes=False).counts("train") == (1,) * 8
+
+
 @pytest.mark.parametrize("make", [public_sets.affectnet_lists, public_sets.affectnet_arrays])
 def test_affectnet_seven_leaves_contempt_out(tmp_path, make):
     opened = open_set(make(tmp_path), classes=7)
