@@ -74,6 +74,7 @@ class Splits:
         validation: images that choose the best epoch, `val` in files; may be empty.
         held_out: images that results are reported on, `test` in files.
         dropped: number of files and images left out, by reason.
+        without_effect: options that were set and change nothing on this set, in lines that say why.
     """
 
     name: str
@@ -82,6 +83,7 @@ class Splits:
     validation: list[Sample]
     held_out: list[Sample]
     dropped: Mapping[str, int] = field(default_factory=dict)
+    without_effect: Sequence[str] = ()
 
     def fingerprint(self) -> str:
         """Changes with any file name or label, so that a run is resumed on its own data only."""
@@ -142,9 +144,14 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
         boxes=images.boxes,
         digits=images.digits,
     )
+    idle = opened.without_effect(boxes=images.boxes, digits=images.digits)
     train = opened.splits["train"]
     if opened.held_out == "test" and "val" in opened.splits:
         validation = opened.splits["val"]
+        if images.validation > 0:
+            idle.append(
+                f"validation {images.validation} has no effect, as the data has validation images"
+            )
     else:
         train, validation = stratified_split(train, images.validation, seed)
         if images.validation > 0 and not validation:
@@ -159,7 +166,9 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
             f"{opened.name}: no image in the {opened.held_out} split, which results are reported on"
             f"{reasons}"
         )
-    return Splits(opened.name, opened.class_names, train, validation, held_out, opened.dropped)
+    return Splits(
+        opened.name, opened.class_names, train, validation, held_out, opened.dropped, idle
+    )
 
 
 def find_duplicates(splits: Splits, drop: bool) -> frozenset[Sample] | None:

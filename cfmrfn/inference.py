@@ -76,6 +76,8 @@ class Split:
         training: images of the set's training split; empty where it has none, or this is it.
         left_out_duplicates: files that were left out because they are training images too; None:
             such files are not left out.
+        without_effect: options that were given and change nothing on this set, in lines that say
+            why.
     """
 
     data: str
@@ -91,6 +93,7 @@ class Split:
     published: Mapping[str, int]
     training: Sequence[Sample] = ()
     left_out_duplicates: Sequence[str] | None = None
+    without_effect: Sequence[str] = ()
 
     @cached_property
     def duplicates(self) -> frozenset[Sample] | None:
@@ -149,7 +152,7 @@ class Split:
             f"left out of the whole set: {count}, {reason}"
             for reason, count in self.dropped.items()
         ]
-        return lines
+        return [*lines, *self.without_effect]
 
     def about_duplicates(self) -> list[str]:
         """What a reader of results should know of images that are training images too, in lines."""
@@ -193,7 +196,8 @@ def open_split(
     """
     root = os.path.abspath(data)
     class_names = about.class_names
-    digits = digits or about.config.images.digits
+    in_training = about.config.images.digits
+    digits = tuple(digits or in_training or ())
     opened = open_set(root, layout, training=False, boxes=boxes, digits=digits)
     if layout == "auto":
         layout = next((each.name for each in LAYOUTS if each.recognise(root)), "folder")
@@ -215,7 +219,7 @@ def open_split(
         opened.name,
         layout,
         split,
-        None if digits is None else tuple(digits),
+        digits or None,
         class_names,
         mapped.splits[split],
         other_classes,
@@ -223,6 +227,10 @@ def open_split(
         opened.class_names,
         opened.published.get(split, {}),
         [] if split == "train" else opened.splits.get("train", []),
+        # the digits of the training set need not be those of this one
+        without_effect=opened.without_effect(
+            boxes=boxes, digits=None if digits == in_training else digits
+        ),
     )
 
 

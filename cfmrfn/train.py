@@ -525,7 +525,7 @@ class Trainer:
             f"{counted(optim.batch_size, 'image')}, "
             + (f"SAM (rho {optim.rho}) over {optim.optimizer}" if optim.rho else optim.optimizer),
         ]
-        lines += self.config.without_effect()
+        lines += [*self.config.without_effect(), *splits.without_effect]
         if optim.freeze:
             lines.append(f"frozen: {', '.join(optim.freeze)}")
         if self.class_weights is not None:

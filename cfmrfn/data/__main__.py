@@ -65,7 +65,7 @@ class Verify:
         found = verify(opened, workers=self.workers, shown=self.shown)
         if self.duplicates is not None:
             write_groups(self.duplicates, found.duplicates)
-        print(found)
+        print("\n".join([str(found), *opened.without_effect(boxes=self.boxes, digits=self.digits)]))
         return 1 if found.problems else 0
 
 

@@ -109,7 +109,7 @@ def _load_lists(root: str, options: SetOptions) -> ExpressionSet:
         for split, path in lists.items()
         if options.training or os.path.isfile(path)
     }
-    return ExpressionSet("AffectNet", CLASS_NAMES, splits, dropped=dict(dropped))
+    return ExpressionSet("AffectNet", CLASS_NAMES, splits, dropped=dict(dropped), takes=("boxes",))
 
 
 def _read_list(path: str, folder: str, boxes: bool, dropped: Counter[str]) -> list[Sample]:

@@ -106,7 +106,13 @@ def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
             label = order.index(classes[name])
             splits[split] += [Sample(path, label) for path in images.paths]
             left_out.update(images.left_out)
-    return ExpressionSet(f"class folders{note}", order, splits, dropped=dict(left_out))
+    return ExpressionSet(
+        f"class folders{note}",
+        order,
+        splits,
+        dropped=dict(left_out),
+        takes=("digits",) if note else (),
+    )
 
 
 def _split_folders(root: str, left_out: Counter[str]) -> dict[str, str]:

@@ -69,6 +69,7 @@ class ExpressionSet:
         dropped: number of images left out, by reason.
         published: numbers of images that the owners of the set (or the literature) print, by split
             and class name, for comparison.
+        takes: "boxes", "digits": options of `open_set` that have an effect on this set.
     """
 
     name: str
@@ -76,6 +77,7 @@ class ExpressionSet:
     splits: Mapping[str, list[Sample]]
     dropped: Mapping[str, int] = field(default_factory=dict)
     published: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    takes: Sequence[str] = ()
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name}: {len(samples):,}" for name, samples in self.splits.items())
@@ -99,6 +101,17 @@ class ExpressionSet:
     def left_out(self) -> list[str]:
         """One line for each reason in `dropped`."""
         return [f"left out: {count}, {reason}" for reason, count in self.dropped.items() if count]
+
+    def without_effect(self, *, boxes: bool, digits: Sequence[str] | None) -> list[str]:
+        """Which of these options of `open_set` change nothing, each in a line that says why."""
+        lines = []
+        if not boxes and "boxes" not in self.takes:
+            lines.append("boxes False has no effect, as the data has no face boxes")
+        if digits and "digits" not in self.takes:
+            lines.append(
+                f"digits {' '.join(digits)} has no effect, as no class folders are named by digits"
+            )
+        return lines
 
     def only(self, class_names: Sequence[str]) -> ExpressionSet:
         """The classes of these names, in the order of this set; others are dropped and counted.

@@ -189,3 +189,5 @@ def test_a_set_is_validated_on_its_own_validation_split(tmp_path):
     splits = open_splits(ImageConfig(data=str(root), validation=0.5), 0, process())
     assert (len(splits.train), len(splits.validation), len(splits.held_out)) == (8, 8, 8)
     assert {Path(s.path).parent.name for s in splits.validation} == {"FER2013Valid"}
+    (line,) = splits.without_effect
+    assert line == "validation 0.5 has no effect, as the data has validation images"

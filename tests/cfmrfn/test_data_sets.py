@@ -575,6 +575,22 @@ def test_digits_that_fit_no_order_are_refused(tmp_path):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
+def test_options_that_a_set_has_no_use_for_are_told(tmp_path, layout):
+    opened = open_set(LAYOUTS[layout][0](tmp_path / "set"), boxes=False, digits=["rafdb"])
+    lines = opened.without_effect(boxes=False, digits=["rafdb"])
+    expected = ["digits rafdb has no effect, as no class folders are named by digits"]
+    if layout != "affectnet-lists":
+        expected = ["boxes False has no effect, as the data has no face boxes", *expected]
+    assert lines == expected
+    assert opened.without_effect(boxes=True, digits=None) == []
+
+
+def test_digits_of_folders_named_by_digits_have_an_effect(tmp_path):
+    opened = open_set(public_sets.class_folders(tmp_path, [*"1234567"]), digits=["rafdb"])
+    assert opened.without_effect(boxes=True, digits=["rafdb"]) == []
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_some_classes_only(tmp_path, layout):
     make, _, class_names = LAYOUTS[layout]
     root = make(tmp_path / "set")

@@ -65,6 +65,11 @@ def test_verify_of_a_training_split_alone(tmp_path, capsys):
     assert "for evaluation only: class folders has a training split only, and nothing to" in out
 
 
+def test_verify_says_which_options_have_no_effect(tmp_path, capsys):
+    _, out, _ = run(capsys, "verify", public_sets.rafdb(tmp_path), "--no-boxes")
+    assert out.endswith("readable\nboxes False has no effect, as the data has no face boxes\n")
+
+
 def test_verify_prints_to_what_is_no_terminal_or_file(tmp_path, capsys):
     root = public_sets.rafdb(tmp_path)
     with contextlib.redirect_stdout(io.StringIO()) as printed, pytest.raises(SystemExit) as stop:

@@ -80,12 +80,13 @@ def test_a_run_leaves_everything(run):
 
 
 def test_without_validation_images_the_choice_is_reported_as_made_on_the_test(run, capsys):
-    folder = run("--epochs", "1", "--decay", "0.5")
+    folder = run("--epochs", "1", "--decay", "0.5", "--digits", "rafdb")
     assert json.loads((folder / "report.json").read_text())["chosen_on"] == "test"
     printed = capsys.readouterr().out
     assert "best on the held-out images themselves" in printed
     assert "1 epoch of 7 steps of 8 images" in printed
     assert "decay 0.5 has no effect, as schedule is cosine" in printed
+    assert "digits rafdb has no effect, as no class folders are named by digits" in printed
 
 
 @pytest.mark.parametrize(

@@ -164,6 +164,14 @@ def test_digit_folders_mean_what_they_meant_in_training(save_run, classes, run_t
     assert result["digits"] == ["fer2013"]
 
 
+def test_digits_that_were_given_and_have_no_effect_are_told(classes):
+    """Not those of the training set, which need not be those of this one."""
+    about = about_of(CLASSES, "--digits", "fer2013")
+    assert open_split(classes, "auto", None, about).without_effect == []
+    split = open_split(classes, "auto", None, about, digits=["rafdb"])
+    assert split.remarks()[-1].startswith("digits rafdb has no effect, as no class folders")
+
+
 def evaluated(*args, **options):
     return evaluate.evaluate_checkpoint(*args, **options, workers=0).images.samples
 
