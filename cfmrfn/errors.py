@@ -150,6 +150,13 @@ def printable(text: str) -> str:
     return re.sub(odd, lambda found: found[0].encode("unicode_escape").decode(), plain)
 
 
+def utf8_needed() -> str:
+    """What to do about a name of a file that could not be read as UTF-8, after "the name"."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return "is not UTF-8; rename it"
+    return "cannot be read, as the locale is not one of UTF-8; set LC_ALL=C.UTF-8 or PYTHONUTF8=1"
+
+
 def _for_user(error: Exception) -> str | None:
     """One line for an error that a user can mend, or None."""
     text = str(error)

@@ -24,7 +24,7 @@ from cfmrfn.data.samples import (
     SetOptions,
     canonical_name,
 )
-from cfmrfn.errors import DataError, printable
+from cfmrfn.errors import DataError, printable, utf8_needed
 
 # Sets whose labels circulate as names of folders: the first label, and the classes in order.
 DIGITS: Mapping[str, tuple[int, tuple[str, ...]]] = {
@@ -167,9 +167,7 @@ def _classes(
     classes = {folder: canonical_name(folder) for folder in folders}
     for folder, name in classes.items():
         if printable(name) != name:
-            raise DataError(
-                f"{root}: the name of class folder {printable(folder)} is not UTF-8; rename it"
-            )
+            raise DataError(f"{root}: the name of class folder {printable(folder)} {utf8_needed()}")
     names = set(classes.values())
     known = [name for name in EXPRESSIONS if name in names]
     return classes, (*known, *sorted(names.difference(known))), ""

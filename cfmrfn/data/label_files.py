@@ -7,7 +7,7 @@ import csv
 import os
 from collections.abc import Iterator
 
-from cfmrfn.errors import DataError, printable
+from cfmrfn.errors import DataError, printable, utf8_needed
 
 
 def lines_of(path: str) -> Iterator[str]:
@@ -60,7 +60,12 @@ def check_name(image: str, where: str) -> None:
     """Checks that an image exists if the bytes of its name are no UTF-8.
 
     Raises:
-        DataError: it does not, so that the label file is in another encoding than the names.
+        DataError: it does not, so that the label file is in another encoding than the names; or the
+            locale has no such names.
     """
+    try:
+        os.fsencode(image)
+    except UnicodeEncodeError:
+        raise DataError(f"{where}: the name {utf8_needed()}") from None
     if not image.isascii() and printable(image) != image and not os.path.exists(image):
         raise DataError(f"{where}: the name is not UTF-8, and there is no file of that name")

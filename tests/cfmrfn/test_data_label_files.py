@@ -1,13 +1,19 @@
 """Label files that are not what their layout says, and folders that lack a part of it."""
 
 import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+import cfmrfn
 from cfmrfn.data import DataError, ferplus, open_set
 from tests.cfmrfn import public_sets
 
+ROOT = str(Path(cfmrfn.__file__).parents[1])
 HAPPY = [0, 10, 0, 0, 0, 0, 0, 0, 0, 0]
 
 
@@ -72,6 +78,32 @@ def test_prepare_refuses_tables_of_another_form(tmp_path, file, change, reason):
     with pytest.raises(DataError, match=reason):
         ferplus.prepare(str(root), progress=False)
     assert sorted(path.name for path in root.iterdir()) == ["fer2013.csv", "fer2013new.csv"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere names are UTF-8 in any locale")
+def test_a_locale_without_utf8_is_named_and_no_file(tmp_path):
+    """Python takes UTF-8 in its place, where it is not told otherwise."""
+    public_sets.class_folders(tmp_path / "folders", ["fröhlich", "müde"])
+    rafdb = public_sets.rafdb(tmp_path / "rafdb")
+    (rafdb / "EmoLabel/list_patition_label.txt").write_text("train_é.jpg 1", "utf-8")
+    code = (
+        "from cfmrfn.data import DataError, open_set\n"
+        "for root in ('folders', 'rafdb'):\n"
+        "    try: open_set(root)\n"
+        "    except DataError as error: print(ascii(str(error)))"
+    )
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ROOT, **locale},
+        capture_output=True,
+        text=True,
+    )
+    folders, label = done.stdout.splitlines()
+    reason = "cannot be read, as the locale is not one of UTF-8; set LC_ALL=C.UTF-8"
+    assert f"the name of class folder fr\\xf6hlich {reason}" in folders
+    assert f"line 1: 'train_\\xe9.jpg 1': the name {reason}" in label
 
 
 def test_images_that_are_missing_altogether(tmp_path):
