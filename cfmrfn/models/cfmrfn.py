@@ -25,6 +25,7 @@ from cfmrfn.models.fusion import (
     GlobalAttention,
     StreamAttention,
     StreamBlock,
+    at_least_float32,
 )
 from cfmrfn.models.ir50 import IRBackbone
 from cfmrfn.models.mobilefacenet import NATIVE_SIZE, MobileFaceNet
@@ -365,12 +366,13 @@ class CFMRFN(nn.Module):
         mean, std = (
             x.new_tensor(v)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
         )
+        pixels = self.luma(x) * std + mean
         face = F.interpolate(
-            self.luma(x) * std + mean,
+            pixels.to(at_least_float32(x.dtype)),  # a CPU antialiases in no less
             size=(NATIVE_SIZE, NATIVE_SIZE),
             mode="bilinear",
             antialias=True,
-        )
+        ).to(x.dtype)
         return self.landmark_backbone(face) * x.new_tensor([x.shape[-1], x.shape[-2]])
 
     def _streams(self, x: Tensor, landmark_features: Tensor | None) -> list[Tensor]:

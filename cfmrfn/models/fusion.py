@@ -118,7 +118,7 @@ def window_mask(
 
 
 def _scores(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
-    """Scaled scores of every query and every key, in float32.
+    """Scaled scores of every query and every key, in float32 or float64.
 
     Args:
         query, key: (batch, height, width, dim).
@@ -127,8 +127,13 @@ def _scores(query: Tensor, key: Tensor, num_heads: int) -> Tensor:
     Returns:
         (batch, heads, height * width, height * width)
     """
-    query, key = (_by_head(t.float(), num_heads) for t in (query, key))
+    query, key = (_by_head(t.to(at_least_float32(t.dtype)), num_heads) for t in (query, key))
     return query @ key.mT * query.shape[-1] ** -0.5
+
+
+def at_least_float32(dtype: torch.dtype) -> torch.dtype:
+    """float32 for half precision; float64 stays."""
+    return torch.promote_types(dtype, torch.float32)
 
 
 def _by_head(tokens: Tensor, num_heads: int) -> Tensor:

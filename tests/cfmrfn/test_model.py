@@ -355,6 +355,20 @@ def test_describe(images, streams):
     torch.testing.assert_close(model.norm(sum(tokens)), features)  # eq. 18
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_describe_in_another_precision(images, dtype):
+    torch.manual_seed(0)
+    model = make_tiny(gray=True).eval()
+    expected = model.describe(images)
+    description = model.to(dtype).describe(images.to(dtype))
+    for name, values in description._asdict().items():
+        is_half = dtype.itemsize == 2
+        assert values.dtype == (torch.float32 if is_half and name == "attention" else dtype), name
+        wanted = getattr(expected, name)
+        tolerance = (0.05 if is_half else 1e-4) * wanted.abs().max().item()
+        torch.testing.assert_close(values.float(), wanted, rtol=0, atol=tolerance)
+
+
 def test_landmarks_are_pixels_of_the_input(tiny):
     head = tiny.landmark_backbone.output_layer.bn
     nn.init.zeros_(head.weight)
