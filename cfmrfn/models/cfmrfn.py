@@ -467,15 +467,9 @@ class CFMRFN(nn.Module):
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
-            own = _options_of(dict(self.named_parameters()))
-            theirs = _options_of(state_dict)
-            other = [f"{n}={value}" for n, value in theirs.items() if own.get(n, value) != value]
-            if not other:
-                raise
-            raise RuntimeError(
-                f"the weights are of a network with {', '.join(other)}; create this one likewise. "
-                f"{error}"
-            ) from None
+            if why := _why_of_another(state_dict, self):
+                raise RuntimeError(f"{why}. {error}") from None
+            raise
 
     @torch.no_grad()
     def describe(self, x: Tensor) -> Description:
@@ -525,11 +519,44 @@ def _options_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
     options: dict[str, object] = {}
     if layers := {found[1] for name in tensors if (found := re.match(r"layers\.(\d+)\.", name))}:
         options["depth"] = len(layers)
+        one_stream = "expression" if "position" in tensors else "landmark"
+        options["streams"] = "both" if any(".blocks.1." in name for name in tensors) else one_stream
+        for option, part in (
+            ("q_proj", ".q."),
+            ("token_mixing", ".mixing."),
+            ("pre_norm", ".norm1."),
+        ):
+            options[option] = any(part in name for name in tensors)
+        if options["token_mixing"]:  # together, or for each stream
+            options["cross_fusion"] = not any(".mixing.1." in name for name in tensors)
+    if (norm := tensors.get("norm.weight")) is not None:
+        options["embed_dim"] = len(norm)
     if (head := tensors.get("head.weight")) is not None:
         options["num_classes"] = len(head)
     if (position := tensors.get("position")) is not None:
         options["img_size"] = tuple(PIXELS_PER_TOKEN * side for side in position.shape[:2])
     return options
+
+
+def _why_of_another(
+    tensors: Mapping[str, Tensor], network: nn.Module, adapted: Sequence[str] = ()
+) -> str | None:
+    """What to do where weights are of a network with other options; None: they are not.
+
+    Args:
+        tensors: the weights by name.
+        network: the `CFMRFN` that they are for.
+        adapted: options that may differ.
+    """
+    own, theirs = _options_of(dict(network.named_parameters())), _options_of(tensors)
+    other = [
+        f"{name}={value!r}"
+        for name, value in theirs.items()
+        if name not in adapted and own.get(name, value) != value
+    ]
+    if not other:
+        return None
+    return f"the weights are of a network with {', '.join(other)}; create this one likewise"
 
 
 def _choose_dilations(
@@ -598,7 +625,13 @@ def _create(variant: str, preset: dict[str, Any], pretrained: bool, options: Any
 
 
 def _fitted(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights as timm read them, for the token map of the network that it loads them into."""
+    """Weights as timm read them, for the token map of the network that it loads them into.
+
+    Raises:
+        RuntimeError: they are of a network with other options than timm can adapt them to.
+    """
+    if why := _why_of_another(tensors, model, adapted=("num_classes", "img_size")):
+        raise RuntimeError(why)
     resize_maps(tensors, model)
     return tensors
 

@@ -151,6 +151,26 @@ def test_timm_resizes_exported_folders_too(stand_in):
     assert model(images(96)).shape == (2, 8)
 
 
+@pytest.mark.parametrize(
+    ("options", "trained_with"),
+    [
+        ({"streams": "landmark"}, "streams='both'"),
+        ({"streams": "expression"}, "streams='both'"),
+        ({"depth": 1}, "depth=2"),
+        ({"q_proj": True}, "q_proj=False"),
+        ({"token_mixing": False}, "token_mixing=True"),
+        ({"pre_norm": False}, "pre_norm=True"),
+        ({"cross_fusion": False}, "cross_fusion=True"),
+        ({"embed_dim": 64}, "embed_dim=96"),
+    ],
+)
+@pytest.mark.parametrize("classes", [{}, {"num_classes": 3}])
+def test_timm_does_not_give_it_another_structure(packaged, options, trained_with, classes):
+    message = f"the weights are of a network with {trained_with}; create this one likewise"
+    with pytest.raises(RuntimeError, match=message):
+        timm.create_model("cfmrfn_tiny", pretrained=True, **options, **classes)
+
+
 def test_presets_without_weights_say_so(packaged):
     with pytest.raises(RuntimeError, match="No pretrained weights exist for cfmrfn_base"):
         timm.create_model("cfmrfn_base", pretrained=True)
