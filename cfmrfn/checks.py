@@ -6,6 +6,7 @@ So what the command line refuses is refused in Python too. All raise `ConfigErro
 from __future__ import annotations
 
 import dataclasses
+import math
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -76,10 +77,11 @@ def _in_words(hint: Any) -> str:
 
 
 def check_at_least(section: object, **lowest: float) -> None:
-    """Checks that fields are at least what is given here; None is legal."""
+    """Checks that fields are finite, and at least what is given here; None is legal."""
     for name, least in lowest.items():
         value = getattr(section, name)
         require(value is None or value >= least, name, value, f"{least} or more")
+        require(value is None or value < math.inf, name, value, "finite")
 
 
 def check_fractions(section: object, *names: str) -> None:
@@ -97,10 +99,11 @@ def check_fractions_below_1(section: object, *names: str) -> None:
 
 
 def check_positive(section: object, *names: str) -> None:
-    """Checks that fields are above 0; None is legal."""
+    """Checks that fields are finite, and above 0; None is legal."""
     for name in names:
         value = getattr(section, name)
         require(value is None or value > 0, name, value, "above 0")
+        require(value is None or value < math.inf, name, value, "finite")
 
 
 def require(condition: bool, name: str, value: object, legal: str) -> None:

@@ -118,7 +118,9 @@ class ImageConfig:
         low, high = self.erasing_scale
         require(0 < low <= high < 1, "erasing_scale", (low, high), "0 < smallest <= largest < 1")
         low, high = self.scale
-        require(0 < low <= high < math.inf, "scale", (low, high), "0 < smallest <= largest")
+        require(
+            0 < low <= high < math.inf, "scale", (low, high), "finite, and 0 < smallest <= largest"
+        )
 
 
 @dataclass(frozen=True)
@@ -266,7 +268,7 @@ class OptimConfig:
                 and all(0 < weight < math.inf for weight in self.class_weights),
                 "class_weights",
                 " ".join(map(str, self.class_weights)) or "none",
-                "balanced, effective, or a number above 0 per class",
+                "balanced, effective, or a finite number above 0 per class",
             )
         for name in ("layer_decay", "decay"):
             factor = getattr(self, name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
 import signal
@@ -21,7 +20,7 @@ from tqdm import tqdm
 
 from cfmrfn import errors, pretrained, trained, video
 from cfmrfn.batches import framing_of
-from cfmrfn.checks import check_at_least
+from cfmrfn.checks import check_at_least, check_positive
 from cfmrfn.config import parse
 from cfmrfn.data import Sample, find_images, read_image
 from cfmrfn.data.files import IMAGE_SUFFIXES
@@ -171,8 +170,7 @@ class Predict:
 
     def __post_init__(self) -> None:
         check_at_least(self, top=1, batch_size=1, workers=0, smooth=0)
-        if math.isinf(self.smooth):
-            raise ConfigError("--smooth must be finite")
+        check_positive(self, "seconds")
         for option, table in (("--csv", self.csv), ("--json", self.json)):
             # where its own name was forgotten, this is the first of the pictures
             if table is not None and table.suffix.lower() in _PICTURES_AND_VIDEOS:
@@ -183,8 +181,6 @@ class Predict:
                 raise ConfigError(f"{option}: there is no folder {table.parent}; make it first")
         if self.csv is not None and self.json is not None and _is_same_file(self.csv, self.json):
             raise ConfigError(f"--csv and --json must be different files; both are {self.csv}")
-        if self.seconds is not None and not self.seconds > 0:
-            raise ConfigError(f"--seconds must be more than 0, got {self.seconds}")
 
 
 @errors.memory_options("lower --batch-size, or take --device cpu")

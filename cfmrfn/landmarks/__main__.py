@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from cfmrfn import errors, pretrained, tensor_files
 from cfmrfn.batches import default_workers
-from cfmrfn.checks import check_at_least
+from cfmrfn.checks import check_at_least, check_positive
 from cfmrfn.config import parse
 from cfmrfn.data import Sample, read_image
 from cfmrfn.data.files import find_images
@@ -79,8 +79,7 @@ class Train:
 
     def __post_init__(self) -> None:
         check_at_least(self, faces=4, held_out=1, epochs=1, batch_size=4, seed=0, workers=0)
-        if not self.lr > 0:
-            raise ConfigError(f"lr must be above 0, got {self.lr}")
+        check_positive(self, "lr")
 
     @property
     def unfinished(self) -> Path:

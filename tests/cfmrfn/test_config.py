@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import math
 import os
 import sys
 from importlib import resources
@@ -278,11 +279,16 @@ def test_bad_recipe_files(tmp_path, text, message):
         (["--attention", "local"], "'local' for argument '--attention'. Expected one of"),
         (["--lr", "-1"], "lr must be above 0, got -1.0"),
         (["--lr", "nan"], "lr must be above 0, got nan"),
+        (["--rho", "inf"], "rho must be finite, got inf"),
+        (["--clip", "inf"], "clip must be finite, got inf"),
         (["--flip", "2"], "flip must be 0 to 1, got 2.0"),
         (["--ema", "1"], "ema must be 0 or more and below 1, got 1.0"),
         (["--classes", "1"], "classes must be 2 or more, got 1"),
         (["--erasing-scale", "0.2", "0.1"], "erasing-scale must be 0 < smallest <= largest < 1"),
-        (["--scale", "1.2", "0.8"], "scale must be 0 < smallest <= largest, got (1.2, 0.8)"),
+        (
+            ["--scale", "1.2", "0.8"],
+            "scale must be finite, and 0 < smallest <= largest, got (1.2, 0.8)",
+        ),
         (["--translate", "1"], "translate must be 0 or more and below 1, got 1.0"),
         (["--ce-weight", "0"], "ce-weight must be above 0 where smooth-weight is 0, as the loss"),
         (["--recipe", "fer2013"], "recipe must be one of affectnet7"),
@@ -296,6 +302,16 @@ def test_bad_options_give_one_line(args, message):
         parse_config(args)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_every_number_must_be_finite(value):
+    for section in (ImageConfig, NetworkConfig, OptimConfig, RunConfig):
+        for field in dataclasses.fields(section):
+            if "float" in field.type:
+                values = (value, value) if "tuple" in field.type else value
+                with pytest.raises(ConfigError, match=f"{field.name.replace('_', '-')} must be"):
+                    section(**{field.name: values})
 
 
 @pytest.mark.parametrize(

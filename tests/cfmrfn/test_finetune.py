@@ -416,7 +416,7 @@ def test_class_weights_of_a_run(own_options, tmp_path, faces):
         trainer("b", "--class-weights", "1", "2")
     with pytest.raises(ConfigError, match="leave one out"):
         trainer("c", "--class-weights", "effective", "--balanced")
-    with pytest.raises(ConfigError, match="class-weights must be balanced, effective, or a number"):
+    with pytest.raises(ConfigError, match="class-weights must be balanced, effective, or a finite"):
         parse_config(["--class-weights", "1", "0"])
 
 
