@@ -1,12 +1,14 @@
 """Checks of the sections of a configuration, which each makes of itself where it is built.
 
-So what the command line refuses is refused in Python too. All raise `ConfigError`.
+So what the command line refuses is refused in Python too. All raise `ConfigError`. `is_whole` and
+`is_number` are for arguments in Python, which may be anything.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
+from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -14,6 +16,18 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import numpy as np
 
 from cfmrfn.errors import ConfigError
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, Python's or numpy's; a bool is none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number, Python's or numpy's; a bool is none."""
+    if is_whole(value):
+        return True  # of any size, where a float ends at 1e308
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def check_types(section: Any) -> None:

@@ -87,7 +87,7 @@ def load_classifier(name: str | Path | None = None, device: str = "auto") -> Cla
         CheckpointError, ConfigError: the file cannot be used, or there is no such device.
     """
     if name is not None and not trained.is_of_package(name):
-        path = Path(name)
+        path = trained.path_of(name)
         others = ("best.pt", WEIGHTS)
         if (path / "model.onnx").is_file() and not any((path / file).is_file() for file in others):
             path = path / "model.onnx"

@@ -150,7 +150,7 @@ def _device(name: str, local_rank: int, processes: int) -> torch.device:
     legal = f"device must be auto, cpu, cuda, cuda:N or mps, got {name}"
     try:
         device = torch.device(name)
-    except RuntimeError:
+    except (RuntimeError, TypeError):
         raise ConfigError(legal) from None
     asked = f"device {name} was asked for, but"
     if device.type == "cuda":

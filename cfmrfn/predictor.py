@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from cfmrfn.checks import is_whole
 from cfmrfn.classifier import Classifier, load_classifier
 from cfmrfn.data import Sample, read_image
 from cfmrfn.data.reading import UNREADABLE, image_size, reason, upright_rgb
@@ -158,10 +159,12 @@ class Predictor:
             ConfigError: an argument is not legal; or, when iterated, faces are to be found, and
                 what that needs is not installed.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be 1 or more, got {batch_size}")
-        if workers is not None and workers < 0:
-            raise ConfigError(f"workers must be 0 or more, got {workers}")
+        if isinstance(pictures, str | os.PathLike):
+            raise ConfigError(f"pictures must be a list of pictures, got the one of {pictures!r}")
+        if not (is_whole(batch_size) and batch_size >= 1):
+            raise ConfigError(f"batch_size must be 1 or more, got {batch_size!r}")
+        if workers is not None and not (is_whole(workers) and workers >= 0):
+            raise ConfigError(f"workers must be 0 or more, got {workers!r}")
         return self._stream(pictures, batch_size, _cores() if workers is None else workers)
 
     def _stream(

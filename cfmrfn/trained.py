@@ -31,7 +31,7 @@ def find(name: Name | None = None, preset: str = pretrained.PRESET) -> Path:
 
     Raises:
         CheckpointError: there is none at that path.
-        ConfigError: none of that preset comes with the package.
+        ConfigError: none of that preset comes with the package, or the name is no path.
     """
     if name is None or is_of_package(name):
         folder = pretrained.network(preset)
@@ -41,10 +41,21 @@ def find(name: Name | None = None, preset: str = pretrained.PRESET) -> Path:
                 "cfmrfn.train makes one"
             )
         return folder / pretrained.WEIGHTS
-    path = Path(name)
+    path = path_of(name)
     if path.is_dir() and not (path / "best.pt").is_file() and timm_folder.is_one(path):
         return path / pretrained.WEIGHTS
     return checkpoint.file_of(path)
+
+
+def path_of(name: Name) -> Path:
+    """A name as a path.
+
+    Raises:
+        ConfigError: it is neither text nor a path.
+    """
+    if not isinstance(name, str | os.PathLike):
+        raise ConfigError(f"a checkpoint must be given by its path, got {errors.brief(name)}")
+    return Path(name)
 
 
 def load(file: Path) -> tuple[CFMRFN, About]:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from cfmrfn.checks import is_number
 from cfmrfn.errors import ConfigError
 
 _NEEDS = "finding faces needs OpenCV and the weights of MTCNN: pip install 'sdwa[faces]'"
@@ -58,10 +59,10 @@ def check_options(min_size: int | None, min_score: float) -> None:
     Raises:
         ConfigError: one is not legal.
     """
-    if min_size is not None and min_size < _CELL:
-        raise ConfigError(f"min_size must be {_CELL} pixels or more, got {min_size}")
-    if not 0 <= min_score <= 1:
-        raise ConfigError(f"min_score must be 0 to 1, got {min_score}")
+    if min_size is not None and not (is_number(min_size) and min_size >= _CELL):
+        raise ConfigError(f"min_size must be {_CELL} pixels or more, got {min_size!r}")
+    if not (is_number(min_score) and 0 <= min_score <= 1):
+        raise ConfigError(f"min_score must be 0 to 1, got {min_score!r}")
 
 
 class FaceDetector:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.utils.checkpoint import checkpoint
 
+from cfmrfn.checks import is_number, is_whole
 from cfmrfn.models.fusion import (
     NORM_EPS,
     FusionLayer,
@@ -180,20 +181,23 @@ class CFMRFN(nn.Module):
         _check_choice("padding_mode", padding_mode, PADDING_MODES)
         if in_chans != 3:
             raise ValueError(f"in_chans must be 3, got {in_chans}")
-        if num_heads < 1 or embed_dim < 1 or embed_dim % num_heads:
+        _check_whole("num_classes", num_classes, 0)
+        for name, number in (("embed_dim", embed_dim), ("depth", depth), ("num_heads", num_heads)):
+            _check_whole(name, number, 1)
+        if embed_dim % num_heads:
             raise ValueError(
                 f"num_heads must divide embed_dim, got {num_heads} heads for {embed_dim} channels"
             )
-        if depth < 1:
-            raise ValueError(f"depth must be at least 1, got {depth}")
+        if not (is_number(mlp_ratio) and mlp_ratio > 0):
+            raise ValueError(f"mlp_ratio must be a number above 0, got {mlp_ratio!r}")
         for name, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
-            if not 0 <= rate <= 1:
-                raise ValueError(f"{name} must be 0 to 1, got {rate}")
+            if not (is_number(rate) and 0 <= rate <= 1):
+                raise ValueError(f"{name} must be 0 to 1, got {rate!r}")
         _check_choice("global_pool", global_pool, ("avg",))
         if len(image_widths) != 3:
             raise ValueError(f"image_widths must have 3 entries, got {tuple(image_widths)}")
         self.head_dilations = _choose_dilations(attention, head_dilations, num_heads)
-        grid = token_grid((img_size, img_size) if isinstance(img_size, int) else img_size)
+        grid = token_grid(_sides(img_size))
 
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
@@ -292,8 +296,10 @@ class CFMRFN(nn.Module):
                 "all-but-head", which leaves the last linear layer.
 
         Raises:
-            ValueError: there is no such part in this network.
+            ValueError: there is no such part in this network, or `parts` is no list.
         """
+        if isinstance(parts, str) or not isinstance(parts, Iterable):
+            raise ValueError(f'freeze must get a list of parts, as in ["encoder"]; got {parts!r}')
         for part in parts:
             _check_choice("freeze", part, tuple(FREEZABLE))
             if part == "expression-backbone" and self.image_backbone is None:
@@ -437,8 +443,12 @@ class CFMRFN(nn.Module):
         """A new last layer for `num_classes` classes; 0: pooled features instead of logits.
 
         global_pool: None or "avg", which it is.
+
+        Raises:
+            ValueError: an argument is not legal.
         """
         _check_choice("global_pool", global_pool or "avg", ("avg",))
+        _check_whole("num_classes", num_classes, 0)
         like = self.position if self.image_backbone is not None else self.norm.weight
         self.num_classes = num_classes
         self.head = nn.Identity()
@@ -567,12 +577,13 @@ def _choose_dilations(
     if attention == "dilated":
         if head_dilations is None:
             return allocate_heads(num_heads, 1 / 4, (2, 3))
-        if len(head_dilations) != num_heads or min(head_dilations) < 1:
+        dilations = tuple(head_dilations) if isinstance(head_dilations, Iterable) else ()
+        if len(dilations) != num_heads or not all(is_whole(d) and d >= 1 for d in dilations):
             raise ValueError(
-                f"head_dilations must be {num_heads} numbers of at least 1, one per head, "
-                f"got {tuple(head_dilations)}"
+                f"head_dilations must be {num_heads} whole numbers of at least 1, one per head, "
+                f"got {head_dilations!r}"
             )
-        return tuple(head_dilations)
+        return dilations
     if head_dilations is not None:
         raise ValueError(f'head_dilations has no meaning with attention="{attention}"')
     return (1,) * num_heads if attention == "window" else None
@@ -581,6 +592,21 @@ def _choose_dilations(
 def _check_choice(name: str, value: str, legal: tuple[str, ...]) -> None:
     if value not in legal:
         raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}")
+
+
+def _check_whole(name: str, value: object, least: int) -> None:
+    if not (is_whole(value) and cast(int, value) >= least):
+        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _sides(img_size: object) -> tuple[int, int]:
+    """(height, width) of an `img_size`."""
+    sides = tuple(img_size) if isinstance(img_size, list | tuple) else (img_size, img_size)
+    if len(sides) != 2 or not all(map(is_whole, sides)):
+        raise ValueError(
+            f"img_size must be the side or (height, width) in whole pixels, got {img_size!r}"
+        )
+    return cast(tuple[int, int], sides)
 
 
 def _config(preset: str) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 
+from cfmrfn.checks import is_number
 from cfmrfn.errors import ConfigError
 from cfmrfn.predictor import Face, Predictor, Prepared
 from cfmrfn.video.files import Source, Video, VideoPicture
@@ -65,10 +66,10 @@ def read(
             the video ends early.
         ConfigError: an argument is not legal, or OpenCV is not installed.
     """
-    if not 0 <= smooth < math.inf:
-        raise ConfigError(f"smooth must be 0 seconds or more, got {smooth}")
-    if limit is not None and not limit > 0:
-        raise ConfigError(f"limit must be more than 0 seconds, got {limit}")
+    if not (is_number(smooth) and smooth >= 0):
+        raise ConfigError(f"smooth must be 0 seconds or more, and finite; got {smooth!r}")
+    if limit is not None and not (is_number(limit) and limit > 0):
+        raise ConfigError(f"limit must be more than 0 seconds, and finite; got {limit!r}")
     if isinstance(source, Video):
         return _read(source, predictor, smooth, limit)
     return _read_and_close(Video(source), predictor, smooth, limit)

@@ -236,7 +236,7 @@ def test_network_comes_back_with_its_meaning(tmp_path):
     ("args", "message"),
     [
         (["--image-size", "100"], "multiples of 32"),
-        (["--head-dilations", "1", "2"], "head_dilations must be 8 numbers"),
+        (["--head-dilations", "1", "2"], "head_dilations must be 8 whole numbers"),
         (["--model", "resnet18"], "model must be one of cfmrfn_base, .*; got 'resnet18'"),
     ],
 )

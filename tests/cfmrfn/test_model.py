@@ -301,13 +301,22 @@ def test_stochastic_depth_grows_from_nothing_to_its_rate():
         ({"streams": "image"}, "streams must be one of both, expression, landmark; got 'image'"),
         ({"padding_mode": "same"}, "padding_mode must be one of zeros, masked; got 'same'"),
         ({"num_heads": 7}, "num_heads must divide embed_dim, got 7 heads for 96 channels"),
-        ({"num_heads": 0}, "num_heads must divide embed_dim, got 0"),
-        ({"embed_dim": 0}, "num_heads must divide embed_dim, got 8 heads for 0 channels"),
+        ({"num_heads": 0}, "num_heads must be a whole number of at least 1, got 0"),
+        ({"embed_dim": 96.0}, "embed_dim must be a whole number of at least 1, got 96.0"),
+        ({"num_classes": -1}, "num_classes must be a whole number of at least 0, got -1"),
+        ({"num_classes": "7"}, "num_classes must be a whole number of at least 0, got '7'"),
+        ({"img_size": "128"}, r"img_size must be the side or \(height, width\) in .*, got '128'"),
+        ({"img_size": 128.0}, r"img_size must be the side or \(height, width\) in .*, got 128.0"),
+        ({"img_size": (3, 128, 128)}, r"img_size must be .*, got \(3, 128, 128\)"),
         ({"num_heads": 6}, "standard_ratio"),
-        ({"head_dilations": (1, 2)}, r"head_dilations must be 8 numbers .* got \(1, 2\)"),
-        ({"head_dilations": (0,) * 8}, "head_dilations must be 8 numbers of at least 1"),
+        ({"head_dilations": (1, 2)}, r"head_dilations must be 8 whole numbers .* got \(1, 2\)"),
+        ({"head_dilations": (0,) * 8}, "must be 8 whole numbers of at least 1"),
+        ({"head_dilations": 3}, "head_dilations must be 8 whole numbers .* got 3"),
         ({"attention": "global", "head_dilations": (1,) * 8}, "no meaning with attention"),
-        ({"depth": 0}, "depth must be at least 1, got 0"),
+        ({"depth": 0}, "depth must be a whole number of at least 1, got 0"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio must be a number above 0, got inf"),
+        ({"drop_rate": "a"}, "drop_rate must be 0 to 1, got 'a'"),
+        ({"drop_rate": 10**400}, "drop_rate must be 0 to 1, got 10"),
         ({"drop_path_rate": 1.5}, "drop_path_rate must be 0 to 1, got 1.5"),
         ({"drop_path_rate": -0.1}, "drop_path_rate must be 0 to 1, got -0.1"),
         ({"in_chans": 1}, "in_chans must be 3, got 1"),
@@ -319,6 +328,15 @@ def test_stochastic_depth_grows_from_nothing_to_its_rate():
 def test_options_that_are_not_legal(options, message):
     with pytest.raises(ValueError, match=message):
         make_tiny(**options)
+
+
+def test_arguments_of_methods_that_are_not_legal(tiny):
+    for number in (-1, "3", 2.5, None):
+        with pytest.raises(ValueError, match=f"num_classes must be a whole .*, got {number!r}"):
+            tiny.reset_classifier(number)
+    for parts in ("encoder", None):
+        with pytest.raises(ValueError, match=f"freeze must get a list of parts, .* got {parts!r}"):
+            tiny.freeze(parts)
 
 
 def test_unknown_option():

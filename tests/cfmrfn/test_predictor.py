@@ -388,6 +388,9 @@ def test_landmarks_are_in_pixels_of_the_picture(weights, monkeypatch):
         ({"faces": "all"}, "faces must be whole, detect or auto; got 'all'"),
         ({"faces": "detect", "min_size": 3}, "min_size must be 12"),
         ({"faces": "detect", "min_score": 2}, "min_score must be 0 to 1"),
+        ({"min_size": "a"}, "min_size must be 12 pixels or more, got 'a'"),
+        ({"min_score": None}, "min_score must be 0 to 1, got None"),
+        ({"device": None}, "device must be auto, cpu, cuda, cuda:N or mps, got None"),
     ],
 )
 def test_wrong_options(weights, options, message):
@@ -400,8 +403,14 @@ def test_wrong_options_of_streams(predictor):
         predictor.stream([], 0)
     with pytest.raises(ConfigError, match="workers must be 0 or more, got -1"):
         predictor.stream([], workers=-1)
+    with pytest.raises(ConfigError, match="workers must be 0 or more, got 1.5"):
+        predictor.stream([], workers=1.5)
+    with pytest.raises(ConfigError, match=r"must be a list of pictures, got the one of 'a\.jpg'"):
+        predictor.stream("a.jpg")
 
 
 def test_no_checkpoint(tmp_path):
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         cfmrfn.Predictor(tmp_path / "best.pt")
+    with pytest.raises(ConfigError, match="a checkpoint must be given by its path, got 3"):
+        cfmrfn.Predictor(3)

@@ -284,7 +284,8 @@ def test_smoothing_is_a_moving_average_of_each_track(one_face, predictor):
 
 
 @pytest.mark.parametrize(
-    "options", [{"smooth": -1}, {"smooth": float("nan")}, {"limit": 0}, {"limit": -1}]
+    "options",
+    [{"smooth": -1}, {"smooth": float("nan")}, {"smooth": None}, {"limit": 0}, {"limit": "1"}],
 )
 def test_options_that_are_not_legal(one_face, predictor, options):
     with pytest.raises(ConfigError, match=next(iter(options))):
