@@ -10,10 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import math
-import multiprocessing
 import os
-import signal
-import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +45,7 @@ from cfmrfn.distributed import World
 from cfmrfn.errors import ConfigError, DataError
 from cfmrfn.faces import Framing, measured_framing, why_no_detector
 from cfmrfn.seeds import derived_seed
-from cfmrfn.signals import end_with_main_process
+from cfmrfn.signals import init_worker, signals_wait
 
 Key = tuple[int, int]  # (index of the image, its position in the epoch)
 
@@ -427,7 +424,7 @@ class BatchLoader:
         self.loader: DataLoader[Any] = DataLoader(
             _Batches(dataset),
             collate_fn=_as_it_is,
-            worker_init_fn=_init_worker,
+            worker_init_fn=init_worker,
             pin_memory=torch.cuda.is_available(),
             generator=torch.Generator(),  # without one it would draw from the global random state
             **options,
@@ -437,7 +434,9 @@ class BatchLoader:
         """(batch, 3, size, size), and labels (batch,) or votes (batch, classes)"""
         transform = self.dataset.transform
         assert isinstance(transform, ImageTransform)
-        for pixels, targets in self.loader:
+        with signals_wait():
+            read_ahead = iter(self.loader)
+        for pixels, targets in read_ahead:
             images = pixels.images.to(self.device, non_blocking=True)
             yield (
                 transform.finish(Pixels(images, pixels.erased)),
@@ -520,33 +519,3 @@ def _cores() -> int:
     # not every system tells which cores a process may use
     affinity = getattr(os, "sched_getaffinity", None)
     return (os.cpu_count() or 1) if affinity is None else len(affinity(0))
-
-
-def _init_worker(_: int) -> None:
-    _leave_signals_to_main()
-    end_with_main_process()  # whose thread leaves them, too
-
-
-def _leave_signals_to_main() -> None:
-    """Makes a worker outlive what reaches all processes of a run: the main one ends the workers.
-
-    Ctrl-C, a closed terminal, schedulers and service managers signal every process; the main one
-    then finishes its step, for which it needs its workers, and saves.
-    """
-    for name in ("SIGINT", "SIGHUP"):  # Windows has no SIGHUP
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    # Only `sigwaitinfo` tells who sent a signal. Without it PyTorch's handler stays, which ends the
-    # worker without a word where the main process asks for it, and with an error else.
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_when_main_asks, daemon=True).start()
-
-
-def _end_when_main_asks() -> None:
-    main = multiprocessing.parent_process()
-    assert main is not None
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:
-        pass
-    # as PyTorch's handler does: another status would be taken for a worker that failed
-    os._exit(0)

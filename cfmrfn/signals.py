@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, TextIO
 
@@ -112,6 +113,52 @@ def _outliving(stream: TextIO) -> TextIO:
     return io.TextIOWrapper(
         io.BufferedWriter(raw), stream.encoding, stream.errors, line_buffering=True
     )
+
+
+@contextmanager
+def signals_wait() -> Iterator[None]:
+    """Within it Ctrl-C, SIGTERM and SIGHUP wait, and in processes that are started, until they have
+    called `init_worker`: one that comes earlier would end them, and the tool with an error.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    resource_tracker.ensure_running()  # its start would let them through
+    before = signal.pthread_sigmask(
+        signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    )
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def init_worker(_: int = 0) -> None:
+    """Makes a worker outlive what reaches all processes of a tool, and end with the main one.
+
+    Ctrl-C, a closed terminal, schedulers and service managers signal every process; the main one
+    then finishes its step, for which it needs its workers, saves, and ends them.
+    """
+    for name in ("SIGINT", "SIGHUP"):  # Windows has no SIGHUP
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+    # Only `sigwaitinfo` tells who sent a signal. Without it PyTorch's handler stays, which ends the
+    # worker without a word where the main process asks for it, and with an error else.
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_when_main_asks, daemon=True).start()
+    elif hasattr(signal, "pthread_sigmask"):
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+    end_with_main_process()  # whose thread leaves signals alone, too
+
+
+def _end_when_main_asks() -> None:
+    main = multiprocessing.parent_process()
+    assert main is not None
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != main.pid:
+        pass
+    # as PyTorch's handler does: another status would be taken for a worker that failed
+    os._exit(0)
 
 
 def end_with_main_process() -> None:

@@ -7,7 +7,6 @@ interrupted goes on bit for bit.
 from __future__ import annotations
 
 import math
-import signal
 from collections.abc import Iterator
 from typing import Any
 
@@ -22,7 +21,7 @@ from cfmrfn.landmarks.crops import Faces, normalised, random_frames, spoilt_crop
 from cfmrfn.models.mobilefacenet import NATIVE_SIZE, MobileFaceNet
 from cfmrfn.precision import Precision, autocast
 from cfmrfn.seeds import derived_seed
-from cfmrfn.signals import end_with_main_process
+from cfmrfn.signals import init_worker, signals_wait
 
 # Sides of the images that the backbone sees in training. The encoder takes its features of images
 # of half the network's image size; landmarks are always those of images of NATIVE_SIZE. Small
@@ -122,9 +121,11 @@ class Learner:
             sampler=steps,
             num_workers=workers,
             prefetch_factor=4 if workers else None,
-            worker_init_fn=_init_worker,
+            worker_init_fn=init_worker,
         )
-        for step, (images, points) in zip(steps, loader, strict=True):
+        with signals_wait():
+            read_ahead = iter(loader)
+        for step, (images, points) in zip(steps, read_ahead, strict=True):
             loss = self._step(step, images.to(self.device), points.to(self.device))
             self.epoch = (step + 1) // self.batches.steps
             yield loss
@@ -167,9 +168,3 @@ class Learner:
         self.epoch = state["epoch"]
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-def _init_worker(_: int) -> None:
-    end_with_main_process()
-    # Ctrl-C is for the main process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,4 @@
-"""Worker processes whose main process is killed."""
+"""Worker processes whose main process is killed, and that are signalled as it is."""
 
 import multiprocessing
 import os
@@ -9,9 +9,8 @@ import time
 import pytest
 from torch.utils.data import DataLoader
 
-from cfmrfn import batches
 from cfmrfn.data.parallel import parallel_map
-from cfmrfn.landmarks import training
+from cfmrfn.signals import init_worker, signals_wait
 
 
 class Announced:
@@ -47,11 +46,10 @@ def receive(reader):
 @pytest.mark.parametrize(
     ("main", "init"),
     [
-        (load, batches._init_worker),
-        (load, training._init_worker),
+        (load, init_worker),
         (map_in_parallel, None),
     ],
-    ids=["batches", "landmarks", "parallel_map"],
+    ids=["DataLoader", "parallel_map"],
 )
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL, and no fork server")
 def test_none_is_left_where_the_main_process_is_killed(main, init):
@@ -65,3 +63,30 @@ def test_none_is_left_where_the_main_process_is_killed(main, init):
     process.join()
     with pytest.raises(EOFError):  # once nobody is left who could write
         receive(reader)
+
+
+def init_once_signalled(number):
+    """Signals come while the worker starts, from a process that is not the main one."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(os.getpid(), each)
+    init_worker(number)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="cannot tell who sent a signal")
+def test_workers_outlive_signals_also_while_they_start():
+    loader = DataLoader(range(4), num_workers=2, worker_init_fn=init_once_signalled)
+    with signals_wait():
+        batches = iter(loader)
+    assert [int(batch) for batch in batches] == [0, 1, 2, 3]
+
+
+def test_signals_that_waited_come_through():
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append("SIGTERM"))
+    try:
+        with signals_wait():
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert came == []
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == ["SIGTERM"]
