@@ -161,6 +161,22 @@ def _end_when_main_asks() -> None:
     os._exit(0)
 
 
+@contextmanager
+def workers_end() -> Iterator[None]:
+    """Ends workers that are left behind it, before Python's own exit asks each of them once.
+
+    That is not enough: of two signals of one number that reach a process together it sees the first
+    alone, and may take the second, of the main process, for that of all processes.
+    """
+    try:
+        yield
+    finally:
+        for worker in multiprocessing.active_children():
+            while worker.daemon and worker.is_alive():
+                worker.terminate()
+                worker.join(0.1)
+
+
 def end_with_main_process() -> None:
     """Makes a worker end once the main process is gone, also where that was killed.
 

@@ -10,7 +10,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from cfmrfn.data.parallel import parallel_map
-from cfmrfn.signals import init_worker, signals_wait
+from cfmrfn.signals import init_worker, signals_wait, workers_end
 
 
 class Announced:
@@ -78,6 +78,34 @@ def test_workers_outlive_signals_also_while_they_start():
     with signals_wait():
         batches = iter(loader)
     assert [int(batch) for batch in batches] == [0, 1, 2, 3]
+
+
+class OnceSignalled:
+    """A signal comes while a worker starts, and another one before it has seen the first."""
+
+    def __init__(self):
+        self.first, self.second = multiprocessing.Event(), multiprocessing.Event()
+
+    def __call__(self, number):
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.first.set()
+        self.second.wait()
+        init_worker(number)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="cannot tell who sent a signal")
+def test_workers_end_with_the_tool_though_its_signal_was_lost():
+    signalled = OnceSignalled()
+    with signals_wait():
+        batches = iter(DataLoader(range(4), num_workers=1, worker_init_fn=signalled))
+    (worker,) = batches._workers
+    with workers_end():
+        signalled.first.wait()
+        worker.terminate()
+        signalled.second.set()
+        worker.join(1)
+        assert worker.is_alive()
+    assert worker.exitcode == 0
 
 
 def test_signals_that_waited_come_through():
