@@ -117,8 +117,10 @@ def _outliving(stream: TextIO) -> TextIO:
 
 @contextmanager
 def signals_wait() -> Iterator[None]:
-    """Within it Ctrl-C, SIGTERM and SIGHUP wait, and in processes that are started, until they have
-    called `init_worker`: one that comes earlier would end them, and the tool with an error.
+    """In processes that are started within it, Ctrl-C, SIGTERM and SIGHUP wait for `init_worker`.
+
+    One that comes earlier would end them, and the tool with an error. In this process its thread
+    does not see them within it; others may, for Python to act upon.
     """
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 import time
 
 import pytest
@@ -108,12 +109,13 @@ def test_workers_end_with_the_tool_though_its_signal_was_lost():
     assert worker.exitcode == 0
 
 
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals of threads")
 def test_signals_that_waited_come_through():
     came = []
     before = signal.signal(signal.SIGTERM, lambda *_: came.append("SIGTERM"))
     try:
         with signals_wait():
-            os.kill(os.getpid(), signal.SIGTERM)
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
             assert came == []
     finally:
         signal.signal(signal.SIGTERM, before)
