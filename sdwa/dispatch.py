@@ -95,10 +95,18 @@ def prepare(
             )
         )
     else:
-        call = _prepare_maps(
-            *(query, key, value, kernel_size, dilation, bias, scale, padding_mode),
-            *(key_mask, is_causal, backend),
-        )
+        with trace_paused():
+            problem = make_problem(
+                *(query, key, value, kernel_size, dilation, bias, scale, padding_mode),
+                *(key_mask, is_causal),
+            )
+            widths = query.shape[4], value.shape[4]
+            bias_parts = [] if bias is None else problem.bias_parts(bias.shape)
+        call = select(problem, backend).bind(problem)
+        if bias_parts:
+            call = _with_part_of_bias(call, bias_parts)
+        if widths[0] != widths[1]:
+            call = _padded(call, widths[1], problem.shape[4])
     # Within `torch.jit.trace` the facts hold tensors, new each time: they are not found again.
     if (
         facts is not None
@@ -110,35 +118,6 @@ def prepare(
         if len(_prepared) >= MOST_PREPARED:
             _prepared.clear()
         _prepared[facts] = call, kernel_size, dilation, is_causal
-    return call
-
-
-def _prepare_maps(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    kernel_size: Size,
-    dilation: Dilation,
-    bias: Tensor | None,
-    scale: float | None,
-    padding_mode: str,
-    key_mask: Tensor | None,
-    is_causal: Causal,
-    backend: str | None,
-) -> Call:
-    """`prepare` for maps, each time anew."""
-    with trace_paused():
-        problem = make_problem(
-            *(query, key, value, kernel_size, dilation, bias, scale, padding_mode),
-            *(key_mask, is_causal),
-        )
-        widths = query.shape[4], value.shape[4]
-        bias_parts = [] if bias is None else problem.bias_parts(bias.shape)
-    call = select(problem, backend).bind(problem)
-    if bias_parts:
-        call = _with_part_of_bias(call, bias_parts)
-    if widths[0] != widths[1]:
-        call = _padded(call, widths[1], problem.shape[4])
     return call
 
 
