@@ -30,7 +30,7 @@ from cfmrfn import tensor_files
 from cfmrfn.config import Config, from_mapping
 from cfmrfn.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from cfmrfn.errors import CheckpointError, ConfigError, brief, first_of
-from cfmrfn.faces import Framing
+from cfmrfn.faces import Framing, is_framing
 from cfmrfn.models import CFMRFN
 from cfmrfn.whole_files import whole
 
@@ -224,15 +224,6 @@ def _are_three_numbers(value: Any) -> bool:
     )
 
 
-def _is_framing(value: Any) -> bool:
-    return value is None or (
-        isinstance(value, list)
-        and len(value) == 5
-        and all(isinstance(point, list | tuple) and len(point) == 2 for point in value)
-        and all(isinstance(number, float | int) for point in value for number in point)
-    )
-
-
 # Name in `about` -> whether a value is legal, and what is.
 LEGAL_ABOUT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "class_names": (_are_names, "a list of names"),
@@ -244,7 +235,7 @@ LEGAL_ABOUT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "versions": (_are_texts, "a dictionary of texts"),
     "epoch": (lambda value: isinstance(value, int), "an integer"),
     "chosen_on": (lambda value: value in ("val", "test", None), "val, test or None"),
-    "framing": (_is_framing, "five pairs of numbers, or None"),
+    "framing": (lambda value: value is None or is_framing(value), "five points, or None"),
 }
 
 

@@ -23,7 +23,15 @@ from cfmrfn.data import Sample, read_image
 from cfmrfn.data.reading import UNREADABLE, image_size, reason, upright_rgb
 from cfmrfn.data.transforms import normalise, to_pixels
 from cfmrfn.errors import ConfigError, DataError, printable
-from cfmrfn.faces import FRAMING, DetectedFace, FaceDetector, Framing, align, check_options
+from cfmrfn.faces import (
+    FRAMING,
+    DetectedFace,
+    FaceDetector,
+    Framing,
+    align,
+    check_options,
+    is_framing,
+)
 
 Faces = Literal["whole", "detect", "auto"]
 Box = tuple[float, float, float, float]
@@ -98,6 +106,10 @@ class Predictor:
         if faces not in ("whole", "detect", "auto"):
             raise ConfigError(f"faces must be whole, detect or auto; got {faces!r}")
         check_options(min_size, min_score)
+        if not (framing is None or is_framing(framing)):
+            raise ConfigError(
+                f"framing must be None, or five points that are not all the same, got {framing!r}"
+            )
         self.faces = faces
         self.min_size = min_size
         self.min_score = min_score

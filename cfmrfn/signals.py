@@ -5,6 +5,7 @@ And how its workers end when it was not asked, but killed.
 
 from __future__ import annotations
 
+import _thread
 import errno
 import io
 import multiprocessing
@@ -12,11 +13,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from multiprocessing import resource_tracker
 from types import FrameType
 from typing import Any, TextIO
+
+_SECONDS_UNTIL_AGAIN = 0.01
 
 
 class Signalled(BaseException):
@@ -44,17 +48,63 @@ def signals_raise() -> Iterator[None]:
         raise Signalled(number)
 
     is_main = threading.current_thread() is threading.main_thread()
-    if is_main and int(os.environ.get("WORLD_SIZE", 1)) == 1:
-        for name in ("SIGTERM", "SIGHUP"):  # Windows has not both
-            number = getattr(signal, name, None)
-            # nohup has SIGHUP ignored, which stays
-            if number is not None and signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, leave)
-    try:
+    if not (is_main and int(os.environ.get("WORLD_SIZE", 1)) == 1):
         yield
+        return
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has not both
+        number = getattr(signal, name, None)
+        # nohup has SIGHUP ignored, which stays
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:
+            before[number] = signal.signal(number, leave)
+    try:
+        with _signals_repeat(leave):
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _signals_repeat(leave: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Within it a signal is repeated whose exception Python loses, as it does in `__del__`.
+
+    At the end of it the exception is raised.
+
+    Args:
+        leave: what raises `Signalled`.
+    """
+    own = os.getpid()
+    within = True
+    lost: Signalled | KeyboardInterrupt | None = None
+    report = sys.unraisablehook
+
+    def repeat(what: sys.UnraisableHookArgs) -> None:
+        nonlocal lost
+        if isinstance(what.exc_value, Signalled):
+            number = what.exc_value.number
+            signal.signal(number, leave)
+        elif isinstance(what.exc_value, KeyboardInterrupt):
+            number = signal.SIGINT
+        else:
+            report(what)
+            return
+        lost = what.exc_value
+        # this may have interrupted whoever holds the lock that threads of `threading` start with
+        _thread.start_new_thread(send_again, (number,))
+
+    def send_again(number: int) -> None:
+        time.sleep(_SECONDS_UNTIL_AGAIN)
+        if within:
+            os.kill(own, number)
+
+    sys.unraisablehook = repeat
+    try:
+        yield
+    finally:
+        within = False
+        sys.unraisablehook = report
+    if lost is not None:
+        raise lost
 
 
 class StopSignal:

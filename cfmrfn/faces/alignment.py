@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from cfmrfn.checks import is_number
 from cfmrfn.faces.detector import FaceDetector
 
 # Where a face's five points, as of `DetectedFace`, lie in its square crop: x and y in fractions of
@@ -19,6 +20,17 @@ FRAMING: Framing = ((0.35, 0.465), (0.65, 0.465), (0.5, 0.637), (0.38, 0.795), (
 
 _MIRRORED = [1, 0, 2, 4, 3]  # the points of a face in a mirror
 _LEAST_FACES = 8  # of a set of images that tell their framing
+
+
+def is_framing(value: object) -> bool:
+    """Whether a value can be a `Framing`: five points, which are not all the same."""
+    return (
+        isinstance(value, list | tuple)
+        and len(value) == 5
+        and all(isinstance(point, list | tuple) and len(point) == 2 for point in value)
+        and all(is_number(number) for point in value for number in point)
+        and any(list(point) != list(value[0]) for point in value)
+    )
 
 
 def measured_framing(images: Iterable[np.ndarray]) -> Framing | None:

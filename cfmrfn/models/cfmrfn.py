@@ -194,8 +194,10 @@ class CFMRFN(nn.Module):
             if not (is_number(rate) and 0 <= rate <= 1):
                 raise ValueError(f"{name} must be 0 to 1, got {rate!r}")
         _check_choice("global_pool", global_pool, ("avg",))
-        if len(image_widths) != 3:
-            raise ValueError(f"image_widths must have 3 entries, got {tuple(image_widths)}")
+        _check_three("image_widths", image_widths, 1)
+        _check_three("image_blocks", image_blocks, 1)
+        _check_whole("landmark_width", landmark_width, 1)
+        _check_three("landmark_blocks", landmark_blocks, 0)
         self.head_dilations = _choose_dilations(attention, head_dilations, num_heads)
         grid = token_grid(_sides(img_size))
 
@@ -597,6 +599,12 @@ def _check_choice(name: str, value: str, legal: tuple[str, ...]) -> None:
 def _check_whole(name: str, value: object, least: int) -> None:
     if not (is_whole(value) and cast(int, value) >= least):
         raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def _check_three(name: str, value: object, least: int) -> None:
+    entries = list(value) if isinstance(value, Sequence) else []
+    if len(entries) != 3 or not all(is_whole(each) and each >= least for each in entries):
+        raise ValueError(f"{name} must be 3 whole numbers of at least {least}, got {value!r}")
 
 
 def _sides(img_size: object) -> tuple[int, int]:

@@ -163,7 +163,7 @@ def test_framing_is_kept_and_older_checkpoints_have_none(tmp_path):
     checkpoint.save(tmp_path / "best.pt", {"about": about})
     saved = checkpoint.load(tmp_path / "best.pt")["about"]
     assert checkpoint.About.from_dict(saved, tmp_path).framing == framing
-    with pytest.raises(CheckpointError, match="'framing' of 'about' must be five pairs"):
+    with pytest.raises(CheckpointError, match="'framing' of 'about' must be five points"):
         checkpoint.About.from_dict(saved | {"framing": [0.3, 0.4]}, tmp_path)
     del saved["framing"]
     assert checkpoint.About.from_dict(saved, tmp_path).framing is None

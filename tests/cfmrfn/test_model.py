@@ -320,14 +320,24 @@ def test_stochastic_depth_grows_from_nothing_to_its_rate():
         ({"drop_path_rate": 1.5}, "drop_path_rate must be 0 to 1, got 1.5"),
         ({"drop_path_rate": -0.1}, "drop_path_rate must be 0 to 1, got -0.1"),
         ({"in_chans": 1}, "in_chans must be 3, got 1"),
-        ({"image_widths": (8, 16)}, r"image_widths must have 3 entries, got \(8, 16\)"),
-        ({"image_blocks": (1, 1)}, "one entry per stage"),
-        ({"landmark_blocks": (1, 1)}, "blocks must have 3 entries"),
+        ({"image_widths": (8, 16)}, r"image_widths must be 3 whole .* 1, got \(8, 16\)"),
+        ({"image_widths": 3}, "image_widths must be 3 whole numbers of at least 1, got 3"),
+        ({"image_blocks": "abc"}, "image_blocks must be 3 whole numbers of at least 1, got 'abc'"),
+        ({"image_blocks": (1, 0, 1)}, r"image_blocks must be 3 whole .* 1, got \(1, 0, 1\)"),
+        ({"landmark_width": 0}, "landmark_width must be a whole number of at least 1, got 0"),
+        ({"landmark_blocks": (1, 1)}, r"landmark_blocks must be 3 whole .* 0, got \(1, 1\)"),
     ],
 )
 def test_options_that_are_not_legal(options, message):
     with pytest.raises(ValueError, match=message):
         make_tiny(**options)
+
+
+def test_stages_of_backbones_that_are_not_legal():
+    with pytest.raises(ValueError, match=r"one entry per stage, got \(8, 16\) and \(1,\)"):
+        IRBackbone((8, 16), (1,))
+    with pytest.raises(ValueError, match=r"blocks must have 3 entries, got \(1, 1\)"):
+        MobileFaceNet(blocks=(1, 1))
 
 
 def test_arguments_of_methods_that_are_not_legal(tiny):

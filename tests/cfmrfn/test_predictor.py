@@ -3,6 +3,7 @@
 import dataclasses
 import gc
 import itertools
+import math
 import pickle
 import threading
 import time
@@ -391,6 +392,9 @@ def test_landmarks_are_in_pixels_of_the_picture(weights, monkeypatch):
         ({"min_size": "a"}, "min_size must be 12 pixels or more, got 'a'"),
         ({"min_score": None}, "min_score must be 0 to 1, got None"),
         ({"device": None}, "device must be auto, cpu, cuda, cuda:N or mps, got None"),
+        ({"framing": "x"}, "framing must be None, or five points .*, got 'x'"),
+        ({"framing": [(0, 0)] * 5}, "framing must be None, or five points that are not all the"),
+        ({"framing": [(0, 0)] * 4 + [(1, math.nan)]}, "framing must be None, or five points"),
     ],
 )
 def test_wrong_options(weights, options, message):

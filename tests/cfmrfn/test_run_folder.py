@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -137,6 +138,40 @@ def test_a_signal_leaves_nothing_half_written(tmp_path, number):
     assert stop.value.code == 128 + number
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(number) is signal.SIG_DFL
+
+
+class Dying:
+    """Raises in `__del__`, where Python loses exceptions, what its function raises."""
+
+    def __init__(self, function):
+        self.function = function
+
+    def __del__(self):
+        self.function()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("at_the_end", [False, True])
+def test_a_signal_whose_exception_python_loses(number, at_the_end):
+    went_on = []
+
+    def tool():
+        Dying(lambda: signal.raise_signal(number))
+        if not at_the_end:
+            time.sleep(10)
+            went_on.append(True)
+
+    with pytest.raises(SystemExit) as stop:
+        errors.run(tool)
+    assert stop.value.code == 128 + number
+    assert not went_on
+
+
+def test_other_exceptions_that_python_loses_are_told(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: told.append(repr(what.exc_value)))
+    errors.run(lambda: Dying(lambda: float("a")) and None)
+    assert told == ["""ValueError("could not convert string to float: 'a'")"""]
 
 
 def test_a_full_disk_is_named_with_the_file(tmp_path, monkeypatch, capsys):
