@@ -313,7 +313,9 @@ def load_training(path: str | Path) -> tuple[dict[str, Any], Framing | None]:
     """
     path = Path(path)
     saved = load(path)
-    training: dict[str, Any] = part(saved, "training", path)
+    training = part(saved, "training", path)
+    if not isinstance(training, dict):
+        raise CheckpointError(f"{path}: 'training' must be a dictionary, got {brief(training)}")
     return training, About.from_dict(part(saved, "about", path), path).framing
 
 

@@ -12,7 +12,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from cfmrfn.checks import is_number
 from cfmrfn.config import OptimConfig
+from cfmrfn.errors import brief
 
 BASE_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -75,6 +77,55 @@ def learning_rate_factor(optim: OptimConfig, epoch: float) -> float:
         progress = (epoch - optim.warmup_epochs) / max(optim.epochs - optim.warmup_epochs, 1e-9)
         return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     return 1.0
+
+
+def load_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
+    """Loads what `state_dict()` of such an optimizer gave.
+
+    Averages and learning rates are taken from it; what else its groups hold, the configuration
+    says.
+
+    Raises:
+        ValueError: a value cannot be such.
+    """
+    own: dict[str, Any] = optimizer.state_dict()
+    groups = own["param_groups"]
+    if len(saved["param_groups"]) != len(groups):
+        raise ValueError(f"optimizer needs {len(groups)} groups of parameters")
+    for group, found in zip(groups, saved["param_groups"], strict=True):
+        if found["params"] != group["params"]:
+            raise ValueError(f"a group of optimizer needs {len(group['params'])} parameters")
+        if not (is_number(found["lr"]) and found["lr"] >= 0):
+            raise ValueError(
+                f"lr of optimizer must be a number from 0 on, got {brief(found['lr'])}"
+            )
+        group["lr"] = found["lr"]
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for index, state in saved["state"].items():
+        _check_averages(state, parameters[index])
+    optimizer.load_state_dict({**own, "state": saved["state"]})
+
+
+def _check_averages(state: dict[str, Any], parameter: torch.Tensor) -> None:
+    """Of a parameter, as Adam and AdamW keep them."""
+    shapes = {"step": (), "exp_avg": parameter.shape, "exp_avg_sq": parameter.shape}
+    if set(state) != set(shapes):
+        raise ValueError(f"state of optimizer needs {', '.join(shapes)}, got {brief(list(state))}")
+    for name, shape in shapes.items():
+        value = state[name]
+        if not (isinstance(value, torch.Tensor) and value.shape == shape):
+            raise ValueError(f"{name} of optimizer must have shape {tuple(shape)}")
+        if value.layout != torch.strided or not value.is_floating_point():
+            raise ValueError(f"{name} of optimizer must be dense and of floats")
+    if not 0 <= state["step"] < math.inf:
+        raise ValueError(f"step of optimizer must be a number from 0 on, got {state['step']}")
+
+
+def load_ema_state(ema: AveragedModel, saved: dict[str, Any]) -> None:
+    """Loads what `state_dict()` of such an average gave; raises ValueError where it cannot be."""
+    if saved["n_averaged"] < 0:
+        raise ValueError(f"n_averaged of ema must be 0 or more, got {saved['n_averaged']}")
+    ema.load_state_dict(saved)
 
 
 def set_learning_rate(optimizer: Optimizer, factor: float) -> None:

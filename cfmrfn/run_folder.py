@@ -37,6 +37,7 @@ from tqdm import tqdm
 
 from cfmrfn.config import Config, from_yaml
 from cfmrfn.errors import CheckpointError, printable
+from cfmrfn.progress import Row
 from cfmrfn.whole_files import beside, named, whole
 
 fcntl: ModuleType | None
@@ -44,8 +45,6 @@ try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None
-
-Row = dict[str, Any]
 
 
 @dataclass

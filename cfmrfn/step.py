@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_optimizer import SAM
@@ -21,8 +21,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
+from cfmrfn.checks import is_number
 from cfmrfn.config import OptimConfig
 from cfmrfn.distributed import World
+from cfmrfn.errors import brief
 from cfmrfn.models import CFMRFN
 from cfmrfn.precision import autocast, sum_dtype
 from cfmrfn.seeds import derived_seed
@@ -107,6 +109,16 @@ class TrainingStep:
         applied = (self.sam is None or self._climb(self.sam, parts, number)) and self._descend()
         self.scaler.update()
         return StepResult(loss, correct, applied)
+
+    def load_scaler_state(self, saved: dict[str, Any]) -> None:
+        """Loads what `scaler.state_dict()` gave; raises ValueError where it cannot be such."""
+        for name in self.scaler.state_dict():
+            number = saved[name]
+            if not (is_number(number) and number >= 0):
+                raise ValueError(
+                    f"{name} of scaler must be a number from 0 on, got {brief(number)}"
+                )
+        self.scaler.load_state_dict(saved)
 
     @property
     def may_overflow(self) -> bool:

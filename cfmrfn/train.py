@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -43,9 +42,17 @@ from cfmrfn.evaluation import HOW_CHOSEN, evaluate
 from cfmrfn.event_file import EventFile
 from cfmrfn.losses import ExpressionLoss, class_weights
 from cfmrfn.metrics import Report
-from cfmrfn.optim import build_ema, build_optimizer, learning_rate_factor, set_learning_rate
+from cfmrfn.optim import (
+    build_ema,
+    build_optimizer,
+    learning_rate_factor,
+    load_ema_state,
+    load_optimizer_state,
+    set_learning_rate,
+)
 from cfmrfn.pictures import plot_batch, plot_confusion, plot_curves
-from cfmrfn.run_folder import Row, RunFolder
+from cfmrfn.progress import Progress, Row
+from cfmrfn.run_folder import RunFolder
 from cfmrfn.signals import StopSignal
 from cfmrfn.step import StepResult, TrainingStep
 
@@ -57,22 +64,6 @@ MEMORY_OPTIONS = (
 
 MOST_NAMED = 20  # unreadable images in a line or a list of the log
 MOST_SHOWN = 32  # images of the first batch in its picture
-
-
-@dataclass
-class Progress:
-    """How far a run is: `step` steps into `epoch`, both from 0, and what happened so far.
-
-    `loss_sum` and `correct` are over this epoch's steps; `history` has a row for each epoch
-    done. There is no random state: order, augmentation and stochastic depth follow from the seed
-    and the position, see `cfmrfn.batches`.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    loss_sum: float = 0.0
-    correct: int = 0
-    history: list[Row] = field(default_factory=list)
 
 
 class Interrupted(Exception):
@@ -433,10 +424,15 @@ class Trainer:
         with checkpoint.fitting(f"{self.folder.last} does not fit the run"):
             self.network.load_state_dict(training["network"])
             if self.ema is not None:
-                self.ema.load_state_dict(training["ema"])
-            self.optimizer.load_state_dict(training["optimizer"])
-            self.step.scaler.load_state_dict(training["scaler"])
-            self.progress = Progress(**training["progress"])
+                load_ema_state(self.ema, training["ema"])
+            load_optimizer_state(self.optimizer, training["optimizer"])
+            self.step.load_scaler_state(training["scaler"])
+            self.progress = Progress.from_dict(
+                training["progress"],
+                steps=self.batches.steps,
+                classes=len(self.class_names),
+                splits=self.evaluation_loaders,
+            )
 
     def _load_backbones(self) -> list[str]:
         """Loads the weights that were given; returns what the log says of them."""

@@ -16,6 +16,8 @@ from cfmrfn.optim import (
     build_ema,
     build_optimizer,
     learning_rate_factor,
+    load_ema_state,
+    load_optimizer_state,
     parameter_groups,
     set_learning_rate,
 )
@@ -187,12 +189,72 @@ def test_optimizer_state_resumes_exactly(optimizer, rho):
         step(*make_batch(seed=number), number)
     resumed_network = copy.deepcopy(network)
     resumed = make_step(resumed_network, rho=rho, optimizer=optimizer, weight_decay=0.1)
-    resumed.optimizer.load_state_dict(copy.deepcopy(step.optimizer.state_dict()))
+    load_optimizer_state(resumed.optimizer, copy.deepcopy(step.optimizer.state_dict()))
     for number in range(3, 6):
         step(*make_batch(seed=number), number)
         resumed(*make_batch(seed=number), number)
     for name, value in network.state_dict().items():
         assert torch.equal(resumed_network.state_dict()[name], value)
+
+
+def changed_at(value, place, new):
+    """A copy of nested values, another one at this place."""
+    if not place:
+        return new
+    value = copy.copy(value)
+    value[place[0]] = changed_at(value[place[0]], place[1:], new)
+    return value
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("param_groups",), [], "optimizer needs 2 groups of parameters"),
+        (("param_groups", 0, "params"), [0, 1, 2], "a group of optimizer needs 2 parameters"),
+        (("param_groups", 1, "lr"), None, "lr of optimizer must be a number from 0 on, got None"),
+        (("param_groups", 1, "lr"), -1.0, "lr of optimizer must be a number from 0 on, got -1.0"),
+        (("state", 0), {}, "state of optimizer needs step, exp_avg, exp_avg_sq, got"),
+        (("state", 1, "exp_avg"), None, r"exp_avg of optimizer must have shape \(3, 5\)"),
+        (("state", 1, "exp_avg"), torch.ones(5), r"exp_avg of optimizer must have shape \(3, 5\)"),
+        (
+            ("state", 1, "exp_avg_sq"),
+            torch.ones(3, 5).to_sparse(),
+            "exp_avg_sq of optimizer must be dense and of floats",
+        ),
+        (("state", 1, "step"), torch.tensor(3), "step of optimizer must be dense and of floats"),
+        (("state", 1, "step"), torch.tensor(-1.0), "step of optimizer must be .* got -1"),
+    ],
+)
+def test_an_optimizer_state_that_cannot_be(place, value, message):
+    network = SmallNetwork(norm=False).double()
+    step = make_step(network, weight_decay=0.1)
+    step(*make_batch(), 0)
+    saved = changed_at(step.optimizer.state_dict(), place, value)
+    with pytest.raises(ValueError, match=message):
+        load_optimizer_state(make_step(network, weight_decay=0.1).optimizer, saved)
+
+
+def test_hyperparameters_of_an_optimizer_are_those_of_the_configuration():
+    network = SmallNetwork().double()
+    saved = make_step(network).optimizer.state_dict()
+    saved["param_groups"][0] |= {"lr": 0.5, "betas": None, "eps": "x"}
+    optimizer = make_step(network).optimizer
+    load_optimizer_state(optimizer, saved)
+    group = optimizer.param_groups[0]
+    assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.9, 0.999), 1e-8)
+
+
+def test_averages_and_loss_scales_that_cannot_be():
+    ema = build_ema(SmallNetwork(), 0.9, warmup=True)
+    saved = ema.state_dict() | {"n_averaged": torch.tensor(-1)}
+    with pytest.raises(ValueError, match="n_averaged of ema must be 0 or more, got -1"):
+        load_ema_state(ema, saved)
+    step = make_step(SmallNetwork(), precision="fp16")
+    saved = step.scaler.state_dict()
+    with pytest.raises(ValueError, match="scale of scaler must be a number from 0 on, got None"):
+        step.load_scaler_state(saved | {"scale": None})
+    step.load_scaler_state(saved | {"scale": 8.0})
+    assert step.scaler.get_scale() == 8
 
 
 def test_bf16_trains():

@@ -239,6 +239,20 @@ def test_a_former_run_that_skipped_images_resumes(options, tmp_path, faces):
     assert Trainer(parse_config(["--resume", str(folder)])).progress.epoch == 1
 
 
+def test_values_that_cannot_be_are_refused_on_resume(options, tmp_path):
+    folder = train_here(*options, "--epochs", "1", "--output", str(tmp_path / "run"))
+    saved = checkpoint.load(folder / "last.pt")
+    training = saved["training"]
+    step = {"progress": training["progress"] | {"step": None}}
+    for foreign, message in (
+        (training | step, "last.pt does not fit the run: step of progress must be .*, got None"),
+        ([training], "last.pt: 'training' must be a dictionary, got "),
+    ):
+        checkpoint.save(folder / "last.pt", saved | {"training": foreign})
+        with pytest.raises(CheckpointError, match=message):
+            Trainer(parse_config(["--resume", str(folder)]))
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_to_all_processes_leaves_the_workers_to_the_main_one(options, tmp_path, number):
     folder = tmp_path / "run"
