@@ -57,6 +57,7 @@ def run(main: Callable[[], object]) -> None:
     """
     _open_closed_streams()
     heap.keep_pages()
+    signals.start_resource_tracker()
     with signals.terminal_may_go(), signals.workers_end():
         _run(main)
 

@@ -165,6 +165,20 @@ def _outliving(stream: TextIO) -> TextIO:
     )
 
 
+def start_resource_tracker() -> None:
+    """Starts Python's process that cleans up after others, for SIGHUP to leave it alone.
+
+    It ignores Ctrl-C and SIGTERM. Were it gone, Python would warn where it is needed again.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 @contextmanager
 def signals_wait() -> Iterator[None]:
     """In processes that are started within it, Ctrl-C, SIGTERM and SIGHUP wait for `init_worker`.
@@ -175,7 +189,7 @@ def signals_wait() -> Iterator[None]:
     if not hasattr(signal, "pthread_sigmask"):  # Windows
         yield
         return
-    resource_tracker.ensure_running()  # its start would let them through
+    start_resource_tracker()  # which would let them through
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     )

@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -120,3 +121,19 @@ def test_signals_that_waited_come_through():
     finally:
         signal.signal(signal.SIGTERM, before)
     assert came == ["SIGTERM"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals are others there")
+def test_the_resource_tracker_outlives_a_closed_terminal():
+    script = """
+import os, signal, time
+from multiprocessing import resource_tracker
+from cfmrfn.signals import start_resource_tracker
+start_resource_tracker()
+pid = resource_tracker._resource_tracker._pid
+os.kill(pid, signal.SIGHUP)
+time.sleep(0.3)
+assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == set()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
