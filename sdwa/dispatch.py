@@ -83,7 +83,7 @@ def prepare(
             and (is_causal is False or repr(known[3]) == repr(is_causal))
         ):
             return known[0]
-    if isinstance(query, Tensor) and query.dim() == 4:
+    if query.dim() == 4:
         line = Line(
             *(query, key, value, kernel_size, dilation, bias),
             *(padding_mode, key_mask, is_causal),

@@ -223,6 +223,7 @@ def changed_at(value, place, new):
         ),
         (("state", 1, "step"), torch.tensor(3), "step of optimizer must be dense and of floats"),
         (("state", 1, "step"), torch.tensor(-1.0), "step of optimizer must be .* got -1"),
+        (("state", 1, "step"), torch.tensor(math.inf), "step of optimizer must be .* got inf"),
     ],
 )
 def test_an_optimizer_state_that_cannot_be(place, value, message):
@@ -234,18 +235,25 @@ def test_an_optimizer_state_that_cannot_be(place, value, message):
         load_optimizer_state(make_step(network, weight_decay=0.1).optimizer, saved)
 
 
-def test_hyperparameters_of_an_optimizer_are_those_of_the_configuration():
+@pytest.mark.parametrize("lr", [0.0, 0.5])
+def test_hyperparameters_of_an_optimizer_are_those_of_the_configuration(lr):
     network = SmallNetwork().double()
-    saved = make_step(network).optimizer.state_dict()
-    saved["param_groups"][0] |= {"lr": 0.5, "betas": None, "eps": "x"}
+    step = make_step(network)
+    step(*make_batch(), 0)
+    saved = step.optimizer.state_dict()
+    saved["param_groups"][0] |= {"lr": lr, "betas": None, "eps": "x"}
+    saved["state"][0]["step"].zero_()
     optimizer = make_step(network).optimizer
     load_optimizer_state(optimizer, saved)
     group = optimizer.param_groups[0]
-    assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.9, 0.999), 1e-8)
+    assert (group["lr"], group["betas"], group["eps"]) == (lr, (0.9, 0.999), 1e-8)
+    torch.testing.assert_close(optimizer.state_dict()["state"], saved["state"], rtol=0, atol=0)
 
 
 def test_averages_and_loss_scales_that_cannot_be():
-    ema = build_ema(SmallNetwork(), 0.9, warmup=True)
+    ema, other = (build_ema(SmallNetwork(), 0.9, warmup=True) for _ in range(2))
+    load_ema_state(ema, other.state_dict())  # before the first step
+    torch.testing.assert_close(ema.state_dict(), other.state_dict(), rtol=0, atol=0)
     saved = ema.state_dict() | {"n_averaged": torch.tensor(-1)}
     with pytest.raises(ValueError, match="n_averaged of ema must be 0 or more, got -1"):
         load_ema_state(ema, saved)

@@ -20,6 +20,10 @@ def read(**changed):
     return Progress.from_dict(values, steps=4, classes=2, splits=["test"])
 
 
+def test_a_run_begins_at_its_first_step():
+    assert Progress() == Progress(epoch=0, step=0, loss_sum=0.0, correct=0, history=[])
+
+
 def test_what_was_saved_is_read():
     assert read() == PROGRESS
     assert read(epoch=0, history=[]).history == []
@@ -35,7 +39,7 @@ def test_what_was_saved_is_read():
         ({"epoch": 2}, "history of progress must be a list of 2 rows"),
         ({"correct": True}, "correct of progress must be a whole number from 0 on, got True"),
         ({"loss_sum": math.nan}, "loss_sum of progress must be a number, got nan"),
-        ({"history": {}}, "history of progress must be a list of 1 rows, got {}"),
+        ({"history": {"a": ROW}}, "history of progress must be a list of 1 rows, got {'a': "),
         ({"history": [3]}, "a row of history of progress must be a dictionary, got 3"),
         ({"history": [{}]}, "a row of history of progress must be with epoch, lr, test_accuracy"),
     ],
@@ -49,7 +53,8 @@ def test_other_values_are_named(changed, message):
     ("changed", "message"),
     [
         ({"lr": "x"}, "lr of progress must be a number, got 'x'"),
-        ({"test_matrix": [[3, 1]]}, "test_matrix of progress must be counts, class by class"),
+        ({"test_matrix": [[3, 1]]}, "test_matrix of progress must be counts, class by class, got"),
+        ({"test_matrix": [[3, 1], [0, 2.5]]}, "test_matrix of progress must be counts"),
         ({"test_matrix": [[3, 1], [0, -2]]}, "test_matrix of progress must be counts"),
         ({"test_matrix": [[3, 1], 5]}, "test_matrix of progress must be counts"),
     ],

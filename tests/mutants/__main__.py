@@ -31,8 +31,11 @@ TESTS = {
         "tests/sdwa/test_opcheck.py::test_kept_calls_are_bounded_and_exact",
         "tests/sdwa/test_opcheck.py::test_calls_with_equal_arguments_are_prepared_once",
         "tests/sdwa/test_opcheck.py::test_a_sequence_changed_in_place_is_obeyed",
+        "tests/sdwa/test_opcheck.py"
+        "::test_features_that_lie_apart_are_refused_after_a_call_with_others",
         *("tests/sdwa/test_arguments.py", "tests/sdwa/test_operator.py"),
         "tests/sdwa/test_tracing.py",
+        "tests/sdwa/test_free_windows.py::test_a_sequence_is_a_map_of_one_row",
     ],
     "cfmrfn/metrics.py": ["tests/cfmrfn/test_metrics.py"],
     "cfmrfn/losses.py": [
@@ -40,6 +43,7 @@ TESTS = {
         "-k=weights_by_hand or weighted_loss or votes or optim",
     ],
     "cfmrfn/optim.py": ["tests/cfmrfn/test_optim.py"],
+    "cfmrfn/progress.py": ["tests/cfmrfn/test_progress.py"],
     "cfmrfn/step.py": ["tests/cfmrfn/test_optim.py"],
 }
 

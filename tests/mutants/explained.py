@@ -13,7 +13,7 @@ EXPLAINED = {
         "module: 4096 -> 4097": "some bound is needed, whichever",
         **{f"{kept} -> {kept.partition(' or ')[2]}": _SOONER for kept in _ARE_KEPT},
         "prepare: 2 -> 3": _SOONER,
-        "prepare: 1 -> 2": _SOONER,
+        "prepare: 1 -> 2 #4": _SOONER,
         "prepare: False -> True": _SOONER,
     },
     "cfmrfn/losses.py": {

@@ -199,6 +199,16 @@ def test_kept_calls_are_bounded_and_exact(monkeypatch):
     assert None not in dispatch._prepared
 
 
+@pytest.mark.parametrize("name", ["query", "key", "value"])
+def test_features_that_lie_apart_are_refused_after_a_call_with_others(name):
+    """Of the same shapes, and of the same strides but for the last."""
+    dense = {each: torch.randn(1, 3, 5, 2, 8)[..., :4] for each in ("query", "key", "value")}
+    apart = torch.randn(1, 3, 5, 2, 8)[..., ::2]
+    sdwa.sliding_dilated_window_attention(**dense)
+    with pytest.raises(ValueError, match=f"{name} must have stride 1 in head_dim"):
+        sdwa.sliding_dilated_window_attention(**(dense | {name: apart}))
+
+
 class Steps(Sequence):
     """A sequence that can be changed, and has a hash all the same."""
 
