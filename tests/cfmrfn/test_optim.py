@@ -259,8 +259,9 @@ def test_averages_and_loss_scales_that_cannot_be():
         load_ema_state(ema, saved)
     step = make_step(SmallNetwork(), precision="fp16")
     saved = step.scaler.state_dict()
-    with pytest.raises(ValueError, match="scale of scaler must be a number from 0 on, got None"):
-        step.load_scaler_state(saved | {"scale": None})
+    for scale in (None, -1.0):
+        with pytest.raises(ValueError, match=f"scale of scaler must be a number .* got {scale}"):
+            step.load_scaler_state(saved | {"scale": scale})
     step.load_scaler_state(saved | {"scale": 8.0})
     assert step.scaler.get_scale() == 8
 
