@@ -1,4 +1,6 @@
-"""What runs leave, compared bit for bit."""
+"""What runs leave: compared bit for bit, and changed at one place."""
+
+import copy
 
 import torch
 
@@ -31,3 +33,16 @@ def state(folder):
             del about["config"][key]
     files = {name: (folder / name).read_bytes() for name in ("metrics.csv", "report.json")}
     return last, best, files
+
+
+def changed_at(value, place, new):
+    """A copy of nested dictionaries, lists and tuples, with another value at one place.
+
+    Args:
+        place: keys and numbers, from the outermost one inwards.
+    """
+    if not place:
+        return new
+    value = list(value) if isinstance(value, tuple) else copy.copy(value)
+    value[place[0]] = changed_at(value[place[0]], place[1:], new)
+    return value

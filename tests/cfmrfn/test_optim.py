@@ -23,6 +23,7 @@ from cfmrfn.optim import (
 )
 from cfmrfn.step import TrainingStep, frozen_batch_statistics
 from tests.cfmrfn.processes import forked
+from tests.cfmrfn.states import changed_at
 
 CE = ExpressionLoss(1.0, 0.0)
 
@@ -195,15 +196,6 @@ def test_optimizer_state_resumes_exactly(optimizer, rho):
         resumed(*make_batch(seed=number), number)
     for name, value in network.state_dict().items():
         assert torch.equal(resumed_network.state_dict()[name], value)
-
-
-def changed_at(value, place, new):
-    """A copy of nested values, another one at this place."""
-    if not place:
-        return new
-    value = copy.copy(value)
-    value[place[0]] = changed_at(value[place[0]], place[1:], new)
-    return value
 
 
 @pytest.mark.parametrize(

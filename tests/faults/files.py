@@ -21,7 +21,7 @@ import torch
 from cfmrfn import checkpoint, errors, onnx_file, timm_folder, trained, weights
 from cfmrfn.data import affectnet, open_set
 from tests.cfmrfn import public_sets
-from tests.cfmrfn.states import assert_equal
+from tests.cfmrfn.states import assert_equal, changed_at
 from tests.faults.children import run
 from tests.faults.counts import Counts
 from tests.faults.training import Runs
@@ -72,7 +72,7 @@ def values(runs: Runs, counts: Counts) -> None:
 
     for number in range(120):
         place, value = runs.rng.choice(places), runs.rng.choice(HOSTILE)
-        torch.save(_changed(saved, place, value), file)
+        torch.save(changed_at(saved, place, value), file)
         with counts.trying("checkpoint with a foreign value", f"{place} = {type(value)}"):
             is_told(lambda: trained.load(file))
             if place[:1] != ("training",):
@@ -95,14 +95,6 @@ def _places(value, place=()):
     )
     for name in inside:
         yield from _places(value[name], (*place, name))
-
-
-def _changed(value, place, new):
-    if not place:
-        return new
-    value = list(value) if isinstance(value, tuple) else copy.copy(value)
-    value[place[0]] = _changed(value[place[0]], place[1:], new)
-    return value
 
 
 def flipped_bits(runs: Runs, counts: Counts) -> None:
