@@ -7,6 +7,7 @@ import io
 import json
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,7 +19,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from cfmrfn import errors, pretrained, tensor_files
+from cfmrfn import checkpoint, errors, pretrained, tensor_files
 from cfmrfn.batches import default_workers
 from cfmrfn.checks import check_at_least, check_positive
 from cfmrfn.config import parse
@@ -27,7 +28,7 @@ from cfmrfn.data.files import find_images
 from cfmrfn.data.reading import UNREADABLE, reason
 from cfmrfn.data.synthetic.varied import draw_varied_faces
 from cfmrfn.distributed import World
-from cfmrfn.errors import ConfigError, DataError, printable
+from cfmrfn.errors import ConfigError, DataError, brief, printable
 from cfmrfn.faces import why_no_detector
 from cfmrfn.landmarks.crops import Faces
 from cfmrfn.landmarks.measure import Photographed, measure_drawn, measure_photographs
@@ -113,7 +114,8 @@ class Train:
             device=device,
         )
         if saved is not None:
-            learner.load_state_dict(saved)
+            with self._state_fits():
+                learner.load_state_dict(saved)
         self._train(learner, workers)
 
         drawn = measure_drawn(learner.network, held_out, self.seed)
@@ -146,19 +148,24 @@ class Train:
         saved: dict[str, Any] = tensor_files.read(self.unfinished)
         if not isinstance(saved, dict) or not {"options", "learner"} <= saved.keys():
             raise ConfigError(f"{self.unfinished} is in the way: move it elsewhere")
-        changed = [
-            f"{name.replace('_', '-')} {value}, not {saved['options'].get(name)}"
-            for name, value in self.options().items()
-            if value != saved["options"].get(name)
-        ]
+        with self._state_fits():
+            changed = [
+                f"{name.replace('_', '-')} {value}, not {saved['options'].get(name)}"
+                for name, value in self.options().items()
+                if value != saved["options"].get(name)
+            ]
+            state: dict[str, Any] = saved["learner"]
+            epoch = brief(state["epoch"])
         if changed:
             raise ConfigError(
                 f"{self.unfinished} is of a training with other options ({', '.join(changed)}): "
                 "repeat its command to go on with it, or remove it"
             )
-        state: dict[str, Any] = saved["learner"]
-        print(f"goes on after epoch {state['epoch']}")
+        print(f"goes on after epoch {epoch}")
         return state
+
+    def _state_fits(self) -> AbstractContextManager[None]:
+        return checkpoint.fitting(f"{self.unfinished} does not fit the training")
 
     def _train(self, learner: Learner, workers: int) -> None:
         steps = learner.batches.steps

@@ -17,8 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from cfmrfn.checks import is_whole
+from cfmrfn.errors import brief
 from cfmrfn.landmarks.crops import Faces, normalised, random_frames, spoilt_crops
 from cfmrfn.models.mobilefacenet import NATIVE_SIZE, MobileFaceNet
+from cfmrfn.optim import load_optimizer_state
 from cfmrfn.precision import Precision, autocast
 from cfmrfn.seeds import derived_seed
 from cfmrfn.signals import init_worker, signals_wait
@@ -164,7 +167,10 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from `state_dict()`, bit for bit."""
+        """Goes on from `state_dict()`, bit for bit; raises an error where it cannot be such."""
+        epochs = self.batches.epochs
+        if not (is_whole(state["epoch"]) and 0 <= state["epoch"] <= epochs):
+            raise ValueError(f"epoch must be 0 to {epochs}, got {brief(state['epoch'])}")
         self.epoch = state["epoch"]
         self.network.load_state_dict(state["network"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        load_optimizer_state(self.optimizer, state["optimizer"])

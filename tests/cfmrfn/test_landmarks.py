@@ -16,7 +16,7 @@ from cfmrfn.config import NetworkConfig, from_mapping, parse_config
 from cfmrfn.data.synthetic.actions import Actions
 from cfmrfn.data.synthetic.face import Face, draw_identity
 from cfmrfn.data.synthetic.varied import draw_varied_faces
-from cfmrfn.errors import ConfigError, DataError
+from cfmrfn.errors import CheckpointError, ConfigError, DataError
 from cfmrfn.landmarks import __main__ as tool
 from cfmrfn.landmarks.crops import MIRRORED, Faces, random_frames
 from cfmrfn.landmarks.measure import (
@@ -29,9 +29,9 @@ from cfmrfn.landmarks.measure import (
 from cfmrfn.landmarks.training import Learner
 from cfmrfn.train import Trainer
 from cfmrfn.weights import load_landmarks, with_chosen_landmarks
+from tests.cfmrfn.states import changed_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
 TINY_RUN = ("--faces", "8", "--held-out", "1", "--batch-size", "4", "--workers", "0")
 
 
@@ -97,6 +97,17 @@ def test_a_training_that_was_stopped_goes_on_bit_for_bit(tmp_path, monkeypatch, 
     monkeypatch.undo()
     with pytest.raises(ConfigError, match=r"other options \(lr 1.0, not 0.003\)"):
         tool.main(["train", str(file), *command, "--lr", "1"])
+    unfinished = tmp_path / "stopped.safetensors.unfinished.pt"
+    saved = torch.load(unfinished)
+    for place, value, message in (
+        (("options",), None, ""),
+        (("learner", "epoch"), 3, "epoch must be 0 to 2, got 3"),
+        (("learner", "optimizer", "state", 0, "exp_avg"), None, "exp_avg of optimizer must have"),
+    ):
+        torch.save(changed_at(saved, place, value), unfinished)
+        with pytest.raises(CheckpointError, match=f"does not fit the training: .*{message}"):
+            tool.main(["train", str(file), *command])
+    torch.save(saved, unfinished)
     tool.main(["train", str(file), *command])
     assert "goes on after epoch 1" in capsys.readouterr().out
     assert file.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()

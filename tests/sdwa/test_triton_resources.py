@@ -8,8 +8,11 @@ pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("nothing is compiled under TRITON_INTERPRET=1", allow_module_level=True)
 
+import triton
+
 from benchmarks.gpu.triton_resources import Kernel, compile_kernel, count
 
+TRITON = tuple(int(number) for number in triton.__version__.split(".")[:2])
 KERNELS = (
     # (pass, dtype, head_dim, window, bias, masked, key_mask)
     ("forward", "bf16", 64, 3, False, False, False),
@@ -43,8 +46,10 @@ KERNELS = (
 )
 def test_nothing_spills(arch, which, dtype, head_dim, window, bias, masked, key_mask):
     resources = compile_kernel(Kernel(which, arch, dtype, head_dim, window, bias, masked, key_mask))
-    # Triton 3.9 lacks two registers for the largest of all; with more, fewer blocks would fit.
-    most = 8 if bias and key_mask and window == 13 else 0
+    # One kernel of sm_90, to which Triton 3.8 gives 168 registers, all that let three blocks fit a
+    # multiprocessor, needs two more of 3.9.
+    is_it = (arch, which, dtype, window, bias, key_mask) == (90, "forward", "fp32", 13, True, True)
+    most = 8 if is_it and TRITON >= (3, 9) else 0
     assert resources.spills <= most
     assert resources.shared <= 1024  # only what the sums of dbias and the store of lse need
 
