@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sdwa.arguments import is_int, is_number
-from sdwa.autocast import autocasts
+from sdwa.arguments import check_dense, is_int, is_number
+from sdwa.autocast import autocast_off, autocasts
 from sdwa.functional import sliding_dilated_window_attention
 from sdwa.problem import DTYPES, WindowAxis, accumulation_dtype, dtype_names
 from sdwa.taps import Scores, Sums, Taps
@@ -70,13 +70,16 @@ class Windows:
         axes = f"batch, {self._axes}, heads, head_dim"
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             _check(name, tensor, axes)
-        self._check_rpb(rpb, query.shape[-2])
+        self._check_rpb(rpb, query.shape[-2], query)
         self.check_fits(query.shape[1:-2])
         sizes = {"batch": query.shape[0], "heads": query.shape[-2], "head_dim": query.shape[-1]}
         if more_keys is not None and more_values is not None:
-            _check("additional_keys", more_keys, "batch, tokens, heads, head_dim", **sizes)
+            tokens = "batch, tokens, heads, head_dim"
+            _check("additional_keys", more_keys, tokens, **sizes)
+            _check_beside("additional_keys", more_keys, "query", query)
             sizes |= {"tokens": more_keys.shape[1], "head_dim": value.shape[-1]}
-            _check("additional_values", more_values, "batch, tokens, heads, head_dim", **sizes)
+            _check("additional_values", more_values, tokens, **sizes)
+            _check_beside("additional_values", more_values, "query", query)
         elif more_keys is not None or more_values is not None:
             raise ValueError("additional_keys and additional_values must both be given, or none")
         check_scale("scale", scale)
@@ -95,13 +98,8 @@ class Windows:
         )
         if more_keys is None or more_values is None:
             return out
-        accumulate = accumulation_dtype(query.dtype)
-        scores = torch.einsum("b...nd,bknd->b...nk", query.to(accumulate), more_keys.to(accumulate))
-        more_lse = (scores * scale).logsumexp(-1)
-        weights = (scores * scale - more_lse.unsqueeze(-1)).exp()
-        more = torch.einsum("b...nk,bknd->b...nd", weights, more_values.to(accumulate))
-        share = (lse - more_lse).sigmoid().unsqueeze(-1)
-        return (share * out.to(accumulate) + (1 - share) * more).to(out.dtype)
+        with autocast_off(query.device):  # it would round the scores
+            return _with_more(out, lse, query, scale, more_keys, more_values)
 
     def attend_and_drop(
         self,
@@ -132,10 +130,11 @@ class Windows:
                 f"key must have the shape of query: got {tuple(key.shape)} beside "
                 f"{tuple(query.shape)}"
             )
-        _check_dtype("key", key, "query", query)
-        self._check_rpb(rpb, query.shape[1])
+        _check_beside("key", key, "query", query)
+        self._check_rpb(rpb, query.shape[1], query)
         if more_keys is not None:
             _check("additional_keys", more_keys, "batch, heads, tokens, head_dim", **sizes)
+            _check_beside("additional_keys", more_keys, "query", query)
         taps = self._taps(query)
         scores = Scores.apply(self._as_map(query), self._as_map(key), taps)
         if rpb is not None:
@@ -145,7 +144,8 @@ class Windows:
         if self.dims == 1:
             scores = scores.squeeze(2)
         if more_keys is not None:
-            more = torch.einsum("bn...d,bnkd->bn...k", query, more_keys)
+            with autocast_off(query.device):
+                more = torch.einsum("bn...d,bnkd->bn...k", query, more_keys.to(query.dtype))
             scores = torch.cat([scores, more], -1)
         return scores  # type: ignore[no-any-return]
 
@@ -154,6 +154,7 @@ class Windows:
         sizes = self._check_heads_first("value", value)
         if more_values is not None:
             _check("additional_values", more_values, "batch, heads, tokens, head_dim", **sizes)
+            _check_beside("additional_values", more_values, "value", value)
         taps = self._taps(value)
         more = 0 if more_values is None else more_values.shape[2]
         shape = (*value.shape[:-1], taps.count + more)
@@ -161,13 +162,17 @@ class Windows:
             raise TypeError(f"attn must be a tensor, got {type(attn).__name__}")
         if attn.shape != shape:
             raise ValueError(f"attn must be {tuple(shape)}, got shape {tuple(attn.shape)}")
-        _check_dtype("attn", attn, "value", value)
+        _check_beside("attn", attn, "value", value)
         own, others = attn[..., : taps.count], attn[..., taps.count :]
         out = Sums.apply(self._as_map(own), self._as_map(value), taps)
         if self.dims == 1:
             out = out.squeeze(2)
         if more_values is not None:
-            out = out + torch.einsum("bn...k,bnkd->bn...d", others, more_values)
+            with autocast_off(value.device):
+                more_out = torch.einsum(
+                    "bn...k,bnkd->bn...d", others.to(value.dtype), more_values.to(value.dtype)
+                )
+            out = out + more_out
         return out  # type: ignore[no-any-return]
 
     def _as_map(self, x: Tensor) -> Tensor:
@@ -195,11 +200,10 @@ class Windows:
     def _check_heads_first(self, name: str, x: Tensor) -> dict[str, int]:
         """Sizes of the axes that a tensor has beside its pixels."""
         _check(name, x, f"batch, heads, {self._axes}, head_dim")
-        _check_dtype(name, x)
         self.check_fits(x.shape[2:-1])
         return {"batch": x.shape[0], "heads": x.shape[1], "head_dim": x.shape[-1]}
 
-    def _check_rpb(self, rpb: Tensor | None, heads: int) -> None:
+    def _check_rpb(self, rpb: Tensor | None, heads: int, query: Tensor) -> None:
         if rpb is None:
             return
         if any(self.is_causal):
@@ -211,6 +215,7 @@ class Windows:
             axes = "2 * kernel_h - 1, 2 * kernel_w - 1" if self.dims == 2 else "2 * kernel_size - 1"
             raise ValueError(f"rpb must be (heads, {axes}) = {shape}, got {tuple(rpb.shape)}")
         _check_dtype("rpb", rpb)
+        _check_device("rpb", rpb, "query", query)
 
     def check_fits(self, lengths: Sequence[int]) -> None:
         """Raises ValueError where a window is larger than NATTEN allows."""
@@ -223,6 +228,23 @@ class Windows:
                 )
 
 
+def _with_more(
+    out: Tensor, lse: Tensor, query: Tensor, scale: float, keys: Tensor, values: Tensor
+) -> Tensor:
+    """The attention to further tokens as well, of that to windows and its lse.
+
+    keys, values: (batch, tokens, heads, head_dim).
+    """
+    accumulate = accumulation_dtype(query.dtype)
+    query = query.to(accumulate) * scale
+    scores = torch.einsum("b...nd,bknd->b...nk", query, keys.to(accumulate))
+    more_lse = scores.logsumexp(-1)
+    weights = (scores - more_lse.unsqueeze(-1)).exp()
+    more = torch.einsum("b...nk,bknd->b...nd", weights, values.to(accumulate))
+    share = (lse - more_lse).sigmoid().unsqueeze(-1)
+    return (share * out.to(accumulate) + (1 - share) * more).to(out.dtype)
+
+
 def _check(name: str, x: Any, axes: str, **sizes: int) -> None:
     """Raises TypeError or ValueError where the argument `name` is no tensor of these axes.
 
@@ -230,6 +252,8 @@ def _check(name: str, x: Any, axes: str, **sizes: int) -> None:
     """
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    check_dense(name, x)
+    _check_dtype(name, x)
     found = dict(zip(axes.split(", "), x.shape, strict=False))
     if x.dim() != len(axes.split(", ")) or any(found[axis] != n for axis, n in sizes.items()):
         known = ", ".join(f"{axis} {size}" for axis, size in sizes.items())
@@ -239,16 +263,29 @@ def _check(name: str, x: Any, axes: str, **sizes: int) -> None:
         )
 
 
-def _check_dtype(name: str, x: Tensor, other: str = "", beside: Tensor | None = None) -> None:
-    """Raises TypeError where `name` has no dtype of `DTYPES`, or not that of `other`.
+def _check_dtype(name: str, x: Tensor) -> None:
+    """Raises TypeError where `name` has no dtype of `DTYPES`."""
+    if x.dtype not in DTYPES:
+        raise TypeError(f"{name} must be {dtype_names(DTYPES)}, got {x.dtype}")
+
+
+def _check_beside(name: str, x: Tensor, other: str, beside: Tensor) -> None:
+    """Raises TypeError or ValueError where `name` has not the dtype and device of `other`.
 
     Autocast may well have left two dtypes.
     """
-    if x.dtype not in DTYPES:
-        raise TypeError(f"{name} must be {dtype_names(DTYPES)}, got {x.dtype}")
-    if beside is not None and x.dtype != beside.dtype and not autocasts(x.device):
+    _check_dtype(name, x)
+    if x.dtype != beside.dtype and not autocasts(x.device):
         raise TypeError(
             f"{name} must have the dtype of {other}: got {x.dtype} beside {beside.dtype}"
+        )
+    _check_device(name, x, other, beside)
+
+
+def _check_device(name: str, x: Tensor, other: str, beside: Tensor) -> None:
+    if x.device != beside.device:
+        raise ValueError(
+            f"{name} must be on the device of {other}: got {x.device} beside {beside.device}"
         )
 
 

@@ -48,11 +48,13 @@ def swap(model: nn.Module) -> Swapped:
     `2D`; and DilateFormer's `MultiDilatelocalAttention`.
 
     A replacement has the parts of what it replaces, the same objects under the same names: an
-    optimizer goes on, state dicts fit both, and hooks of the parts are called. Where it must drop
-    attention weights, or is asked to return them, it computes them all, as the original does.
+    optimizer goes on, state dicts fit both, and hooks of the projections and of the dropout behind
+    them are called. Where it must drop attention weights, or is asked to return them, it computes
+    them all, as the original does; else there are none, and their dropout is not called.
 
-    Left is what would not stay the same: a module with hooks of its own, with parameters that are
-    computed from others (pruning), or with parameters that the known class lacks. Many repositories
+    Left is what would not stay the same: a module with hooks of its own, or of a part that is not
+    called any more; with parameters that are computed from others (pruning), or with parameters
+    that the known class lacks. Many repositories
     have a `MultiDilatelocalAttention` that computes something else: each is tried on a small map
     first, with random parameters.
 
@@ -235,20 +237,36 @@ class FusedDilate(nn.Module):
         self.scale = module.scale
         self.qkv, self.proj, self.proj_drop = module.qkv, module.proj, module.proj_drop
         self.dilate_attention: Any = getattr(module, "dilate_attention", ())
+        for each in self.dilate_attention:
+            if type(each.attn_drop) not in (nn.Dropout, nn.Identity):
+                raise TypeError(f"weights are dropped by {_name(each.attn_drop)}")
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) -> the same."""
         qkv = unit_stride(self.qkv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
         query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # type: ignore[no-untyped-call]
-        share = self.num_heads // len(self.dilation)
-        dilation = tuple(step for step in self.dilation for _ in range(share))
-        window = query, key, value, self.kernel_size, dilation
         drops = [each.attn_drop for each in self.dilate_attention]
-        share = max((drop.p for drop in drops if natten_windows.drops(drop)), default=0.0)
-        if share:
-            attended = attend_with_dropout(*window, None, self.scale, "zeros", None, False, share)
+        rates = [d.p if isinstance(d, nn.Dropout) and d.training else 0.0 for d in drops]
+        share = self.num_heads // len(self.dilation)
+        if any(rates):
+            outs = []
+            for n, (step, rate) in enumerate(zip(self.dilation, rates, strict=True)):
+                q, k, v = (t.narrow(-2, n * share, share) for t in (query, key, value))
+                outs.append(
+                    attend_with_dropout(
+                        *(q, k, v, self.kernel_size, step, None, self.scale),
+                        padding_mode="zeros",
+                        key_mask=None,
+                        is_causal=False,
+                        dropout=rate,
+                    )
+                )
+            attended = torch.cat(outs, -2)
         else:
-            attended = sliding_dilated_window_attention(*window, scale=self.scale)
+            dilation = tuple(step for step in self.dilation for _ in range(share))
+            attended = sliding_dilated_window_attention(
+                query, key, value, self.kernel_size, dilation, scale=self.scale
+            )
         return self.proj_drop(self.proj(attended.flatten(-2)))  # type: ignore[no-any-return]
 
 
@@ -380,20 +398,25 @@ def _known(module: nn.Module) -> _Known | None:
     return None
 
 
-_HOOKS = (
-    "_forward_hooks",
-    "_forward_pre_hooks",
-    "_backward_hooks",
-    "_backward_pre_hooks",
-    "_state_dict_hooks",
-    "_load_state_dict_pre_hooks",
-)
+# The attributes of a module that hold hooks, by the kind of hook.
+_HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
+# Parts that the fused modules call each time.
+_CALLED = ("qkv", "query", "key", "value", "proj", "proj_drop")
+
+
+def _has_hooks(module: nn.Module, of: tuple[str, ...] = ("",)) -> bool:
+    """Whether it has hooks, of names that begin so, or a `forward` that was put around its own."""
+    names = [name for name in _HOOKS if name.startswith(of)]
+    return any(getattr(module, name) for name in names) or "forward" in vars(module)
 
 
 def _replacement(known: _Known, module: nn.Module) -> nn.Module | str:
     """The fused module, or why there is none."""
-    if any(getattr(module, hooks) for hooks in _HOOKS) or "forward" in vars(module):
+    if _has_hooks(module):
         return "it has hooks: swap before they are registered"
+    for name, part in module.named_modules():
+        if name.split(".")[0] not in (*_CALLED, "") and _has_hooks(part, ("_forward", "_backward")):
+            return f"its {name} has hooks, and would not be called"
     try:
         fused = known.make(module)
         if fused.state_dict().keys() != module.state_dict().keys():
@@ -409,10 +432,15 @@ def _replacement(known: _Known, module: nn.Module) -> nn.Module | str:
 def _agree(module: nn.Module, fused: nn.Module, example: Tensor) -> bool:
     """Whether both make the same of random inputs of this shape, with random parameters."""
     generator = torch.Generator().manual_seed(0)
-    # Copies, in which nothing is counted, dropped or given to somebody's hooks.
+    # Copies, in which nothing is counted, dropped or given to somebody's hooks; whatever dtype and
+    # autocast are set outside.
     memo: dict[int, Any] = {}
     copies = [copy.deepcopy(each, memo).eval() for each in (module, fused)]
-    with torch.no_grad(), torch.device("cpu"):
+
+    def randn(shape: torch.Size) -> Tensor:
+        return torch.randn(shape, generator=generator, dtype=torch.float32)
+
+    with torch.no_grad(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
         for each in copies:
             on_meta = any(p.is_meta for p in each.parameters())
             (each.to_empty(device="cpu") if on_meta else each.cpu()).float()
@@ -420,7 +448,7 @@ def _agree(module: nn.Module, fused: nn.Module, example: Tensor) -> bool:
                 for hooks in _HOOKS:
                     getattr(part, hooks).clear()
         for parameter in copies[0].parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-        x = torch.randn(example.shape, generator=generator)
+            parameter.copy_(randn(parameter.shape))
+        x = randn(example.shape)
         expected, found = (each(x) for each in copies)
     return found.shape == expected.shape and torch.allclose(found, expected, 1e-3, 1e-3)

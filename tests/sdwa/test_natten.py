@@ -96,6 +96,37 @@ def test_further_tokens_are_attended_to_as_well(dims):
     torch.testing.assert_close(split.movedim(1, -2), together)
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+@pytest.mark.parametrize("dims", (1, 2))
+def test_weights_add_up_to_one_under_autocast(dims, dtype):
+    query, key, _ = (8 * t.float() for t in maps(2, *(6, 7)[-dims:], 2, 4))
+    more_keys = key[:, :3].reshape(2, -1, 2, 4)
+    ones, more_ones = torch.ones_like(key), torch.ones_like(more_keys)
+    fused = natten.na1d if dims == 1 else natten.na2d
+    with torch.autocast("cpu", dtype):
+        out = fused(query, key, ones, 3, additional_keys=more_keys, additional_values=more_ones)
+    torch.testing.assert_close(out.float(), torch.ones_like(out).float(), rtol=0, atol=0)
+
+
+def test_split_functions_round_nothing_under_autocast():
+    query, key, value, more_keys, more_values = heads_first(
+        *(
+            8 * t.float()
+            for t in (*maps(1, 5, 6, 2, 4), *(m[:, 0] for m in maps(1, 5, 6, 2, 4)[:2]))
+        )
+    )
+    weights = natten.na2d_qk(query, key, 3, additional_keys=more_keys)
+    out = natten.na2d_av(weights, value, 3, additional_values=more_values)
+    with torch.autocast("cpu", torch.bfloat16):
+        # Autocast may leave tensors of two dtypes.
+        same = natten.na2d_qk(query, key, 3, additional_keys=more_keys)
+        torch.testing.assert_close(same, weights, rtol=0, atol=0)
+        mixed = natten.na2d_qk(query, key, 3, additional_keys=more_keys.bfloat16())
+        torch.testing.assert_close(mixed, weights, rtol=1e-2, atol=1)
+        same = natten.na2d_av(weights, value, 3, additional_values=more_values)
+        torch.testing.assert_close(same, out, rtol=0, atol=0)
+
+
 def test_split_functions_are_differentiable_twice():
     query, key, value = (t.detach().requires_grad_() for t in heads_first(*maps(1, 4, 5, 2, 2)))
     rpb = torch.randn(2, 5, 5, dtype=torch.float64).requires_grad_()
@@ -302,6 +333,51 @@ REFUSED = {
         lambda m: natten.na2d(*m, 3, additional_keys=m[0][:, 0, :, :1], additional_values=m[0]),
         ValueError,
         r"additional_keys must be \(batch, .*\) with batch 1, heads 2, .* \(1, 9, 1, 4\)",
+    ),
+    "additional_keys of another dtype": (
+        lambda m: natten.na2d(
+            *m, 3, additional_keys=m[0][:, 0].float(), additional_values=m[0][:, 0]
+        ),
+        TypeError,
+        "additional_keys must have the dtype of query: got torch.float32 beside torch.float64",
+    ),
+    "additional_values of bools": (
+        lambda m: natten.na2d(*m, 3, additional_keys=m[0][:, 0], additional_values=m[0][:, 0] > 0),
+        TypeError,
+        "additional_values must be float32, bfloat16, float16 or float64, got torch.bool",
+    ),
+    "split, additional_keys of another dtype": (
+        lambda m: natten.na2d_qk(
+            *heads_first(*m[:2]), 3, additional_keys=m[0].transpose(1, 3)[..., 0, :].half()
+        ),
+        TypeError,
+        "additional_keys must have the dtype of query: got torch.float16 beside torch.float64",
+    ),
+    "additional_keys elsewhere": (
+        lambda m: natten.na2d(
+            *m, 3, additional_keys=m[0][:, 0].to("meta"), additional_values=m[0][:, 0]
+        ),
+        ValueError,
+        "additional_keys must be on the device of query: got meta beside cpu",
+    ),
+    "rpb elsewhere": (
+        lambda m: natten.na2d(*m, 3, rpb=torch.zeros(2, 5, 5, device="meta")),
+        ValueError,
+        "rpb must be on the device of query: got meta beside cpu",
+    ),
+    "split, value elsewhere": (
+        lambda m: natten.na2d_av(
+            torch.zeros(1, 2, 8, 9, 9).double(), *heads_first(m[2].to("meta")), 3
+        ),
+        ValueError,
+        "attn must be on the device of value: got cpu beside meta",
+    ),
+    "nested": (
+        lambda m: natten.na1d(
+            torch.nested.as_nested_tensor(list(m[0][0]), layout=torch.jagged), *m[1:], 3
+        ),
+        TypeError,
+        "query must be a dense tensor, got a nested one",
     ),
     "additional_values for other keys": (
         lambda m: natten.na2d(*m, 3, additional_keys=m[0][:, 0], additional_values=m[0][:, 0, :1]),

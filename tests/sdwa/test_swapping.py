@@ -1,5 +1,6 @@
 """`sdwa.swap`: the same results from the same parameters, and what it says of it."""
 
+import contextlib
 import copy
 
 import pytest
@@ -304,6 +305,45 @@ def test_dropout_of_weights_stays_in_dilateformer():
     torch.testing.assert_close(fused(x), kept, rtol=1e-4, atol=1e-5)
 
 
+def test_each_dilation_of_dilateformer_drops_at_its_own_rate():
+    torch.manual_seed(0)
+    model, x = (
+        nn.ModuleList([MultiDilatelocalAttention(16, 4, 3, [1, 2])]),
+        torch.randn(1, 7, 8, 16),
+    )
+    model[0].dilate_attention[1].attn_drop.p = 0.5
+    sdwa.swap(model)
+    model[0].proj = nn.Identity()  # the heads stay apart
+    kept = model.eval()[0](x)
+    first, second = (model.train()[0](x) - kept).abs().amax((0, 1, 2)).split(8)
+    assert first.max() < 1e-5 and second.min() > 1e-3
+    model[0].dilate_attention[1].eval()
+    torch.testing.assert_close(model[0](x), kept, rtol=1e-4, atol=1e-5)
+
+
+def test_a_dropout_of_weights_of_another_class_is_left():
+    model = nn.ModuleList([dilate(), dilate()])
+    model[0].dilate_attention[1].attn_drop = nn.AlphaDropout(0.5)
+    done = sdwa.swap(model)
+    reason = "weights are dropped by torch.nn.modules.dropout.AlphaDropout"
+    assert list(done.replaced) == ["1"]
+    assert done.reasons == {"0": f"it cannot be tried: TypeError: {reason}"}
+
+
+def test_what_is_set_outside_decides_nothing():
+    for outside in (torch.autocast("cpu", torch.bfloat16), default_dtype(torch.float64)):
+        model = nn.ModuleList([dilate()])
+        with outside:
+            assert list(sdwa.swap(model).replaced) == ["0"]
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    torch.set_default_dtype(dtype)
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
 def test_what_is_called_as_natten_s_and_is_another_is_left():
     other = type(
         "NeighborhoodAttention2D", (NeighborhoodAttention2D,), {"__module__": "models.own"}
@@ -435,6 +475,14 @@ def watch_gradients(module):
     module.register_full_backward_hook(lambda *_: None)
 
 
+def watch_saving(module):
+    module.register_state_dict_pre_hook(lambda *_: None)
+
+
+def watch_loading(module):
+    module.register_load_state_dict_post_hook(lambda *_: None)
+
+
 def wrap(module):
     module.forward = module.forward
 
@@ -443,7 +491,9 @@ def prune_bias(module):
     prune.l1_unstructured(module, "rpb", 0.5)
 
 
-@pytest.mark.parametrize("change", [watch, watch_gradients, wrap, prune_bias])
+@pytest.mark.parametrize(
+    "change", [watch, watch_gradients, watch_saving, watch_loading, wrap, prune_bias]
+)
 def test_modules_with_hooks_are_left(change):
     model = nn.ModuleList([NeighborhoodAttention(16, 4, 3, 1) for _ in range(2)])
     change(model[0])
@@ -454,6 +504,25 @@ def test_modules_with_hooks_are_left(change):
         {"0": "it has hooks: swap before they are registered"},
     )
     assert model[0] is original
+
+
+@pytest.mark.parametrize(
+    "make, part",
+    [
+        (lambda: NeighborhoodAttention(16, 4, 3, 1), "dropout"),
+        (lambda: HydraNeighborhoodAttention(16, 8, (3, 3), (1, 2)), "attn_drop"),
+        (lambda: MultiDilatelocalAttention(16, 4, 3, [1, 2]), "dilate_attention.1.attn_drop"),
+        (lambda: MultiDilatelocalAttention(16, 4, 3, [1, 2]), "dilate_attention.0"),
+    ],
+)
+@pytest.mark.parametrize("change", [watch, watch_gradients, wrap])
+def test_modules_with_hooks_of_a_part_that_is_not_called_are_left(make, part, change):
+    """As attention weights are captured behind their dropout."""
+    model = nn.ModuleList([make() for _ in range(2)])
+    change(model[0].get_submodule(part))
+    done = sdwa.swap(model)
+    assert list(done.replaced) == ["1"]
+    assert done.reasons == {"0": f"its {part} has hooks, and would not be called"}
 
 
 class Adapted(nn.Module):
