@@ -96,6 +96,11 @@ class Collect:
                 continue
             backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
             feature = text.strip().splitlines()[0]
+            if feature.endswith("."):
+                raise ValueError(
+                    f"a docstring of these files must name a feature, without a full stop: got "
+                    f"{feature!r} of {item.nodeid}"
+                )
             self.tests[item.nodeid] = feature, backend.name if backend else on_cpu
             self.outcomes.setdefault(feature, defaultdict(list))
 

@@ -98,7 +98,7 @@ class Line:
             self.kernel_size = as_line_kernel_size(kernel_size, shifted)
             self.dilation: Dilation = dilation
             if not is_int(dilation):
-                self.dilation = as_line_dilation(dilation, query.shape[2])
+                self.dilation = as_line_dilation(dilation, query.shape[2], query.shape)
             if bias is not None:
                 _check_bias(bias, query, self.kernel_size[1:], shifted)
             if key_mask is not None:
@@ -110,27 +110,26 @@ class Line:
 
 
 def as_line_kernel_size(kernel_size: Size, shifted: bool = False) -> tuple[int, int]:
-    """(1, kernel) of the kernel size of sequences, an int or a sequence of one."""
-    size = kernel_size
-    if isinstance(size, Sequence) and len(size) == 1:
-        size = size[0]
+    """(1, kernel) of the kernel size of sequences: an int, a sequence of one, or that pair."""
+    size = _of_the_line(kernel_size, 1)
     if not is_int(size):
         raise TypeError(
             f"kernel_size must be an int for (batch, length, heads, head_dim), got {kernel_size!r}"
         )
-    _check_kernel_size((int(size),), shifted, kernel_size)  # type: ignore[arg-type]
-    return 1, int(size)  # type: ignore[arg-type]
+    _check_kernel_size((int(size),), shifted, kernel_size)
+    return 1, int(size)
 
 
-def as_line_dilation(dilation: Dilation, heads: int) -> tuple[tuple[int, int], ...]:
+def as_line_dilation(
+    dilation: Dilation, heads: int, shape: Sequence[int] = ()
+) -> tuple[tuple[int, int], ...]:
     """(1, dilation) of each head, from that of sequences: an int, or one entry per head."""
-    return _as_pairs(dilation, heads, (), line=True)
+    return _as_pairs(dilation, heads, shape, line=True)
 
 
 def as_line_causal(is_causal: Causal) -> tuple[bool, bool]:
-    """(False, causal) of the is_causal of sequences, a bool or a sequence of one."""
-    if isinstance(is_causal, Sequence) and len(is_causal) == 1:
-        is_causal = is_causal[0]
+    """(False, causal) of the is_causal of sequences: a bool, a sequence of one, or that pair."""
+    is_causal = _of_the_line(is_causal, False)
     if not isinstance(is_causal, bool):
         raise TypeError(f"is_causal must be a bool for sequences, got {is_causal!r}")
     return False, is_causal
@@ -200,7 +199,7 @@ def _as_pairs(
             f"got {type(dilation).__name__}"
         )
     if len(entries) != heads:
-        hint = _heads_first_hint(shape, len(entries))
+        hint = _heads_elsewhere_hint(shape, len(entries))
         if not line and len(entries) == 2 and all(is_int(entry) for entry in entries):
             hint += (
                 f"; a dilation_h of {entries[0]} and a dilation_w of {entries[1]} for all heads is "
@@ -313,9 +312,18 @@ def _as_pair(value: Any) -> tuple[int, int] | None:
 
 
 def _as_line_pair(value: Any) -> tuple[int, int] | None:
-    if isinstance(value, Sequence) and len(value) == 1:
-        value = value[0]
+    value = _of_the_line(value, 1)
     return (1, int(value)) if is_int(value) else None
+
+
+def _of_the_line(value: Any, across: Any) -> Any:
+    """What is meant for the axis of sequences: alone, in a sequence of one, or behind `across`."""
+    alone = (
+        isinstance(value, Sequence)
+        and len(value) in (1, 2)
+        and all((type(other), other) == (type(across), across) for other in value[:-1])
+    )
+    return value[-1] if alone else value
 
 
 def check_tensor(name: str, tensor: Tensor) -> None:
@@ -409,7 +417,7 @@ def _check_bias(bias: Tensor, query: Tensor, kernel: tuple[int, ...], shifted: b
             legal += ' with padding_mode="shifted"'
         else:
             legal = f"(heads, {', '.join(names)}) = {by_tap} or {legal}"
-        hint = _heads_first_hint(query.shape, bias.shape[0] if bias.dim() else 0)
+        hint = _heads_elsewhere_hint(query.shape, bias.shape[0] if bias.dim() else 0)
         raise ValueError(f"bias must be {legal}, got shape {tuple(bias.shape)}{hint}")
     if bias.dtype not in DTYPES:
         raise TypeError(f"bias must be {dtype_names(DTYPES)}, got {bias.dtype}")
@@ -438,8 +446,16 @@ def check_key_mask(key_mask: Tensor, pixels: Sequence[int], device: torch.device
         )
 
 
-def _heads_first_hint(shape: Sequence[int], heads: int) -> str:
-    """What to say of an argument for so many heads that fits the second axis of query instead."""
+def _heads_elsewhere_hint(shape: Sequence[int], heads: int) -> str:
+    """What to say of an argument for so many heads where query seems to have them elsewhere.
+
+    As its second axis, or not split, as a map of channels that would be read as sequences.
+    """
+    if len(shape) == 4 and heads != shape[2] and heads > 1 and shape[3] % heads == 0:
+        return (
+            f"; query is (batch, length, heads, head_dim) = {tuple(shape)}: if it is a map whose "
+            f"heads are not split, pass query.unflatten(-1, ({heads}, -1)), and key and value alike"
+        )
     if len(shape) != 5 or heads == shape[3] or heads != shape[1]:
         return ""
     return (

@@ -14,11 +14,13 @@ def layer_weights(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[st
         state_dict, prefix: as of `SlidingDilatedWindowAttention.from_dilateformer`.
 
     Raises:
-        TypeError: state_dict is no mapping.
+        TypeError: state_dict is no mapping of tensors, or prefix no str.
         ValueError: keys are missing or unexpected, or shapes do not fit.
     """
     if not isinstance(state_dict, Mapping):
         raise TypeError(f"state_dict must be a mapping, got {type(state_dict).__name__}")
+    if not isinstance(prefix, str):
+        raise TypeError(f"prefix must be a str, got {type(prefix).__name__}")
     layer = {
         key.removeprefix(prefix): tensor
         for key, tensor in state_dict.items()
@@ -32,6 +34,11 @@ def layer_weights(state_dict: Mapping[str, Tensor], prefix: str = "") -> dict[st
             f"state_dict must hold qkv.weight, proj.weight, proj.bias and maybe qkv.bias under "
             f"prefix {prefix!r}: missing {missing}, unexpected {unexpected}"
         )
+    for name, tensor in layer.items():
+        if not isinstance(tensor, Tensor):
+            raise TypeError(
+                f"state_dict must hold tensors, got {type(tensor).__name__} for {prefix}{name}"
+            )
     weight = layer["qkv.weight"].flatten(1)  # (3 * dim, dim, 1, 1) -> (3 * dim, dim)
     dim = weight.shape[1]
     shapes = {"proj.weight": (dim, dim), "proj.bias": (dim,), "qkv.bias": (3 * dim,)}

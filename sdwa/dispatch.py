@@ -155,7 +155,7 @@ def _padded(call: Call, value_dim: int, head_dim: int) -> Call:
     ) -> tuple[Tensor, Tensor]:
         query, key, value = (pad(x, (0, head_dim - x.shape[4])) for x in (query, key, value))
         out, lse = call(query, key, value, bias, key_mask)
-        return out[..., :value_dim], lse
+        return out[..., :value_dim].contiguous(), lse
 
     return padded
 

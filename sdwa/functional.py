@@ -97,8 +97,8 @@ def sliding_dilated_window_attention(
 
     Sequences of one axis are given without the height: query, key and value as (batch, length,
     heads, head_dim), and then kernel_size, each entry of dilation and is_causal are those of one
-    axis, bias is (heads, kernel) or (heads, 2 * kernel - 1), key_mask (batch, length), and lse
-    (batch, length, heads).
+    axis (or pairs as for a map of height 1, which a layer for sequences has), bias is (heads,
+    kernel) or (heads, 2 * kernel - 1), key_mask (batch, length), and lse (batch, length, heads).
 
     Args:
         query, key, value: (batch, height, width, heads, head_dim), float32, bfloat16, float16 or
@@ -142,9 +142,9 @@ def sliding_dilated_window_attention(
         backend: "cuda", "triton", "cpu" or "reference"; None: the best that fits.
 
     Returns:
-        out: (batch, height, width, heads, head_dim of value) in the dtype of query. The backward
-            pass reads it: write `out = out + x`, not `out += x`, as after the fused kernels of
-            `scaled_dot_product_attention`.
+        out: (batch, height, width, heads, head_dim of value), contiguous, in the dtype of query.
+            The backward pass reads it: write `out = out + x`, not `out += x`, as after the fused
+            kernels of `scaled_dot_product_attention`.
         lse, with return_lse: (batch, height, width, heads), float32 (float64 for float64 tensors),
             natural logarithm, differentiable.
         NaN and infinities reach only the results that depend on them; but the tensor cores of
@@ -163,7 +163,12 @@ def sliding_dilated_window_attention(
         >>> sliding_dilated_window_attention(q, k, v, 3, (1, 1, 2, 2, 2, 3, 3, 3)).shape
         torch.Size([2, 7, 7, 8, 64])
     """
-    if not (query.__class__ is key.__class__ is value.__class__ is Tensor):
+    if (
+        not (query.__class__ is key.__class__ is value.__class__ is Tensor)
+        or (bias is not None and bias.__class__ is not Tensor)
+        or (key_mask is not None and key_mask.__class__ is not Tensor)
+        or isinstance(scale, Tensor)
+    ):
         results = _of_other_classes(
             *(query, key, value, kernel_size, dilation, bias, scale),
             *(padding_mode, key_mask, is_causal, return_lse, backend),
@@ -237,6 +242,7 @@ def attention_weights(
         ... ).shape
         torch.Size([1, 7, 7, 8, 3, 3])
     """
+    refuse_dtensors("attention weights are computed", query, key, bias, scale, key_mask)
     # Below, key stands for the value, on which the weights do not depend.
     if any_autocast():
         query, key, _ = autocast_tensors(query, key, key)
@@ -265,6 +271,21 @@ def attention_weights(
     for part in bias_parts:
         bias = bias.narrow(*part)  # type: ignore[union-attr]
     return reference.attention_weights(problem, query, key, bias, key_mask)
+
+
+def any_dtensor(*arguments: Any) -> bool:
+    """Whether one of these arguments is a DTensor."""
+    loaded = sys.modules.get("torch.distributed.tensor")  # there are none where it is not loaded
+    return loaded is not None and loaded.DTensor in tuple(map(type, arguments))
+
+
+def refuse_dtensors(what: str, *arguments: Any) -> None:
+    """Raises NotImplementedError where one of these arguments is a DTensor."""
+    if any_dtensor(*arguments):
+        raise NotImplementedError(
+            f"{what} for plain tensors alone, got a DTensor: call .to_local() on shards of the "
+            "batch, or .full_tensor()"
+        )
 
 
 def _one_axis(
@@ -320,10 +341,10 @@ def _of_other_classes(
     Those are classes with `__torch_function__`, such as the proxies of torch.fx, and DTensor. None
     for all others, such as parameters.
     """
-    if has_torch_function_variadic(query, key, value):
+    if has_torch_function_variadic(query, key, value, bias, scale, key_mask):
         return handle_torch_function(
             sliding_dilated_window_attention,
-            (query, key, value),
+            (query, key, value, bias, scale, key_mask),
             query,
             key,
             value,
@@ -340,11 +361,7 @@ def _of_other_classes(
     for name, tensor in (("query", query), ("key", key), ("value", value)):
         if not isinstance(tensor, Tensor):
             raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-    dtensors = sys.modules.get("torch.distributed.tensor")  # there are none where it is not loaded
-    if dtensors is None or dtensors.DTensor not in (
-        *(query.__class__, key.__class__, value.__class__),
-        *(bias.__class__, scale.__class__, key_mask.__class__),
-    ):
+    if not any_dtensor(query, key, value, bias, scale, key_mask):
         return None
     if query.dim() == 4:
         return _one_axis(

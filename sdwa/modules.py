@@ -31,7 +31,7 @@ from sdwa.arguments import (
 from sdwa.autocast import autocast_tensors
 from sdwa.dilateformer import layer_weights
 from sdwa.dispatch import named
-from sdwa.functional import sliding_dilated_window_attention
+from sdwa.functional import refuse_dtensors, sliding_dilated_window_attention
 from sdwa.problem import MAX_HEAD_DIM, Causal, Dilation, Size
 from sdwa.torch_private import trace_paused
 
@@ -310,7 +310,8 @@ class SlidingDilatedWindowAttention(nn.Module):
         out: Tensor = self.proj(attended.view(batch, height, width, self.dim))
         drop = self.proj_drop
         # To call a module that does nothing takes time that counts on a small map.
-        if type(drop) is not nn.Dropout or (drop.training and drop.p):
+        hooks = drop._forward_hooks or drop._forward_pre_hooks
+        if type(drop) is not nn.Dropout or drop.p or hooks:
             out = drop(out)
         return out.squeeze(1) if self.is_line else out
 
@@ -356,7 +357,7 @@ class SlidingDilatedWindowAttention(nn.Module):
         Raises:
             ValueError: keys are missing or unexpected, shapes do not fit, or the heads cannot be
                 shared equally.
-            TypeError: num_heads is not an int, or state_dict no mapping.
+            TypeError: num_heads is not an int, state_dict no mapping of tensors, or prefix no str.
         """
         weights = layer_weights(state_dict, prefix)
         check_count("num_heads", num_heads)
@@ -454,6 +455,7 @@ def attend_with_dropout(
     dropout: float,
 ) -> Tensor:
     """out of the reference, with that share of the attention weights dropped."""
+    refuse_dtensors("attention weights are dropped", query, key, value, bias, key_mask)
     query, key, value = autocast_tensors(query, key, value)
     with trace_paused():
         problem = make_problem(

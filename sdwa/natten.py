@@ -111,7 +111,7 @@ class _Metadata(DistributionFinder):
         self,
         context: DistributionFinder.Context = DistributionFinder.Context(),  # noqa: B008
     ) -> list[Distribution]:
-        return [_Distribution()] if context.name == "natten" else []
+        return [_Distribution()] if (context.name or "").lower() == "natten" else []
 
 
 # Fused
@@ -347,9 +347,11 @@ class _NeighborhoodAttention(nn.Module):
             raise ValueError(
                 f"dim must be a multiple of num_heads, got {dim} and {num_heads} heads"
             )
+        # NumPy's numbers become Python's, which torch.compile takes as constants.
+        dim, num_heads = int(dim), int(num_heads)
         self.num_heads = num_heads
         self.head_dim = dim // num_heads
-        self.scale = qk_scale or self.head_dim**-0.5
+        self.scale = float(qk_scale or self.head_dim**-0.5)
         self.kernel_size = windows.kernel_size
         self.dilation = windows.dilation
         self.is_causal = windows.is_causal

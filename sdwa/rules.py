@@ -111,7 +111,8 @@ def _merge(tensor: Tensor, dim: int | None, size: int, into: int) -> Tensor:
 
 
 def _split(tensor: Tensor, size: int, into: int) -> Tensor:
-    return tensor.view(*tensor.shape[:into], size, -1, *tensor.shape[into + 1 :])
+    shape = tensor.shape
+    return tensor.view(*shape[:into], size, shape[into] // size, *shape[into + 1 :])
 
 
 def _one_by_one(

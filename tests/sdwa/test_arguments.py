@@ -215,8 +215,16 @@ REFUSED_OF_SEQUENCES = {
     "even kernel": ({"kernel_size": 4}, "kernel_size must be odd .* got 4 "),
     "even kernel of one entry": ({"kernel_size": (4,)}, r"kernel_size must be odd .* got \(4,\) "),
     "short dilation": (
-        {"dilation": (1, 2)},
-        r"dilation must have one entry per head: got 2 entries \(1, 2\) for 4 heads$",
+        {"dilation": (1, 2, 3)},
+        r"dilation must have one entry per head: got 3 entries \(1, 2, 3\) for 4 heads$",
+    ),
+    "heads of a map that are not split": (
+        {
+            **{name: torch.randn(2, 3, 4, 24) for name in ("query", "key", "value")},
+            "dilation": (1, 2, 3),
+        },
+        r"3 entries \(1, 2, 3\) for 4 heads; query is \(batch, length, heads, head_dim\) = "
+        r"\(2, 3, 4, 24\): .* not split, pass query.unflatten\(-1, \(3, -1\)\)",
     ),
     "dilation 0": ({"dilation": (1, 1, 1, 0)}, r"dilation must be .* got 0 in \(1, 1, 1, 0\)"),
     "bias": (

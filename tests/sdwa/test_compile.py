@@ -185,7 +185,7 @@ def test_scale_of_another_process_is_not_taken_from_the_cache(tmp_path):
 
 @pytest.mark.skipif(MISSING_CUDA is not None, reason=str(MISSING_CUDA))
 def test_what_the_cuda_library_was_compiled_for_is_a_constant():
-    """torch.compile asks for it when it chooses a backend for a GPU; the answer needs none."""
+    # torch.compile asks for it when it chooses a backend for a GPU; the answer needs none.
 
     def function(x):
         architectures, runtime, driver = compiled_for()

@@ -166,6 +166,12 @@ def test_vmap_with_a_key_mask(backend, bias, own):
     assert_same(backend, gradients, arguments)
 
 
+@pytest.mark.parametrize("bias", (False, True), ids=("plain", "bias"))
+def test_vmap_over_empty_batches(backend, bias):
+    tensors = [t[:, :0] if t.dim() == 6 else t for t in inputs(backend, samples=SAMPLES, bias=bias)]
+    assert_same(backend, lambda f: func.vmap(func.grad(f)), tensors)
+
+
 def test_vmap_without_a_bias(backend):
     assert_same(backend, lambda f: func.vmap(func.grad(f)), inputs(backend, samples=SAMPLES))
 

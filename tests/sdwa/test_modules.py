@@ -294,7 +294,7 @@ def test_attention_dropout_drops_weights_in_training_only():
 
 
 def test_output_dropout_is_that_of_its_module():
-    """In training mode alone, as for an estimate of uncertainty; another; none."""
+    # In training mode alone, as for an estimate of uncertainty; another; none.
     torch.manual_seed(0)
     layer, x = (
         sdwa.SlidingDilatedWindowAttention(16, 2, proj_drop=0.5).eval(),
@@ -313,8 +313,14 @@ def test_output_dropout_is_that_of_its_module():
     assert not torch.equal(layer(x), kept)
 
 
+def test_hooks_of_the_output_dropout_are_called():
+    layer, x = sdwa.SlidingDilatedWindowAttention(16, 2).eval(), torch.randn(1, 3, 4, 16)
+    layer.proj_drop.register_forward_hook(lambda module, inputs, out: torch.zeros_like(out))
+    assert (layer(x) == 0).all()
+
+
 def test_weights_of_a_layer():
-    """As the example of `attention_weights` gets them."""
+    # As the example of `attention_weights` gets them.
     layer = sdwa.SlidingDilatedWindowAttention(16, 4, relative_bias=True, is_causal=(False, True))
     torch.nn.init.normal_(layer.relative_bias)
     x = torch.randn(1, 5, 6, 16)
@@ -442,6 +448,28 @@ def test_layer_for_sequences_refuses(arguments, message):
         layer(*arguments)
 
 
+def test_weights_of_a_layer_for_sequences():
+    layer = sdwa.SlidingDilatedWindowAttention(
+        16, 4, (3,), dilation=2, relative_bias=True, is_causal=True, padding_mode="masked"
+    )
+    torch.nn.init.normal_(layer.relative_bias)
+    query, key = torch.randn(2, 1, 6, 4, 4)
+    weights = sdwa.attention_weights(
+        *(query, key, layer.kernel_size, layer.dilation),
+        bias=layer.relative_bias,
+        padding_mode=layer.padding_mode,
+        is_causal=layer.is_causal,
+    )
+    expected = sdwa.attention_weights(
+        *(query, key, 3, 2), bias=layer.relative_bias, padding_mode="masked", is_causal=True
+    )
+    assert torch.equal(weights, expected)
+    with pytest.raises(TypeError, match=r"entries must be ints for .*, got \(2, 1\) in"):
+        sdwa.attention_weights(query, key, 3, ((2, 1),) * 4)
+    with pytest.raises(TypeError, match=r"kernel_size must be an int for .*, got \(3, 3\)"):
+        sdwa.attention_weights(query, key, (3, 3))
+
+
 def dilateformer():
     arrays = dict(np.load(GOLDEN / "module_dilateformer_72d_3h.npz"))
     state = {
@@ -494,6 +522,10 @@ def test_dilateformer_checkpoint_refused():
     load = sdwa.SlidingDilatedWindowAttention.from_dilateformer
     with pytest.raises(TypeError, match="state_dict must be a mapping, got NoneType"):
         load(None, **options)
+    with pytest.raises(TypeError, match="state_dict must hold tensors, got list for proj.bias"):
+        load(state | {"proj.bias": [0.0]}, **options)
+    with pytest.raises(TypeError, match="prefix must be a str, got int"):
+        load(state, **options, prefix=3)
     with pytest.raises(ValueError, match=r"missing \['proj.weight'\]"):
         load({k: v for k, v in state.items() if k != "proj.weight"}, **options)
     with pytest.raises(ValueError, match=r"unexpected \['norm.weight'\]"):

@@ -161,6 +161,7 @@ def test_value_may_have_another_head_dim(backend, value_dim):
     tensors |= {"value": other["value"], "grad_out": other["grad_out"]}
     results = run(case, tensors, backend=backend.name)
     assert results["out"].shape == results["grad_value"].shape == (2, 5, 6, 2, value_dim)
+    assert results["out"].is_contiguous()
     weights = sdwa.attention_weights(
         tensors["query"], tensors["key"], 3, (1, 2), bias=tensors["bias"]
     )

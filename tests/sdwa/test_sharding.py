@@ -306,9 +306,16 @@ def check_errors():
         attend(q, key, v)
     with pytest.raises(TypeError, match="query must be a DTensor where value is one, got Tensor"):
         attend(query, key, v)
-    # PyTorch says this one.
-    with pytest.raises((RuntimeError, NotImplementedError), match="mixed torch.Tensor and DTensor"):
+    with pytest.raises(TypeError, match="query must be a DTensor where bias is one, got Tensor"):
         attend(query, key, value, bias=spread_bias)
+    for act in (
+        lambda: sdwa.attention_weights(q, k),
+        lambda: distribute_module(
+            sdwa.SlidingDilatedWindowAttention(16, 2, attn_drop=0.5, backend="reference"), mesh
+        )(distribute_tensor(torch.randn(2, 3, 4, 16), mesh, [WHOLE])),
+    ):
+        with pytest.raises(NotImplementedError, match="for plain tensors alone, got a DTensor"):
+            act()
     with pytest.raises(ValueError, match="key must be on the device mesh of query, .*: got "):
         attend(q, elsewhere, v)
     # The last rank has no heads, and says the same as the others.

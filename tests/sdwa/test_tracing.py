@@ -79,7 +79,7 @@ def test_jit_trace(backend, grad):
 
 
 def test_nothing_is_kept_of_a_traced_call(monkeypatch):
-    """Its sizes are tensors, which no later call has."""
+    # Its sizes are tensors, which no later call has.
     from sdwa import dispatch
 
     monkeypatch.setattr(dispatch, "_prepared", {})
@@ -179,6 +179,14 @@ def test_symbolic_trace_of_a_model(backend):
     key_mask = torch.rand(x.shape[:3]).to(x.device) < 0.7
     for loaded in (graph, pickle.loads(pickle.dumps(graph))):
         assert_graph_same(loaded, module, (x,), (x, key_mask))
+
+
+def test_symbolic_trace_in_evaluation_keeps_the_dropout():
+    # The graph drops once it is set to training.
+    graph = torch.fx.symbolic_trace(sdwa.SlidingDilatedWindowAttention(16, 4, proj_drop=0.5).eval())
+    (x,) = draw("cpu", 2, 6, 7, 16)
+    assert not (graph(x) == 0).any()
+    assert (graph.train()(x) == 0).any()
 
 
 def test_symbolic_trace_in_training():
