@@ -29,7 +29,7 @@ import sdwa
 from cfmrfn import tensor_files
 from cfmrfn.config import Config, from_mapping
 from cfmrfn.data.transforms import IMAGENET_MEAN, IMAGENET_STD
-from cfmrfn.errors import CheckpointError, ConfigError, brief, first_of
+from cfmrfn.errors import CheckpointError, ConfigError, argument, brief, first_of
 from cfmrfn.faces import Framing, is_framing
 from cfmrfn.models import CFMRFN
 from cfmrfn.whole_files import whole
@@ -57,7 +57,7 @@ def save(path: Path, checkpoint: dict[str, Any]) -> None:
         kept = "the checkpoint before it is intact" if path.exists() else "there is none before it"
         raise CheckpointError(
             f"cannot write {path}: {why}; {kept}. Once files can be written there, go on with "
-            f"--resume {path.parent}"
+            f"--resume {argument(path.parent)}"
         ) from error
     _sync_folder(path.parent)
 

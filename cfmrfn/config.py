@@ -12,6 +12,7 @@ silent, POSTER's; a recipe holds what departs from the defaults.
 from __future__ import annotations
 
 import argparse
+import codecs
 import contextlib
 import dataclasses
 import io
@@ -281,7 +282,8 @@ class RunConfig:
 
     recipe: str = "drawn"
     """Named recipe (affectnet7, affectnet8, drawn, ferplus, ferplus-tiny, rafdb), or a YAML
-    file."""
+    file: what that leaves out is as in the named recipe that its line `recipe: NAME` names, or
+    else as in the paper."""
     resume: Path | None = None
     """Run folder to continue, or a checkpoint in it. --data (the same images, moved) and --epochs
     (more than before) may then be given too."""
@@ -384,14 +386,14 @@ class Config:
         return lines
 
     def differences(self, saved: Config) -> list[str]:
-        """What decides the weights and is not as in the `saved` run, as `"lr: 0.1, not 0.2"`.
+        """What decides the weights and is not as in the `saved` run, as `"lr 0.2, not 0.1"`.
 
         `data` is none of it: the fingerprint of the images guards that, wherever they are. Nor are
         more epochs, unless the learning rate before them depends on their number.
         """
         mine, theirs = self.absolute().sections(), saved.absolute().sections()
         changed = {
-            key: f"{key}: {value}, not {theirs[section][key]}"
+            key: f"{key.replace('_', '-')} {theirs[section][key]}, not {value}"
             for section in ("images", "network", "optim")
             for key, value in mine[section].items()
             if value != theirs[section][key]
@@ -518,8 +520,8 @@ def continued(config: Config, folder: Path) -> Config:
     config = dataclasses.replace(config, network=dataclasses.replace(config.network, **left_open))
     if changed := config.differences(saved):
         raise ConfigError(
-            f"{folder} was started with another configuration: {'; '.join(changed)}. "
-            "Leave these options out, or start a new run"
+            f"{folder} was started with {'; '.join(changed)}. Leave these options out, or start a "
+            "new run"
         )
     return config
 
@@ -548,12 +550,34 @@ def read_recipe(name: str) -> Config:
         text = (resources.files("cfmrfn") / "configs" / f"{name}.yaml").read_text("utf-8")
         config = from_mapping(yaml.safe_load(text), f"recipe {name}")
     elif name.endswith((".yaml", ".yml")):
-        config = from_yaml(Path(name))
+        values = _values_in(Path(name))
+        config = from_mapping(values, name, _base_of(values, name))
     else:
         raise ConfigError(
             f"recipe must be one of {', '.join(recipes())}, or a file.yaml; got {name!r}"
         )
     return dataclasses.replace(config, run=dataclasses.replace(config.run, recipe=name))
+
+
+def _base_of(values: Any, source: str) -> Config | None:
+    """The recipe that a user's one departs from; None: none is named, or nothing left out.
+
+    Raises:
+        ConfigError: a recipe that is not one of the package, or a run to resume.
+    """
+    if not isinstance(values, Mapping):
+        return None
+    if values.get("resume") is not None:
+        raise ConfigError(f"{source}: resume is an option of the command line, not of a recipe")
+    base = values.get("recipe")
+    if base is None or not Config().flat().keys() - values.keys():  # of a run, which has all
+        return None
+    if base not in recipes():
+        raise ConfigError(
+            f"{source}: recipe must be one of {', '.join(recipes())}, for the fields that are left "
+            f"out; got {brief(base)}"
+        )
+    return read_recipe(base)
 
 
 def from_yaml(path: Path) -> Config:
@@ -562,14 +586,28 @@ def from_yaml(path: Path) -> Config:
     Raises:
         ConfigError: it cannot be read, or is not legal.
     """
+    return from_mapping(_values_in(path), str(path))
+
+
+def _values_in(path: Path) -> Any:
     try:
-        return from_mapping(yaml.safe_load(path.read_text("utf-8")), str(path))
+        data = path.read_bytes()
+        if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            raise ConfigError(f"cannot read configuration {path}: it is UTF-16; save it as UTF-8")
+        return yaml.safe_load(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"cannot read configuration {path}: line {line} is not UTF-8; save it as UTF-8"
+        ) from error
     except (OSError, yaml.YAMLError) as error:
         raise ConfigError(f"cannot read configuration {path}: {error}") from error
 
 
-def from_mapping(values: Any, source: str) -> Config:
+def from_mapping(values: Any, source: str, base: Config | None = None) -> Config:
     """The configuration of flat `field: value` pairs; `source` is named in errors.
+
+    base: has the fields that are left out; None: the defaults.
 
     Raises:
         ConfigError: an unknown field, or a value that is not legal.
@@ -597,7 +635,7 @@ def from_mapping(values: Any, source: str) -> Config:
         else:
             args += [f"--{flag}", *map(str, _items(value))]
     try:
-        return parse(Config, args)
+        return parse(Config, args, default=base)
     except ConfigError as error:
         raise ConfigError(f"{source}: {error}") from error
 

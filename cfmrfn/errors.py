@@ -7,6 +7,7 @@ import io
 import os
 import re
 import reprlib
+import shlex
 import socket
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -149,6 +150,11 @@ def printable(text: str) -> str:
     plain = plain.encode("utf-8", _ANY_NAME).decode("utf-8", "backslashreplace")
     odd = r"[\x00-\x08\x0b-\x1f\x7f-\x9f]"
     return re.sub(odd, lambda found: found[0].encode("unicode_escape").decode(), plain)
+
+
+def argument(path: object) -> str:
+    """A path as it is typed behind an option."""
+    return printable(shlex.quote(str(path)))
 
 
 def utf8_needed() -> str:

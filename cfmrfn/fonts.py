@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.font_manager import FontEntry, findSystemFonts, fontManager, get_font, weight_dict
 from PIL import ImageDraw, ImageFont
 
-from cfmrfn.errors import printable
+from cfmrfn.errors import first_of, printable
 
 _OWN = os.path.join(matplotlib.get_data_path(), "fonts", "ttf")
 _REGULAR = FontEntry(fname=os.path.join(_OWN, "DejaVuSans.ttf"), name="DejaVu Sans")
@@ -36,7 +36,7 @@ def legible(text: str) -> str:
         logging.getLogger(__name__).warning(
             "no installed font has %s: pictures show codes of such letters, as %s. Fonts that have "
             "them are Noto's, for one (on Debian: apt install fonts-noto-core fonts-noto-cjk)",
-            *(min(missing), _code(min(missing))),
+            *(", ".join(first_of(sorted(missing), 5)), _code(min(missing))),
         )
     _missing.update(missing)
     return "".join(_code(letter) if letter in missing else letter for letter in text)

@@ -18,7 +18,7 @@ import yaml
 from cfmrfn import pretrained
 from cfmrfn.checkpoint import About
 from cfmrfn.config import Config
-from cfmrfn.errors import ConfigError
+from cfmrfn.errors import ConfigError, brief
 from cfmrfn.metrics import Calibration, wilson_interval
 from cfmrfn.terms import DRAWN, Terms, terms_of
 
@@ -415,12 +415,27 @@ class Card:
 
 
 def read_report(folder: Path) -> Mapping[str, Any] | None:
-    """`report.json` of a run; None where there is none that can be read."""
+    """`report.json` of a run; None where there is none.
+
+    Raises:
+        ConfigError: it cannot be read, or is damaged.
+    """
+    path = folder / "report.json"
     try:
-        report = json.loads((folder / "report.json").read_text("utf-8"))
-    except (OSError, ValueError):
+        report = json.loads(path.read_text("utf-8"))
+        results = report["held_out"].values()
+        if any(not isinstance(of_one_epoch, dict) for of_one_epoch in results):
+            raise ValueError("held_out")
+    except FileNotFoundError:
         return None
-    return report if isinstance(report, dict) else None
+    except OSError as error:
+        raise ConfigError(f"cannot read report {path}: {error.strerror or error}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"report {path} is damaged ({brief(error)}): put a whole one there, or none, and the "
+            "card says that there was none"
+        ) from error
+    return report
 
 
 def read_evaluation(path: Path) -> Mapping[str, Any]:

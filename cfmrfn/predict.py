@@ -30,7 +30,7 @@ from cfmrfn.faces import Framing, why_no_detector
 from cfmrfn.inference import FaceTable, open_face_list, open_table, progress_bar
 from cfmrfn.overlay import draw
 from cfmrfn.predictor import Face, Faces, Predictor
-from cfmrfn.whole_files import save_image, whole
+from cfmrfn.whole_files import is_stream, save_image, whole
 
 MOST_OF_JPEG = 65500  # pixels on a side
 _PICTURES_AND_VIDEOS = (*IMAGE_SUFFIXES, *HEIC_SUFFIXES, *video.VIDEO_SUFFIXES)
@@ -153,7 +153,7 @@ class Predict:
     """Also draw each picture's faces and expressions into this folder, which must be new or
     empty; NAME-faces.mp4 for a video, without its sound."""
     bars: bool = False
-    """Draw bars of all classes there."""
+    """Draw bars of all classes there, where there is room beside the faces."""
     smooth: float = 0.0
     """Time constant in seconds of an exponential moving average of each face's probabilities in a
     video. 0: none."""
@@ -448,8 +448,8 @@ class PictureFolder:
 
 
 def _is_same_file(one: Path, other: Path) -> bool:
-    """Whether what is written to one is lost by writing the other: not for pipes and the like."""
-    if one.exists() and not one.is_file():
+    """Whether what is written to one is lost by writing the other."""
+    if is_stream(one):
         return False
     return os.path.realpath(one) == os.path.realpath(other)
 

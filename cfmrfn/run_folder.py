@@ -36,7 +36,7 @@ from typing import Any
 from tqdm import tqdm
 
 from cfmrfn.config import Config, from_yaml
-from cfmrfn.errors import CheckpointError, printable
+from cfmrfn.errors import CheckpointError, argument, printable
 from cfmrfn.progress import Row
 from cfmrfn.whole_files import beside, named, whole
 
@@ -181,7 +181,8 @@ def create(config: Config) -> RunFolder:
     name = re.sub(r"[\ud800-\udfff]", "_", name)
     path = config.run.output or _unused(Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}")
     exists = CheckpointError(
-        f"run folder {path} exists; continue it with --resume {path}, or choose another --output"
+        f"run folder {path} exists; continue it with --resume {argument(path)}, or choose another "
+        "--output"
     )
     if path.exists():
         raise exists

@@ -544,7 +544,7 @@ class Trainer:
         """Where a resumed run goes on, or how, if it is complete."""
         optim, progress = self.config.optim, self.progress
         if progress.epoch >= optim.epochs:
-            folder = self.folder.path
+            folder = errors.argument(self.folder.path)
             further = f"with --resume {folder} and more --epochs"
             if optim.schedule == "cosine":
                 further = f"in a new run with --init {folder}, as the cosine schedule has ended"
@@ -602,7 +602,7 @@ class Trainer:
     def _unreadable(self, error: DataError) -> DataError:
         return DataError(
             f"{errors.text_of(error)}. Put a readable file in its place, or go on without it: "
-            f"python -m cfmrfn.train --resume {self.folder.path} --on-broken skip"
+            f"python -m cfmrfn.train --resume {errors.argument(self.folder.path)} --on-broken skip"
         )
 
     def _not_finite(self, result: StepResult) -> str:
@@ -642,7 +642,8 @@ class Trainer:
             self._save()
             self.log(
                 f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}, and "
-                f"saved; go on with: python -m cfmrfn.train --resume {self.folder.path}"
+                "saved; go on with: python -m cfmrfn.train --resume "
+                f"{errors.argument(self.folder.path)}"
             )
             raise Interrupted
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import secrets
 import shutil
+import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,14 +23,29 @@ def whole(path: str | Path) -> Iterator[Path]:
     """A path to write to, which becomes `path` when the block ends without an error.
 
     Its name ends as that of `path` does, for writers that go by it. A pipe, a terminal or /dev/null
-    is written as it is.
+    is written as it is; to /dev/stdout, or to the file that it is redirected to, is written what
+    the block has made, behind what is there.
 
     Raises:
         OSError: it cannot be written; names `path`.
     """
     if os.path.exists(path) and not os.path.isfile(path):
         with named(path):
-            yield Path(path)  # /dev/stdout links to no path at all
+            yield Path(path)
+        return
+    if (descriptor := _descriptor(path)) is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            made = Path(folder) / Path(path).name
+            with named(path):
+                yield made
+            for stream in filter(None, (sys.stdout, sys.stderr)):
+                stream.flush()
+            with (
+                named(path),
+                made.open("rb") as source,
+                os.fdopen(os.dup(descriptor), "wb") as output,
+            ):
+                shutil.copyfileobj(source, output)
         return
     target = Path(os.path.realpath(path))
     # others may write the same file at the same time
@@ -42,6 +60,24 @@ def whole(path: str | Path) -> Iterator[Path]:
         if isinstance(error, OSError) and str(error.filename) == str(partial):
             error.filename = os.fspath(path)  # the name that the user knows
         raise
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether what is written there goes behind what was: to a pipe, or an output of the tool."""
+    return (os.path.exists(path) and not os.path.isfile(path)) or _descriptor(path) is not None
+
+
+def _descriptor(path: str | Path) -> int | None:
+    """The output that `path` stands for, as /dev/stdout and /dev/fd/3 do, or whose file it is.
+
+    Where an output is redirected to a file these lead to that file, and must not replace it.
+    """
+    number = re.fullmatch(r"/(?:dev|proc/self)/fd/(\d{1,9})", os.fspath(path))
+    for descriptor in (1, 2, *(map(int, number.groups()) if number else ())):
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path), os.fstat(descriptor)):
+                return descriptor
+    return None
 
 
 @contextmanager

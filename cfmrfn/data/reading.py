@@ -91,8 +91,12 @@ def image_size(path: str) -> tuple[int, int]:
         UNREADABLE: one of these errors, where the file is no image.
     """
     with _quietly, _open(path) as image:
-        width, height = image.size
-        return (height, width) if _orientation(image) >= 5 else (width, height)
+        if _orientation(image) < 5:
+            return image.size
+        if isinstance(image, TiffImageFile):  # Pillow turns it as it loads the pixels
+            image.load()
+            return image.size
+        return image.height, image.width
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:
@@ -286,8 +290,10 @@ def _to_8_bit(pixels: np.ndarray, image: Image.Image) -> np.ndarray:
     bits = 16
     if isinstance(image, TiffImageFile):
         bits = image.tag_v2[Tag.BitsPerSample][0]
-        if bits > 16:
-            bits = 8 if high <= 255 else 16
+    elif image.format is None and image.mode == "I":
+        bits = 32  # of an array
+    if bits > 16:
+        bits = 8 if high <= 255 else 16
     if not 0 <= low <= high < 1 << bits:
         raise ValueError(f"integers from {low} to {high}; legal are {bits} bits without a sign")
     return (pixels >> (bits - 8)).astype(np.uint8)

@@ -387,6 +387,8 @@ class CFMRFN(nn.Module):
         """The token maps that enter the encoder, (batch, height, width, embed_dim) each."""
         if x.dim() != 4 or x.shape[1] != 3:
             raise ValueError(f"x must be (batch, 3, height, width), got shape {tuple(x.shape)}")
+        if not x.is_floating_point():
+            raise TypeError(f"x must be floats, normalised as ImageNet, got {x.dtype}")
         streams = []
         if self.image_backbone is not None:
             streams.append(self.image_tokens(x))
@@ -434,6 +436,7 @@ class CFMRFN(nn.Module):
 
         Raises:
             ValueError: x of another shape, or an image size that gives no token grid.
+            TypeError: x of integers.
         """
         return self.forward_head(self.forward_features(x, landmark_features))
 

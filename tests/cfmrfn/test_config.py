@@ -200,6 +200,20 @@ def test_recipe_from_a_file(tmp_path):
     assert config.images.erasing_scale == (0.1, 0.2)
 
 
+def test_a_recipe_may_depart_from_a_named_one(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("recipe: ferplus-tiny\nlr: 0.004\nsoft_labels: false\n")
+    config, base = parse_config(["--recipe", str(path)]), read_recipe("ferplus-tiny")
+    assert config.run.recipe == str(path)
+    mine, theirs = config.flat(), base.flat()
+    changed = {name: mine[name] for name in mine if mine[name] != theirs[name]}
+    assert changed == {"lr": 0.004, "soft_labels": False, "recipe": str(path)}
+    # the configuration of a run leaves nothing out, whatever recipe it is of
+    (tmp_path / "config.yaml").write_text(config.to_yaml())
+    again = parse_config(["--recipe", str(tmp_path / "config.yaml")])
+    assert again.flat() | {"recipe": str(path)} == mine
+
+
 def test_the_former_name_of_layout_is_still_read(tmp_path):
     assert parse_config(["--kind", "rafdb"]).images.layout == "rafdb"
     former = Config(images=ImageConfig(layout="rafdb")).to_yaml().replace("layout:", "kind:")
@@ -212,7 +226,7 @@ def test_the_former_name_of_layout_is_still_read(tmp_path):
         assert config.images.layout == "rafdb"
         assert "kind" not in config.flat()
     config = parse_config(["--resume", str(tmp_path), "--layout", "ferplus"])
-    with pytest.raises(ConfigError, match="layout: ferplus, not rafdb"):
+    with pytest.raises(ConfigError, match="was started with layout rafdb, not ferplus"):
         continued(config, tmp_path)
 
 
@@ -261,11 +275,19 @@ def test_gray_needs_the_order_that_its_weights_are_for():
         ("lr: fast", "--lr"),
         ("- lr", "expected lines of 'field: value'"),
         ("lr: [", "cannot read configuration"),
+        ("lr: 1".encode("utf-16"), "mine.yaml: it is UTF-16; save it as UTF-8"),
+        ("lr: 1\ndata: donn\xe9es".encode("latin-1"), "mine.yaml: line 2 is not UTF-8; save it as"),
+        (
+            "recipe: best",
+            "mine.yaml: recipe must be one of affectnet7, .*, rafdb, for .*; got 'best'",
+        ),
+        ("resume: runs/1", "mine.yaml: resume is an option of the command line, not of a recipe"),
     ],
+    ids=str,
 )
 def test_bad_recipe_files(tmp_path, text, message):
     path = tmp_path / "mine.yaml"
-    path.write_text(text)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError, match=message):
         parse_config(["--recipe", str(path)])
 
@@ -390,7 +412,9 @@ def resumed(folder, *args):
 
 def test_resume_refuses_another_configuration(saved):
     folder = saved("--lr", "0.01", "--batch-size", "50")
-    with pytest.raises(ConfigError, match=r"batch_size: 10, not 50; lr: 0.1, not 0.01"):
+    with pytest.raises(
+        ConfigError, match="was started with batch-size 50, not 10; lr 0.01, not 0.1. L"
+    ):
         resumed(folder, "--lr", "0.1", "--batch-size", "10")
     config = resumed(folder, "--workers", "3", "--on-broken", "skip")
     assert config.optim.lr == 0.01
@@ -420,7 +444,7 @@ def test_paths_of_a_run_hold_in_any_working_directory(saved, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path / "elsewhere")
     assert resumed(folder).images.data == tmp_path / "faces"
     assert resumed(Path("../run"), "--data", "moved").images.data == Path("moved")
-    with pytest.raises(ConfigError, match="ir50: /"):
+    with pytest.raises(ConfigError, match="was started with ir50 /"):
         resumed(folder, "--ir50", "weights/ir50.pth")
 
 
@@ -431,21 +455,21 @@ def test_a_run_resumed_from_python_need_not_name_its_weights_again(saved):
     config = dataclasses.replace(from_yaml(folder / "config.yaml"), network=left_out)
     assert continued(config, folder).network == network
     another = dataclasses.replace(config, network=dataclasses.replace(network, init=Path("/a")))
-    with pytest.raises(ConfigError, match="init: /a, not /"):
+    with pytest.raises(ConfigError, match="with init /.*, not /a"):
         continued(another, folder)
 
 
 def test_epochs_may_be_raised_where_the_schedule_does_not_depend_on_them(saved):
     folder = saved("--recipe", "rafdb", "--epochs", "10")
     assert resumed(folder, "--epochs", "12").optim.epochs == 12
-    with pytest.raises(ConfigError, match="epochs: 9, not 10. Leave"):
+    with pytest.raises(ConfigError, match="epochs 10, not 9. Leave"):
         resumed(folder, "--epochs", "9")
 
 
 def test_epochs_of_the_cosine_schedule_are_fixed(saved):
     folder = saved("--recipe", "drawn")
     for epochs in ("11", "13"):
-        with pytest.raises(ConfigError, match=f"epochs: {epochs}, not 12"):
+        with pytest.raises(ConfigError, match=f"epochs 12, not {epochs}"):
             resumed(folder, "--epochs", epochs)
     with pytest.raises(ConfigError, match="the cosine schedule falls to 0 at the last epoch"):
         resumed(folder, "--epochs", "13")

@@ -11,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageChops
+from PIL import ExifTags, Image, ImageChops
 
 from cfmrfn.data import (
     DataError,
@@ -199,6 +199,28 @@ def test_integers_of_32_bits_are_8_or_16_by_the_largest(read, scale):
     assert rgb[0, :, 0].tolist() == [0, 100, 255]
     with pytest.raises(ValueError, match="integers from -1 to 5"):
         read(Image.fromarray(np.array([[-1, 5]], np.int32)), "a.tif")
+
+
+@pytest.mark.parametrize("scale", [1, 256])
+def test_so_are_those_of_an_array(scale):
+    values = np.array([[0, 100, 255]], np.int32)
+    rgb = np.asarray(reading.as_rgb(Image.fromarray(values * scale)))
+    assert rgb[0, :, 0].tolist() == [0, 100, 255]
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tif"])
+def test_the_size_of_a_turned_image_is_the_one_it_is_read_with(read, tmp_path, suffix):
+    picture = Image.new("RGB", (8, 4))
+    exif = picture.getexif()
+    for turn in (3, 6):
+        exif[ExifTags.Base.Orientation] = turn
+        picture.save(tmp_path / f"a.{suffix}", exif=exif)
+        path = str(tmp_path / f"a.{suffix}")
+        assert (
+            reading.image_size(path)
+            == read_image(Sample(path, 0)).size
+            == ((8, 4) if turn == 3 else (4, 8))
+        )
 
 
 def palette_image():

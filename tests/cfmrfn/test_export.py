@@ -408,6 +408,17 @@ def test_card_invents_no_figures(epoch, tmp_path):
     assert "0.5625" not in body
 
 
+@pytest.mark.parametrize(
+    "content", (b"\xff", b"[]", b'{"held_out": 3}', b'{"held_out": {"last": 1}}')
+)
+def test_a_damaged_report_is_not_taken_for_none(content, tmp_path):
+    make_run(tmp_path / "run")
+    (tmp_path / "run" / "report.json").write_bytes(content)
+    with pytest.raises(ConfigError, match="report .*report.json is damaged .*: put a whole one"):
+        export.export(tmp_path / "run", ("safetensors",), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_card_says_of_what_a_report_has_intervals(tmp_path):
     make_run(tmp_path / "run")
     report = json.loads((tmp_path / "run" / "report.json").read_text())

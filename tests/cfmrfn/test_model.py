@@ -59,6 +59,13 @@ def test_logits(images, num_classes):
     assert model(images).shape == (2, num_classes)
 
 
+@pytest.mark.parametrize("gray", (False, True))
+def test_pixels_as_integers_are_refused(gray):
+    model = timm.create_model("cfmrfn_tiny", gray=gray)
+    with pytest.raises(TypeError, match=r"x must be floats, normalised .*, got torch.uint8"):
+        model(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
 def test_features_then_head_are_the_logits(tiny, images):
     features = tiny.forward_features(images)
     assert features.shape == (2, 7, 7, tiny.num_features)

@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import shutil
 import signal
 import subprocess
@@ -98,7 +99,7 @@ def test_killed_at_random_moments(options, uninterrupted, tmp_path):
 
 
 def test_interrupt_saves_and_says_how_to_go_on(options, uninterrupted, tmp_path):
-    folder = tmp_path / "stopped"
+    folder = tmp_path / "a run that stopped"
     process = start([*options, *STATEFUL, "--output", str(folder)])
     while not (folder / "last.pt").exists():
         time.sleep(0.01)
@@ -106,7 +107,7 @@ def test_interrupt_saves_and_says_how_to_go_on(options, uninterrupted, tmp_path)
     process.join()
     assert process.exitcode == 130
     log = (folder / "log.txt").read_text()
-    assert f"go on with: python -m cfmrfn.train --resume {folder}" in log
+    assert f"go on with: python -m cfmrfn.train --resume {shlex.quote(str(folder))}" in log
     process = start(["--resume", str(folder)])
     process.join()
     assert process.exitcode == 0

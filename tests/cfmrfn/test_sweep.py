@@ -75,7 +75,7 @@ def test_sweep_trains_resumes_and_compares(options, faces, tmp_path, capsys, mon
     with pytest.raises(errors.CheckpointError, match="other images or labels"):
         sweep.main([*longer, str(tmp_path / "other")])
 
-    with pytest.raises(errors.ConfigError, match=r"lr: 0.5, not"):
+    with pytest.raises(errors.ConfigError, match=r"lr 0.002, not 0.5"):
         sweep.main([*args, "0", "--lr", "0.5"])
 
 

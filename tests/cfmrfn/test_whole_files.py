@@ -3,6 +3,7 @@
 import errno
 import os
 import resource
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,20 @@ def test_what_is_no_file_is_written_as_it_is():
         assert path.samefile(os.devnull)
         path.write_text("text")
     assert not Path(os.devnull).is_file()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no /dev/fd")
+def test_an_open_file_keeps_what_was_written_before_and_after(tmp_path):
+    with (tmp_path / "log.txt").open("w") as log:
+        log.write("before\n")
+        log.flush()
+        with whole(f"/dev/fd/{log.fileno()}") as path:
+            path.write_text("text\n")
+        with pytest.raises(FileNotFoundError), whole(f"/dev/fd/{log.fileno()}") as path:
+            shutil.copy(tmp_path / "missing", path)
+        log.write("after\n")
+    assert (tmp_path / "log.txt").read_text() == "before\ntext\nafter\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["log.txt"]
 
 
 def test_an_error_names_the_file_that_was_asked_for(tmp_path):
