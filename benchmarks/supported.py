@@ -97,7 +97,7 @@ class Collect:
             backend = getattr(item, "callspec", None) and item.callspec.params.get("backend")
             feature = text.strip().splitlines()[0]
             if feature.endswith("."):
-                raise ValueError(
+                raise pytest.UsageError(
                     f"a docstring of these files must name a feature, without a full stop: got "
                     f"{feature!r} of {item.nodeid}"
                 )
@@ -166,6 +166,8 @@ def main() -> int:
     collected = Collect()
     files = [str(ROOT / file) for file in FILES]
     status = pytest.main(["-q", "-n0", "--rootdir", str(ROOT), *files], plugins=[collected])
+    if status not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        return int(status)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     options.output.write_text(page(collected.outcomes, setting(device)), "utf-8")
     return int(status)

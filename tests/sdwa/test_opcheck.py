@@ -201,7 +201,7 @@ def test_kept_calls_are_bounded_and_exact(monkeypatch):
 
 @pytest.mark.parametrize("name", ["query", "key", "value"])
 def test_features_that_lie_apart_are_refused_after_a_call_with_others(name):
-    """Of the same shapes, and of the same strides but for the last."""
+    # Of the same shapes, and of the same strides but for the last.
     dense = {each: torch.randn(1, 3, 5, 2, 8)[..., :4] for each in ("query", "key", "value")}
     apart = torch.randn(1, 3, 5, 2, 8)[..., ::2]
     sdwa.sliding_dilated_window_attention(**dense)
