@@ -373,9 +373,9 @@ REFUSED = {
         r"kernel_size must be an int for \(batch, length, heads, head_dim\), got \(3, 3\)",
     ),
     "line: dilation": (
-        {**LINE, "dilation": ((1, 1), (1, 2))},
+        {**LINE, "dilation": ((2, 1), (1, 2))},
         TypeError,
-        r"dilation entries must be ints for \(batch, length, heads, head_dim\), got \(1, 1\)",
+        r"dilation entries must be ints for \(batch, length, heads, head_dim\), got \(2, 1\)",
     ),
     "line: bias": (
         {**LINE, "bias": torch.zeros(2, 1, 3)},
