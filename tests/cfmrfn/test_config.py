@@ -276,7 +276,7 @@ def test_gray_needs_the_order_that_its_weights_are_for():
         ("- lr", "expected lines of 'field: value'"),
         ("lr: [", "cannot read configuration"),
         ("lr: 1".encode("utf-16"), "mine.yaml: it is UTF-16; save it as UTF-8"),
-        ("lr: 1\ndata: caf\xe9".encode("latin-1"), "mine.yaml: line 2 is not UTF-8; save it as"),
+        ("lr: 1\ndata: \xe9t\xe9".encode("latin-1"), "mine.yaml: line 2 is not UTF-8; save it as"),
         (
             "recipe: best",
             "mine.yaml: recipe must be one of affectnet7, .*, rafdb, for .*; got 'best'",
