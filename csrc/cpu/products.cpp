@@ -78,14 +78,18 @@ SDWA_OUT_OF_LINE void dot_strip(const StripTokens<const A>& queries, const Strip
                                              partial + 4 * kStrips);
     } else {
       int t = 0;
-      for (; t + 4 <= window.kernel_w; t += 4) {
-        dot_taps<kCount, kAround, 4, kVectors>(query, row + t * stride, stride,
-                                               partial + t * kStrips);
+      const auto some = [&](auto n) __attribute__((always_inline)) {
+        dot_taps<kCount, kAround, decltype(n)::value, kVectors>(query, row + t * stride, stride,
+                                                                partial + t * kStrips);
+        t += n;
+      };
+      while (window.kernel_w - t >= 4 && window.kernel_w - t != 5) {
+        some(std::integral_constant<int, 4>{});
       }
-      for (; t < window.kernel_w; ++t) {
-        dot_taps<kCount, kAround, 1, kVectors>(query, row + t * stride, stride,
-                                               partial + t * kStrips);
-      }
+      if (window.kernel_w - t == 5) some(std::integral_constant<int, 5>{});
+      if (window.kernel_w - t == 3) some(std::integral_constant<int, 3>{});
+      if (window.kernel_w - t == 2) some(std::integral_constant<int, 2>{});
+      if (window.kernel_w - t == 1) some(std::integral_constant<int, 1>{});
     }
   }
 }
@@ -150,6 +154,27 @@ SDWA_INLINE void sum_chunk(const StripWindow<A>& window, const StripWeights<A>& 
               }
             });
           });
+    } else if (kAround != Around::kShared && window.kernel_w >= kCount) {
+      // Each token once; the first and the last few are not in all windows.
+      const auto add = [&](int c, auto is_in) __attribute__((always_inline)) {
+        Vec<A> token[kChunk];
+        unroll<kChunk>([&](int n) __attribute__((always_inline)) {
+          token[n] = in_register<A>(load(row + c * stride + n * kWidth));
+        });
+        unroll<kCount>([&](int i) __attribute__((always_inline)) {
+          if (!is_in(i)) return;
+          const Vec<A> w = broadcast(weight[(c - i) * weights.step + i]);
+          unroll<kChunk>([&](int n) __attribute__((always_inline)) { sum[i][n] += w * token[n]; });
+        });
+      };
+      unroll<kCount - 1>(
+          [&](int c) __attribute__((always_inline)) { add(c, [&](int i) { return i <= c; }); });
+      for (int c = kCount - 1; c < window.kernel_w; ++c) {
+        add(c, [](int) { return true; });
+      }
+      unroll<kCount - 1>([&](int c) __attribute__((always_inline)) {
+        add(window.kernel_w + c, [&](int i) { return i > c; });
+      });
     } else {
       const int64_t lane = kAround == Around::kShared ? weights.lane : 1;
       for (int t = 0; t < window.kernel_w; ++t) {
