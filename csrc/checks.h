@@ -42,6 +42,18 @@ inline ScalarType accumulation_type(const Tensor& query) {
   return query.scalar_type() == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// What went wrong in PyTorch's last function. Those of the stable ABI return a code alone; PyTorch
+// before 2.11 has no function that gives the words.
+extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
+
+inline void check_allocated(AOTITorchError code) {
+  if (code == AOTI_TORCH_SUCCESS) return;
+  const auto said = torch_exception_get_what_without_backtrace;
+  const char* const what = said == nullptr ? nullptr : said();
+  STD_TORCH_CHECK(false, "sdwa: a result cannot be allocated: ",
+                  what == nullptr || what[0] == '\0' ? "see stderr for the reason" : what);
+}
+
 // An uninitialised contiguous tensor like query, or of the accumulation type. It does what
 // `torch::stable::new_empty` does, which looks its operator up by name at each call and so takes as
 // long as a small kernel.
@@ -57,9 +69,9 @@ inline Tensor allocate(const Tensor& query, const std::vector<int64_t>& shape, S
   int32_t device_type;
   TORCH_ERROR_CODE_CHECK(aoti_torch_get_device_type(query.get(), &device_type));
   AtenTensorHandle tensor;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
-                                                  strides.data(), dtype, device_type,
-                                                  query.get_device_index(), &tensor));
+  check_allocated(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                           strides.data(), dtype, device_type,
+                                           query.get_device_index(), &tensor));
   return Tensor(tensor);
 }
 

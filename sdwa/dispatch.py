@@ -153,7 +153,11 @@ def _padded(call: Call, value_dim: int, head_dim: int) -> Call:
     def padded(
         query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, key_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        query, key, value = (pad(x, (0, head_dim - x.shape[4])) for x in (query, key, value))
+        query, key, value = (
+            # `pad` may keep a layout that it takes for channels_last_3d.
+            x if x.shape[4] == head_dim else pad(x, (0, head_dim - x.shape[4])).contiguous()
+            for x in (query, key, value)
+        )
         out, lse = call(query, key, value, bias, key_mask)
         return out[..., :value_dim].contiguous(), lse
 
@@ -186,7 +190,7 @@ def select(problem: AttentionProblem, name: str | None) -> Backend:
     """
     if name is None:
         for backend in BACKENDS:
-            if not backend.reasons(problem):
+            if backend.by_default and not backend.reasons(problem):
                 return backend
         lines = [f"  {b.name}: {'; '.join(b.reasons(problem))}" for b in BACKENDS]
         raise BackendError("no backend can run this problem:\n" + "\n".join(lines))

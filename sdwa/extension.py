@@ -20,6 +20,8 @@ import torch
 
 from sdwa._sources import FACTS, library_path, source_digest
 
+_AGAIN = "run `pip install .` again where the sources are"
+
 
 @dataclass(frozen=True)
 class BuildInfo:
@@ -34,11 +36,12 @@ class BuildInfo:
 
 
 @cache
-def load_library(name: str) -> str | None:
+def load_library(name: str, operator: str) -> str | None:
     """Loads a compiled library into PyTorch.
 
     Args:
         name: "sdwa_cpu" or "sdwa_cuda".
+        operator: one that this version of the library defines.
 
     Returns:
         None where the library is loaded, else why it is not.
@@ -51,17 +54,26 @@ def load_library(name: str) -> str | None:
     try:
         torch.ops.load_library(str(path))  # type: ignore[no-untyped-call]
     except OSError as error:
-        return f"{path.name} cannot be loaded: {error}"
+        return f"{path.name} cannot be loaded: {error.__cause__ or error}"
+    if not hasattr(torch.ops.sdwa, operator):
+        return f"{path} is not of this version, it has no {operator}: {_AGAIN}"
     return None
 
 
 @cache
-def build_info() -> BuildInfo | None:
-    """What was built, or None where nothing is compiled.
+def build_info() -> BuildInfo | str | None:
+    """What was built, or why nobody can say; None where nothing is compiled.
 
     The module that was compiled for one Python says it, or, in another one, the file beside the
     libraries, which serve every Python.
     """
+    try:
+        return _read_build_info()
+    except (ImportError, OSError, AttributeError, TypeError, ValueError) as error:
+        return f"the record of what was compiled cannot be read ({error}): {_AGAIN}"
+
+
+def _read_build_info() -> BuildInfo | None:
     path = find(f"_build{EXTENSION_SUFFIXES[0]}")
     if path is not None:
         spec = importlib.util.spec_from_file_location("sdwa._build", path)
@@ -78,10 +90,13 @@ def stale() -> str | None:
     """Why the compiled libraries are not those of the sources beside the package.
 
     Returns:
-        None where they are, where nothing is compiled, or where there are no sources.
+        None where they are, where nothing is compiled, or where there are no sources. Where there
+        is no saying what was compiled, it is said here too.
     """
     csrc = source_folder()
     build = build_info()
+    if isinstance(build, str):
+        return build
     if build is None or csrc is None:
         return None
     if build.source_digest == source_digest(csrc):

@@ -24,6 +24,8 @@ def describe() -> str:
     build = build_info()
     if build is None:
         facts["compiled"] = "nothing: run `pip install .` where the sources are"
+    elif isinstance(build, str):
+        facts["compiled"] = build
     else:
         facts["compiled with"] = f"{build.compiler}, PyTorch {build.torch_version}"
         facts["CPU kernels"] = build.instruction_sets

@@ -33,7 +33,7 @@ from sdwa.dilateformer import layer_weights
 from sdwa.dispatch import named
 from sdwa.functional import refuse_dtensors, sliding_dilated_window_attention
 from sdwa.problem import MAX_HEAD_DIM, Causal, Dilation, Size
-from sdwa.torch_private import trace_paused
+from sdwa.torch_private import is_observed, trace_paused
 
 PAPER_DILATION = (1, 2, 3)  # dealt to groups of heads, see Table 4
 
@@ -310,8 +310,7 @@ class SlidingDilatedWindowAttention(nn.Module):
         out: Tensor = self.proj(attended.view(batch, height, width, self.dim))
         drop = self.proj_drop
         # To call a module that does nothing takes time that counts on a small map.
-        hooks = drop._forward_hooks or drop._forward_pre_hooks
-        if type(drop) is not nn.Dropout or drop.p or hooks:
+        if type(drop) is not nn.Dropout or drop.p or is_compiling() or is_observed(drop):
             out = drop(out)
         return out.squeeze(1) if self.is_line else out
 

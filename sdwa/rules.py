@@ -59,11 +59,11 @@ def vmap_forward(
     window = inputs[5:]
     size = info.batch_size
     into = 0 if bias is None or in_dims[3] is None else HEADS
-    if key_mask is not None:
-        if into == HEADS and in_dims[4] is not None:
-            return _one_by_one(attend, size, in_dims, inputs)
-        if into == 0:
-            key_mask = _merge(key_mask, in_dims[4], size, 0).contiguous()
+    own_masks = key_mask is not None and in_dims[4] is not None
+    if size == 0 or (into == HEADS and own_masks):
+        return _one_by_one(attend, size, in_dims, inputs)
+    if key_mask is not None and into == 0:
+        key_mask = _merge(key_mask, in_dims[4], size, 0).contiguous()
     merged = [_merge(t, d, size, into) for t, d in zip(tensors, in_dims, strict=False)]
     if into == HEADS:
         bias = _merge(bias, in_dims[3], size, 0).contiguous()
@@ -82,7 +82,8 @@ def vmap_backward(
     grad_out, grad_lse, query, key, value, bias, key_mask, out, lse, *window = inputs
     size = info.batch_size
     into = 0 if bias is None else HEADS
-    if into == HEADS and key_mask is not None and in_dims[6] is not None:
+    own_masks = key_mask is not None and in_dims[6] is not None
+    if size == 0 or (into == HEADS and own_masks):
         return _one_by_one(differentiate, size, in_dims, inputs)
     tensors = {0: grad_out, 1: grad_lse, 2: query, 3: key, 4: value, 7: out, 8: lse}
     merged: dict[int, Tensor | None] = {
@@ -121,7 +122,17 @@ def _one_by_one(
     in_dims: tuple[int | None, ...],
     inputs: tuple[Any, ...],
 ) -> tuple[Any, Any]:
-    """Runs the samples one after the other, and stacks their results."""
+    """Runs the samples one after the other, and stacks their results.
+
+    Of no samples the results have the shapes of a sample of zeros.
+    """
+    if size == 0:
+        zeros = [
+            value.new_zeros(value.movedim(dim, 0).shape[1:]) if isinstance(dim, int) else value
+            for value, dim in zip(inputs, in_dims, strict=True)
+        ]
+        nothing = tuple(result.new_empty(0, *result.shape) for result in operate(*zeros))
+        return nothing, (0,) * len(nothing)
 
     def sample(number: int) -> tuple[Tensor, ...]:
         return operate(

@@ -15,6 +15,11 @@ from torch import Tensor, nn
 from sdwa import natten, natten_windows
 from sdwa.functional import attention_weights, sliding_dilated_window_attention
 from sdwa.modules import attend_with_dropout, unit_stride
+from sdwa.torch_private import CALL_HOOKS, HOOKS, has_hooks
+
+# `modules` has done so for its own names alone.
+torch.fx.wrap("attend_with_dropout")
+torch.fx.wrap("unit_stride")
 
 
 @dataclass(frozen=True)
@@ -399,23 +404,16 @@ def _known(module: nn.Module) -> _Known | None:
 
 
 # The attributes of a module that hold hooks, by the kind of hook.
-_HOOKS = tuple(name for name in vars(nn.Module()) if name.endswith("_hooks"))
 # Parts that the fused modules call each time.
 _CALLED = ("qkv", "query", "key", "value", "proj", "proj_drop")
 
 
-def _has_hooks(module: nn.Module, of: tuple[str, ...] = ("",)) -> bool:
-    """Whether it has hooks, of names that begin so, or a `forward` that was put around its own."""
-    names = [name for name in _HOOKS if name.startswith(of)]
-    return any(getattr(module, name) for name in names) or "forward" in vars(module)
-
-
 def _replacement(known: _Known, module: nn.Module) -> nn.Module | str:
     """The fused module, or why there is none."""
-    if _has_hooks(module):
+    if has_hooks(module):
         return "it has hooks: swap before they are registered"
     for name, part in module.named_modules():
-        if name.split(".")[0] not in (*_CALLED, "") and _has_hooks(part, ("_forward", "_backward")):
+        if name.split(".")[0] not in (*_CALLED, "") and has_hooks(part, CALL_HOOKS):
             return f"its {name} has hooks, and would not be called"
     try:
         fused = known.make(module)
@@ -445,7 +443,7 @@ def _agree(module: nn.Module, fused: nn.Module, example: Tensor) -> bool:
             on_meta = any(p.is_meta for p in each.parameters())
             (each.to_empty(device="cpu") if on_meta else each.cpu()).float()
             for part in each.modules():
-                for hooks in _HOOKS:
+                for hooks in HOOKS:
                     getattr(part, hooks).clear()
         for parameter in copies[0].parameters():
             parameter.copy_(randn(parameter.shape))

@@ -24,14 +24,20 @@ from torch._decomp import register_decomposition
 from torch._library.utils import get_layout_constraint_tag
 from torch.autograd import Function, forward_ad
 from torch.compiler import is_compiling
+from torch.nn import Module
+from torch.nn.modules.module import _has_any_global_hook
 
 __all__ = [
+    "CALL_HOOKS",
+    "HOOKS",
     "above_kernel_skipped",
     "any_autocast",
     "autocast_skipped",
     "constant_when_compiled",
+    "has_hooks",
     "in_forward_mode",
     "in_transform",
+    "is_observed",
     "lower_to_kernel",
     "plain_apply",
     "plain_call",
@@ -56,6 +62,20 @@ autocast_skipped = partial(_ExcludeDispatchKeyGuard, _AUTOCAST)
 above_kernel_skipped = partial(
     _ExcludeDispatchKeyGuard, _AUTOCAST | DispatchKeySet(DispatchKey.AutogradFunctionality)
 )
+
+# Where a module keeps its hooks, and those among them that its call runs.
+HOOKS = tuple(name for name in vars(Module()) if name.endswith("_hooks"))
+CALL_HOOKS = tuple(name for name in HOOKS if name.startswith(("_forward", "_backward")))
+
+
+def has_hooks(module: Module, names: tuple[str, ...] = HOOKS) -> bool:
+    """Whether a module has hooks of these names, or a `forward` that was put around its own."""
+    return any(getattr(module, name) for name in names) or "forward" in vars(module)
+
+
+def is_observed(module: Module) -> bool:
+    """Whether somebody learns of a call of the module, by its hooks or by those of all modules."""
+    return has_hooks(module, CALL_HOOKS) or _has_any_global_hook()  # type: ignore[no-untyped-call]
 
 
 def in_forward_mode() -> bool:

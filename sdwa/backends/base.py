@@ -16,6 +16,7 @@ class Backend(ABC):
     name: str
     device_type: str  # the kind of device that it is made for
     dtypes: tuple[torch.dtype, ...] = DTYPES
+    by_default: bool = True  # whether it may be chosen where the user names none
 
     @abstractmethod
     def unavailable(self, device: torch.device) -> tuple[str, ...]:

@@ -18,10 +18,10 @@ from sdwa.registration import OperatorPair
 from sdwa.torch_private import constant_when_compiled, trace_paused
 
 # Why a library is not loaded, or None. The CPU's also defines the operators.
-MISSING_CPU = load_library("sdwa_cpu")
+MISSING_CPU = load_library("sdwa_cpu", "attention_forward_kernel")
 if message := stale():
     warnings.warn(message, RuntimeWarning, stacklevel=2)
-MISSING_CUDA = MISSING_CPU or load_library("sdwa_cuda")
+MISSING_CUDA = MISSING_CPU or load_library("sdwa_cuda", "cuda_architectures")
 PAIR = None if MISSING_CPU else OperatorPair("attention_forward", "attention_backward")
 # Coordinates are 32-bit; csrc/checks.h has it too, for direct calls of the operators.
 MAX_EXTENT = 2**30

@@ -172,6 +172,13 @@ def test_vmap_over_empty_batches(backend, bias):
     assert_same(backend, lambda f: func.vmap(func.grad(f)), tensors)
 
 
+@pytest.mark.parametrize("bias", (False, True), ids=("plain", "bias"))
+def test_vmap_over_no_samples(backend, bias):
+    tensors = inputs(backend, samples=0, bias=bias)
+    assert_same(backend, lambda f: func.vmap(f), tensors)
+    assert_same(backend, lambda f: func.vmap(func.grad(f)), tensors)
+
+
 def test_vmap_without_a_bias(backend):
     assert_same(backend, lambda f: func.vmap(func.grad(f)), inputs(backend, samples=SAMPLES))
 

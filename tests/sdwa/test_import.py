@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 import sdwa
 from sdwa import extension
@@ -17,6 +18,16 @@ ROOT = Path(__file__).parents[2]
 needs_build_info = pytest.mark.skipif(
     build_info() is None, reason="nothing is compiled: run `pip install .`"
 )
+
+IMPORTS = """
+import warnings
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    import sdwa
+print([str(w.message) for w in caught])
+from sdwa.info import describe
+print(describe())
+"""
 
 
 def python(code: str, folder: Path | str) -> str:
@@ -56,19 +67,10 @@ def test_compiled_library_is_found(folder, tmp_path):
 def test_library_of_other_sources_is_said(tmp_path):
     shutil.copytree(ROOT / "sdwa", tmp_path / "sdwa")  # with the libraries, if they lie there
     shutil.copytree(ROOT / "csrc", tmp_path / "csrc")
-    code = """
-import warnings
-with warnings.catch_warnings(record=True) as caught:
-    warnings.simplefilter("always")
-    import sdwa
-print([str(w.message) for w in caught])
-from sdwa.info import describe
-print(describe())
-"""
-    assert "other sources" not in python(code, tmp_path)
+    assert "other sources" not in python(IMPORTS, tmp_path)
     with (tmp_path / "csrc" / "library.cpp").open("a") as file:
         file.write("// changed\n")
-    warned, *info = python(code, tmp_path).splitlines()
+    warned, *info = python(IMPORTS, tmp_path).splitlines()
     assert "other sources" in warned and "pip install ." in warned
     assert any("other sources" in line for line in info)
 
@@ -103,3 +105,57 @@ def test_build_is_told_in_any_python(monkeypatch):
     assert told.source_digest and told.compiler
     monkeypatch.setattr(extension, "EXTENSION_SUFFIXES", [".another-python.so"])
     assert build_info.__wrapped__() == told
+
+
+def copy_of_package(folder: Path) -> Path:
+    """A copy of the package with its libraries, whose record of what was built is the file."""
+    package = folder / "sdwa"
+    shutil.copytree(ROOT / "sdwa", package, ignore=shutil.ignore_patterns("_build.*"))
+    shutil.copytree(ROOT / "csrc", folder / "csrc")
+    if not (package / "_lib").exists():
+        found = extension.find("_lib")
+        if found is None:
+            pytest.skip("nothing is compiled: run `pip install .`")
+        shutil.copytree(found, package / "_lib")
+    return package
+
+
+@pytest.mark.parametrize(
+    ("record", "error"),
+    [
+        (b"", "Expecting value"),
+        (b"[1]", "must be a mapping"),
+        (b"{}", "missing 6 required"),
+        (b'{"another": 1}', "unexpected keyword argument 'another'"),
+        (b"\xff", "can't decode byte"),
+    ],
+)
+def test_unreadable_record_of_the_build_is_told(tmp_path, monkeypatch, record, error):
+    file = tmp_path / "build.json"
+    file.write_bytes(record)
+    monkeypatch.setattr(extension, "find", lambda name: file if name.endswith(".json") else None)
+    told = build_info.__wrapped__()
+    assert error in told and "pip install ." in told
+
+
+def test_unreadable_module_of_the_build_is_said(tmp_path):
+    package = copy_of_package(tmp_path)
+    (package / f"_build{extension.EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+    warned, *info = python(IMPORTS, tmp_path).splitlines()
+    for text in (warned, "\n".join(info)):
+        assert "cannot be read" in text and "pip install ." in text
+    assert ["cpu", "usable"] in [line.split() for line in info]
+
+
+def test_library_that_cannot_be_loaded_says_why(tmp_path):
+    package = copy_of_package(tmp_path)
+    (package / "_lib" / "libsdwa_cpu.so").write_bytes(b"")
+    assert "libsdwa_cpu.so cannot be loaded: " in (printed := python(IMPORTS, tmp_path))
+    assert "file too short" in printed
+
+
+def test_library_of_another_version_is_said(tmp_path):
+    package = copy_of_package(tmp_path)
+    # One that defines nothing.
+    shutil.copy(torch._C.__file__, package / "_lib" / "libsdwa_cpu.so")
+    assert "has no attention_forward_kernel" in python(IMPORTS, tmp_path)

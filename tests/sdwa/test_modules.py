@@ -319,6 +319,20 @@ def test_hooks_of_the_output_dropout_are_called():
     assert (layer(x) == 0).all()
 
 
+def test_backward_hooks_of_the_output_dropout_are_called():
+    layer, called = sdwa.SlidingDilatedWindowAttention(16, 2), []
+    layer.proj_drop.register_full_backward_hook(lambda *_: called.append("backward"))
+    layer(torch.randn(1, 3, 4, 16)).sum().backward()
+    assert called == ["backward"]
+
+
+def test_hooks_of_all_modules_see_the_output_dropout():
+    layer, seen = sdwa.SlidingDilatedWindowAttention(16, 2), []
+    with torch.nn.modules.module.register_module_forward_hook(lambda part, *_: seen.append(part)):
+        layer(torch.randn(1, 3, 4, 16))
+    assert layer.proj_drop in seen
+
+
 def test_weights_of_a_layer():
     # As the example of `attention_weights` gets them.
     layer = sdwa.SlidingDilatedWindowAttention(16, 4, relative_bias=True, is_causal=(False, True))

@@ -252,3 +252,22 @@ def test_lse_gradient_alone(backend):
     )
     (grad,) = torch.autograd.grad(lse, query, tensors["grad_lse"])
     torch.testing.assert_close(grad, expected["grad_query"])
+
+
+def test_results_that_memory_does_not_hold(backend):
+    # PyTorch's own words: libraries that try again with a smaller batch look for them.
+    own = "DefaultCPUAllocator: can't allocate memory|out of memory"
+    query = torch.randn(1, 8, 8, 1, 16, device=backend.device_type).expand(2**32, -1, -1, -1, -1)
+    with pytest.raises(RuntimeError, match=own):
+        sdwa.sliding_dilated_window_attention(query, query, query, backend=backend.name)
+
+
+def test_overlapping_tensors_of_two_head_dims(backend):
+    # By its strides, a map of 3-d channels-last images.
+    query = torch.randn(500, device=backend.device_type).as_strided(
+        (1, 3, 4, 2, 8), (0, 1, 9, 4, 1)
+    )
+    value = torch.randn(1, 3, 4, 2, 16, device=backend.device_type)
+    expected = sdwa.sliding_dilated_window_attention(query.contiguous(), query.contiguous(), value)
+    found = sdwa.sliding_dilated_window_attention(query, query, value, backend=backend.name)
+    torch.testing.assert_close(found, expected)

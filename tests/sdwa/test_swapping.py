@@ -291,6 +291,13 @@ def test_dropout_of_weights_stays_in_stylenat():
     torch.testing.assert_close(holder[0](x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_swapped_dilateformer_is_traced_as_before():
+    model, x = nn.Sequential(MultiDilatelocalAttention(16, 4, 3, [1, 2])), torch.randn(2, 5, 6, 16)
+    torch.fx.symbolic_trace(model)
+    sdwa.swap(model)
+    assert torch.equal(torch.fx.symbolic_trace(model)(x), model(x))
+
+
 def test_dropout_of_weights_stays_in_dilateformer():
     torch.manual_seed(0)
     x = torch.randn(1, 7, 8, 16)

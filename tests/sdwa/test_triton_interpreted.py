@@ -400,6 +400,23 @@ def test_cpu_tensors_are_taken():
 
 
 @interpreted
+def test_interpreting_is_for_those_who_name_it():
+    query = torch.randn(1, 3, 3, 1, 4)
+    problem = make_problem(query, query, query, 3, 1, None, None, "zeros", None, False)
+    assert select(problem, None).name != "triton"
+    assert select(problem, "triton").name == "triton"
+
+
+@interpreted
+def test_interpreting_is_asked_for_before_the_import(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert reasons_unavailable("cuda") == (
+        "TRITON_INTERPRET was changed after Triton was imported: set it before",
+    )
+
+
+@interpreted
 def test_float64_is_refused_by_name():
     query = torch.randn(1, 3, 3, 1, 4, dtype=torch.float64)
     with pytest.raises(ValueError, match="triton.*float64"):

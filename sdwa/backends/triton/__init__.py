@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from contextlib import suppress
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -15,6 +16,7 @@ from torch.compiler import is_compiling
 from sdwa.backends.base import OperatorBackend
 from sdwa.problem import AttentionProblem
 from sdwa.registration import OperatorPair
+from sdwa.torch_private import constant_when_compiled
 
 MINIMUM_VERSION = (3, 6)  # as in pyproject.toml
 PACKAGES = ("triton", "triton-rocm", "pytorch-triton-rocm", "triton-windows")
@@ -34,8 +36,16 @@ _LIBRARY = torch.library.Library("sdwa", "FRAGMENT")
 
 
 def interpreted() -> bool:
-    """Whether Triton runs its kernels in Python, on the CPU (read when Triton is imported)."""
-    return os.environ.get("TRITON_INTERPRET") == "1"
+    """Whether Triton is asked to run its kernels in Python, on the CPU."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "on")
+
+
+@constant_when_compiled
+def _asked_too_late() -> bool:
+    """Whether it was asked for, or no more, after Triton was imported, which then decided it."""
+    language = sys.modules.get("triton.language")
+    zeros = getattr(language, "zeros", None)
+    return zeros is not None and (type(zeros).__name__ == "InterpretedFunction") != interpreted()
 
 
 def reasons_unavailable(device_type: str) -> tuple[str, ...]:
@@ -54,6 +64,8 @@ def reasons_unavailable(device_type: str) -> tuple[str, ...]:
         reasons.append(
             "runs on an NVIDIA or AMD GPU, not on the CPU (TRITON_INTERPRET=1 interprets it there)"
         )
+    if not reasons and _asked_too_late():
+        reasons.append("TRITON_INTERPRET was changed after Triton was imported: set it before")
     return tuple(reasons)
 
 
@@ -100,6 +112,10 @@ class TritonBackend(OperatorBackend):
 
     def __init__(self) -> None:
         super().__init__(_define())
+
+    @property
+    def by_default(self) -> bool:  # type: ignore[override]
+        return not interpreted()  # which is for finding faults in kernels
 
     @property
     def device_type(self) -> str:  # type: ignore[override]
