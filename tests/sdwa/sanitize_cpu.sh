@@ -52,7 +52,7 @@ for isa in "$@"; do
     echo "== ${isa:-best instruction set}"
     sanitized() {
         LD_PRELOAD="$preloaded" SDWA_CPU_CAPABILITY="$isa" \
-            ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 \
+            ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 \
             "${alone[@]}" "$python" "$@"
     }
     sanitized -m pytest -q -x -n0 -p no:cacheprovider "${tests[@]}"
