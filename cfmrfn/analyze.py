@@ -170,7 +170,8 @@ class Analyze:
     split: str | None = None
     """Split to take images from. None: the one that results are reported on, test or else val."""
     boxes: bool = True
-    """Crop to the face boxes of AffectNet's lists; --no-boxes for images that are cropped."""
+    """Crop to the face boxes of AffectNet's lists, if training did so; --no-boxes for images that
+    are cropped."""
     digits: tuple[str, ...] | None = None
     """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
     class names in order. None: as in training."""
@@ -217,8 +218,9 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
 
     samples: Sequence[Sample] = []
     if tool.data is not None:
+        boxes = tool.boxes and about.config.images.boxes
         opened = open_split(
-            tool.data, tool.layout, tool.split, about, boxes=tool.boxes, digits=tool.digits
+            tool.data, tool.layout, tool.split, about, boxes=boxes, digits=tool.digits
         )
         samples = opened.samples
         for remark in opened.remarks():

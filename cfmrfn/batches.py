@@ -82,6 +82,10 @@ class Splits:
     dropped: Mapping[str, int] = field(default_factory=dict)
     without_effect: Sequence[str] = ()
 
+    def left_out(self) -> dict[str, int]:
+        """Number of files and images left out, by the reasons there were."""
+        return {reason: count for reason, count in self.dropped.items() if count}
+
     def fingerprint(self) -> str:
         """Changes with any file name or label, so that a run is resumed on its own data only."""
         # names are bytes on some systems, and not always of UTF-8
@@ -500,6 +504,7 @@ def evaluation_loader(
         on_broken=on_broken,
         at_least=about.image_size,
         cache=None if cache is None else cache.part(own),
+        part=world.size > 1,
     )
     return BatchLoader(
         dataset,

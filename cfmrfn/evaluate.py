@@ -110,7 +110,8 @@ class Evaluate:
     split: str | None = None
     """Split to evaluate. None: the one that results are reported on, test or else val."""
     boxes: bool = True
-    """Crop to the face boxes of AffectNet's lists; --no-boxes for images that are cropped."""
+    """Crop to the face boxes of AffectNet's lists, if training did so; --no-boxes for images that
+    are cropped."""
     digits: tuple[str, ...] | None = None
     """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
     class names in order. None: as in training."""
@@ -213,11 +214,12 @@ def _plans(tool: Evaluate, names: Sequence[str]) -> list[_Plan]:
     for (path, given), run in zip(paths.items(), _run_names(list(paths)), strict=True):
         about = abouts[path]
         digits = tool.digits or about.config.images.digits
-        key = about.class_names, digits
+        boxes = tool.boxes and about.config.images.boxes
+        key = about.class_names, digits, boxes
         if key not in splits:
             try:
                 opened = open_split(
-                    tool.data, tool.layout, tool.split, about, boxes=tool.boxes, digits=digits
+                    tool.data, tool.layout, tool.split, about, boxes=boxes, digits=digits
                 )
             except DataError as error:
                 raise DataError(
@@ -235,7 +237,7 @@ def _plans(tool: Evaluate, names: Sequence[str]) -> list[_Plan]:
             "layout": images.layout,
             "split": images.name,
             "precision": tool.precision,
-            "boxes": tool.boxes,
+            "boxes": boxes,
             "digits": None if images.digits is None else list(images.digits),
             "drop_duplicates": tool.drop_duplicates,
             "flip": tool.flip,

@@ -182,13 +182,14 @@ def open_split(
     split: str | None,
     about: About,
     *,
-    boxes: bool = True,
+    boxes: bool | None = None,
     digits: Sequence[str] | None = None,
 ) -> Split:
     """Opens a split of a data set, which needs no training split, for a checkpoint's classes.
 
-    Classes are matched by name. `split` None: the one that results are reported on. `digits` None:
-    what class folders named by digits meant in training. See `cfmrfn.data.open_set` for the other
+    Classes are matched by name. `split` None: the one that results are reported on. `boxes` None:
+    whether training cropped to them; `digits` None: what class folders named by digits meant in
+    training. See `cfmrfn.data.open_set` for the other
     arguments.
 
     Raises:
@@ -198,6 +199,7 @@ def open_split(
     class_names = about.class_names
     in_training = about.config.images.digits
     digits = tuple(digits or in_training or ())
+    boxes = about.config.images.boxes if boxes is None else boxes
     opened = open_set(root, layout, training=False, boxes=boxes, digits=digits)
     if layout == "auto":
         layout = next((each.name for each in LAYOUTS if each.recognise(root)), "folder")

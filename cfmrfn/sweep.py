@@ -26,7 +26,8 @@ import tyro
 from cfmrfn import errors, markdown, student, weights
 from cfmrfn.checkpoint import build_network
 from cfmrfn.complexity import Cost, measure
-from cfmrfn.config import Config, OptimConfig, continued, from_yaml, parse, recipe_of
+from cfmrfn.config import Config, OptimConfig, from_yaml, parse, recipe_of
+from cfmrfn.errors import ConfigError
 from cfmrfn.evaluation import HOW_CHOSEN
 from cfmrfn.train import MEMORY_OPTIONS, Interrupted, Trainer
 from cfmrfn.whole_files import whole
@@ -262,7 +263,12 @@ def _standing(config: Config) -> tuple[Config, bool]:
     started = path / "config.yaml"
     if not started.exists():
         return config, False
-    continued(config, path)
+    complete = weights.with_chosen_landmarks(weights.with_network_of_init(config))
+    if changed := complete.differences(from_yaml(started)):
+        raise ConfigError(
+            f"{path} was started with {'; '.join(changed)}. Sweep with the same options, or into "
+            "another --output"
+        )
     # with more epochs a complete run goes on; with its images elsewhere it checks them
     saved, wanted = from_yaml(started).absolute(), config.absolute()
     same = (saved.images, saved.optim) == (wanted.images, wanted.optim)

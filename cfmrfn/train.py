@@ -345,7 +345,7 @@ class Trainer:
                     "data": self.splits.name,
                     "training_images": len(self.splits.train),
                     "validation_images": len(self.splits.validation),
-                    "left_out": dict(self.splits.dropped),
+                    "left_out": self.splits.left_out(),
                     "duplicates": self._named_duplicates(),
                     "chosen_on": self.chosen_on,
                     "held_out": results,
@@ -509,7 +509,7 @@ class Trainer:
             f"{splits.name}: {len(splits.train)} images to train on, "
             f"{len(splits.validation)} for validation, {len(splits.held_out)} held out; "
             f"classes {', '.join(self.class_names)}",
-            *(f"left out: {count}, {reason}" for reason, count in splits.dropped.items()),
+            *(f"left out: {count}, {reason}" for reason, count in splits.left_out().items()),
             *self._about_duplicates(),
             *self._left_out_of_evaluation(),
             str(self.checked),

@@ -110,7 +110,13 @@ def split_names(names: Sequence[str], also: Sequence[str] = ()) -> tuple[str | N
     Args:
         names: a network or none, then files and folders.
         also: suffixes, in lower case, of files that are taken beside pictures.
+
+    Raises:
+        ConfigError: a name after the first is a network.
     """
+    for name in names[1:]:
+        if _is_of_network(name):
+            raise ConfigError(f"{name} is a network: name it before the pictures, and only one")
     if names and not _is_picture(names[0], also):
         return names[0], names[1:]
     return None, names
@@ -118,14 +124,21 @@ def split_names(names: Sequence[str], also: Sequence[str] = ()) -> tuple[str | N
 
 # What a run or an export leaves in its folder.
 _OF_NETWORKS = ("best.pt", "last.pt", "config.yaml", pretrained.WEIGHTS, "model.onnx", "model.pt2")
+_SUFFIXES_OF_NETWORKS = (".pt", ".pth", ".safetensors", ".onnx", ".pt2")
+
+
+def _is_of_network(name: str) -> bool:
+    """Whether it is the file of a network, or a folder that a run or an export has left."""
+    if os.path.isdir(name):
+        return any(os.path.exists(os.path.join(name, file)) for file in _OF_NETWORKS)
+    return os.path.splitext(name)[1].lower() in _SUFFIXES_OF_NETWORKS
 
 
 def _is_picture(name: str, also: Sequence[str]) -> bool:
     if name == pretrained.NAME:
         return False
     if os.path.isdir(name):
-        is_of_network = any(os.path.exists(os.path.join(name, file)) for file in _OF_NETWORKS)
-        return not is_of_network and bool(find_images(name, also).paths)
+        return not _is_of_network(name) and bool(find_images(name, also).paths)
     if os.path.splitext(name)[1].lower() in (*IMAGE_SUFFIXES, *HEIC_SUFFIXES, *also):
         return True
     return os.path.isfile(name) and why_no_image(name) is None

@@ -321,6 +321,8 @@ def load_init(model: CFMRFN, source: Source, about: About) -> WeightReport:
             network. The model is then unchanged.
     """
     own = model.state_dict()
+    if "luma.weights" not in source.tensors:
+        own.pop("luma.weights", None)  # constants, which former versions did not save
     tensors = _match_streams(source.tensors, own)
     notes = [*source.notes, *_differences(source, about)]
     notes += resize_maps(tensors, model)

@@ -42,6 +42,7 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
             a run resumes; `set_epoch` must then be called before each epoch.
         cache: the images of `samples`, decoded with `at_least`. None: each is read from its file
             whenever it is wanted. The images are the same.
+        part: `samples` are one process's share of them, and may be none.
 
     Attributes:
         is_broken: bool (len(samples),), what this process and its workers could not read so far.
@@ -63,14 +64,15 @@ class ExpressionDataset(Dataset[tuple[Tensor, int | Tensor]]):
         at_least: int | None = None,
         seed: int | None = None,
         cache: ImageCache | None = None,
+        part: bool = False,
     ) -> None:
         if color not in ("RGB", "BGR"):
             raise ValueError(f'color must be "RGB" or "BGR", got {color!r}')
         if on_broken not in ("error", "skip", "mark"):
             raise ValueError(f'on_broken must be "error", "skip" or "mark", got {on_broken!r}')
-        if not samples:
+        if not samples and not part:
             raise DataError("no images: the split is empty")
-        highest = max(sample.label for sample in samples)
+        highest = max((sample.label for sample in samples), default=0)
         if highest >= len(class_names):
             raise DataError(
                 f"label {highest} needs {highest + 1} classes, but {len(class_names)} are "

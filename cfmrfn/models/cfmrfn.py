@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -80,6 +81,9 @@ class Luma(nn.Module):
 
     Both images are normalised by the mean and standard deviation of ImageNet, whose channels
     differ, so that the three channels of a grey image do too. A grey image stays as it is.
+
+    Its weights are part of a state dict, though nothing learns them: they tell that the others are
+    of a network that saw nothing but grey.
     """
 
     weights: Tensor
@@ -92,11 +96,16 @@ class Luma(nn.Module):
         parts = torch.tensor(LUMA)
         constants = {"weights": parts * std, "scale": 1 / std, "shift": (parts @ mean - mean) / std}
         for name, values in constants.items():
-            self.register_buffer(name, values.view(3, 1, 1), persistent=False)
+            self.register_buffer(name, values.view(3, 1, 1), persistent=name == "weights")
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, 3, height, width), the same"""
         return (x * self.weights).sum(1, keepdim=True) * self.scale + self.shift
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        # Former versions saved none; those of another value would be another function.
+        state_dict[f"{prefix}weights"] = self.weights
+        super()._load_from_state_dict(state_dict, prefix, *others)
 
 
 class CFMRFN(nn.Module):
@@ -473,12 +482,23 @@ class CFMRFN(nn.Module):
     def load_state_dict(
         self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
     ) -> Any:
-        """As of every module.
+        """As of every module; weights of a network with `gray` make this one such a network.
 
         Raises:
             RuntimeError: the weights do not fit; where they are of a network built otherwise, the
                 message begins with the options that differ.
+
+        Warns:
+            UserWarning: this network becomes one with `gray`.
         """
+        if "luma.weights" in state_dict and not isinstance(self.luma, Luma):
+            warnings.warn(
+                "the weights are of a network with gray=True: this one too sees only how light "
+                "images are now; create it with gray=True",
+                UserWarning,
+                stacklevel=2,
+            )
+            self.luma = Luma().to(self.norm.weight.device)
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
@@ -652,6 +672,11 @@ def _create(variant: str, preset: dict[str, Any], pretrained: bool, options: Any
     cfg = resolve_pretrained_cfg(
         variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay")
     )
+    if options.pop("features_only", False):
+        raise ValueError(
+            "features_only has no meaning: two streams query each other, and no backbone's maps "
+            "alone are its features; see `forward_features`, and `describe` for what is inside"
+        )
     preset = {"img_size": tuple(cfg.input_size[1:]), **preset}
     described = pretrained_config(variant) if pretrained else None
     if described is not None and cfg.file == described["pretrained_cfg"]["file"]:

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from cfmrfn.checkpoint import About
+from cfmrfn.config import parse_config
 from cfmrfn.data import EXPRESSIONS, DataError, canonical_name, open_set
 from cfmrfn.data import ferplus as ferplus_module
+from cfmrfn.inference import open_split
 from tests.cfmrfn import public_sets
 
 RAFDB = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
@@ -541,6 +544,18 @@ def test_boxes_can_be_left_out(tmp_path):
         open_set(root)
     opened = open_set(root, boxes=False)
     assert {sample.box for samples in opened.splits.values() for sample in samples} == {None}
+
+
+@pytest.mark.parametrize(
+    ("trained", "asked", "cropped"),
+    [(True, None, True), (False, None, False), (False, True, True), (True, False, False)],
+)
+def test_boxes_are_those_of_training_unless_asked(tmp_path, trained, asked, cropped):
+    root = public_sets.affectnet_lists(tmp_path)
+    config = parse_config([] if trained else ["--no-boxes"])
+    about = About.of_run(config, open_set(root).class_names)
+    split = open_split(root, "auto", None, about, boxes=asked)
+    assert {sample.box is not None for sample in split.samples} == {cropped}
 
 
 FER2013 = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")

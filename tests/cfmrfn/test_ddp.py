@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from cfmrfn.config import parse_config
+from cfmrfn.data.synthetic import draw_face
 from cfmrfn.train import Trainer
 from tests.cfmrfn.processes import forked, torchrun
 
@@ -41,6 +42,19 @@ def test_two_processes_equal_one(options, tmp_path, launch, together, alone):
     # 15 held-out images over two processes: each counted once
     assert (two[-1]["test_accuracy"] * 15) % 1 == pytest.approx(0, abs=1e-9)
     assert '"images": 15' in (tmp_path / "two" / "report.json").read_text()
+
+
+def test_fewer_held_out_images_than_processes(options, tmp_path):
+    for split, number in (("train", 4), ("test", 1)):
+        for expression in ("happiness", "sadness")[: 2 if split == "train" else 1]:
+            folder = tmp_path / "faces" / split / expression
+            folder.mkdir(parents=True)
+            for seed in range(number):
+                draw_face(expression, 64, (seed,)).image.save(folder / f"{seed}.png")
+    shared = [*options, "--data", str(tmp_path / "faces"), "--epochs", "1"]
+    result = forked([*shared, "--output", str(tmp_path / "two")])
+    assert result.returncode == 0, result.stderr
+    assert '"images": 1' in (tmp_path / "two" / "report.json").read_text()
 
 
 UNCHECKED = """

@@ -327,6 +327,7 @@ def test_stochastic_depth_grows_from_nothing_to_its_rate():
         ({"drop_path_rate": 1.5}, "drop_path_rate must be 0 to 1, got 1.5"),
         ({"drop_path_rate": -0.1}, "drop_path_rate must be 0 to 1, got -0.1"),
         ({"in_chans": 1}, "in_chans must be 3, got 1"),
+        ({"features_only": True}, "features_only has no meaning"),
         ({"image_widths": (8, 16)}, r"image_widths must be 3 whole .* 1, got \(8, 16\)"),
         ({"image_widths": 3}, "image_widths must be 3 whole numbers of at least 1, got 3"),
         ({"image_blocks": "abc"}, "image_blocks must be 3 whole numbers of at least 1, got 'abc'"),

@@ -112,6 +112,12 @@ def test_pipes_are_not_waited_for(run_folder, images, capsys):
     assert third == f"cannot read image {folder / 'pipe.jpg'}: no file but a pipe or a device"
 
 
+def test_networks_are_named_first(run_folder, images):
+    for network in (run_folder, run_folder / "best.pt"):
+        with pytest.raises(errors.ConfigError, match="is a network: name it before the pictures"):
+            predict.main([str(images[0]), str(network)])
+
+
 def test_names_of_classes_are_on_one_line(run_folder, images, capsys):
     saved = checkpoint.load(run_folder / "best.pt")
     saved["about"]["class_names"] = [f"{name}\n\x1b[1m" for name in CLASSES]

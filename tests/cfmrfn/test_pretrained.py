@@ -570,10 +570,34 @@ def test_it_is_small_and_says_where_it_is_from():
 def test_it_is_the_preset():
     """Options of the run may be others, but none that its checkpoints would not fit."""
     ours, theirs = (
-        {n: t.shape for n, t in timm.create_model("cfmrfn_tiny", pretrained=p).state_dict().items()}
-        for p in (False, True)
+        {
+            n: p.shape
+            for n, p in timm.create_model("cfmrfn_tiny", pretrained=pretrained).named_parameters()
+        }
+        for pretrained in (False, True)
     )
     assert ours == theirs
+
+
+def test_its_weights_make_a_network_see_grey(tmp_path):
+    theirs = timm.create_model("cfmrfn_tiny", pretrained=True).eval()
+    x = torch.randn(2, 3, 128, 128)
+    torch.save(theirs.state_dict(), tmp_path / "mine.pth")
+    with pytest.warns(UserWarning, match="gray=True"):
+        ours = timm.create_model(
+            "cfmrfn_tiny", num_classes=8, checkpoint_path=tmp_path / "mine.pth"
+        )
+    assert torch.equal(ours.eval()(x), theirs(x))
+    again = timm.create_model("cfmrfn_tiny", num_classes=8, gray=True)
+    again.load_state_dict(theirs.state_dict())
+    assert torch.equal(again.eval()(x), theirs(x))
+
+
+def test_weights_of_former_versions_have_no_luma():
+    network = timm.create_model("cfmrfn_tiny", gray=True)
+    former = {n: t for n, t in network.state_dict().items() if not n.startswith("luma.")}
+    network.load_state_dict(former)
+    assert "luma.weights" in network.state_dict() and "luma.weights" not in former
 
 
 def test_it_knows_a_smile():

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from cfmrfn import checkpoint, complexity, errors, student, sweep
+from cfmrfn import checkpoint, complexity, errors, student, sweep, weights
 from cfmrfn.config import Config, parse_config
 from cfmrfn.sweep import TABLES
 from cfmrfn.train import Interrupted
@@ -124,7 +124,7 @@ def test_tables_share_rows_and_go_on_where_they_stopped(tmp_path, monkeypatch, c
         """A run that is done at once; the sixth is killed in the middle."""
 
         def __init__(self, config):
-            self.config = config
+            self.config = weights.with_chosen_landmarks(config)
 
         def train(self):
             folder = self.config.run.output
@@ -156,8 +156,11 @@ def test_tables_share_rows_and_go_on_where_they_stopped(tmp_path, monkeypatch, c
     names += ["expression-only", "landmarks-only"]
     every = [(name, f"seed-{seed}") for seed in (0, 1) for name in names]
     assert trained == [every[5], *every[6:]]
+    with pytest.raises(errors.ConfigError, match="was started with gray None, not True. Sweep"):
+        sweep.main([*args, "--gray", "True"])
     text = (tmp_path / "table.md").read_text()
     assert "of 2 runs" not in text
+    sweep.main(args)
     assert text.strip() in capsys.readouterr().out
     cells = {}
     for line in text.splitlines():
