@@ -188,9 +188,8 @@ def open_split(
     """Opens a split of a data set, which needs no training split, for a checkpoint's classes.
 
     Classes are matched by name. `split` None: the one that results are reported on. `boxes` None:
-    whether training cropped to them; `digits` None: what class folders named by digits meant in
-    training. See `cfmrfn.data.open_set` for the other
-    arguments.
+    whether training cropped to them. `digits` None: what class folders named by digits meant in
+    training. See `cfmrfn.data.open_set` for the other arguments.
 
     Raises:
         DataError: the set cannot be opened, or has no such split or none of these classes in it.

@@ -498,7 +498,7 @@ class CFMRFN(nn.Module):
                 UserWarning,
                 stacklevel=2,
             )
-            self.luma = Luma().to(self.norm.weight.device)
+            self.luma = Luma().to(self.norm.weight.device, self.norm.weight.dtype)
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
