@@ -121,13 +121,14 @@ def tables(evaluations: Mapping[str, Evaluation]) -> str:
 
 def _no_table(evaluations: Mapping[str, Evaluation]) -> str:
     images = next(iter(evaluations.values())).images
+    numbers = sorted({len(each.images.shared_classes) for each in evaluations.values()})
     legal = ", ".join(
         f"{name} (split {paper_set.split}, {paper_set.classes} classes)"
         for name, paper_set in SETS.items()
     )
     return (
         f"The paper has no table for {images.set_name}, split {images.name}, "
-        f"{len(images.shared_classes)} classes; Tables 1 and 2 are of {legal}, as their owners "
+        f"{' or '.join(map(str, numbers))} classes; Tables 1 and 2 are of {legal}, as their owners "
         "lay them out."
     )
 

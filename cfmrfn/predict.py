@@ -220,6 +220,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") 
 def network_and_pictures(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
     """What was given as the network, None where it was left out, and the pictures and videos."""
     if names and _is_video(names[0]):
+        trained.check_names(names)
         return None, names
     return trained.split_names(names, video.VIDEO_SUFFIXES)
 

@@ -112,14 +112,25 @@ def split_names(names: Sequence[str], also: Sequence[str] = ()) -> tuple[str | N
         also: suffixes, in lower case, of files that are taken beside pictures.
 
     Raises:
-        ConfigError: a name after the first is a network.
+        ConfigError: as for `check_names`.
     """
-    for name in names[1:]:
-        if _is_of_network(name):
-            raise ConfigError(f"{name} is a network: name it before the pictures, and only one")
+    check_names(names)
     if names and not _is_picture(names[0], also):
         return names[0], names[1:]
     return None, names
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Checks a network or none, then pictures and videos.
+
+    Raises:
+        ConfigError: a name is an address on a network, or one after the first is a network.
+    """
+    for place, name in enumerate(names):
+        if "://" in name and not os.path.exists(name):
+            raise ConfigError(f"{name} is an address: download it, and name the file")
+        if place and _is_of_network(name):
+            raise ConfigError(f"{name} is a network: name it before the pictures, and only one")
 
 
 # What a run or an export leaves in its folder.

@@ -116,6 +116,13 @@ def test_networks_are_named_first(run_folder, images):
     for network in (run_folder, run_folder / "best.pt"):
         with pytest.raises(errors.ConfigError, match="is a network: name it before the pictures"):
             predict.main([str(images[0]), str(network)])
+        with pytest.raises(errors.ConfigError, match="is a network"):
+            predict.main(["video.mp4", str(network)])
+
+
+def test_addresses_are_not_read(run_folder):
+    with pytest.raises(errors.ConfigError, match="https://a.b/c.jpg is an address: download it"):
+        predict.main([str(run_folder), "https://a.b/c.jpg"])
 
 
 def test_names_of_classes_are_on_one_line(run_folder, images, capsys):
