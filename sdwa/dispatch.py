@@ -150,14 +150,17 @@ def _padded(call: Call, value_dim: int, head_dim: int) -> Call:
     Further features of zero change neither the scores, nor those of the result that are kept.
     """
 
+    def widened(x: Tensor) -> Tensor:
+        # `pad` may keep a layout that it takes for channels_last_3d.
+        return pad(x, (0, head_dim - x.shape[4])).contiguous()
+
     def padded(
         query: Tensor, key: Tensor, value: Tensor, bias: Tensor | None, key_mask: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        query, key, value = (
-            # `pad` may keep a layout that it takes for channels_last_3d.
-            x if x.shape[4] == head_dim else pad(x, (0, head_dim - x.shape[4])).contiguous()
-            for x in (query, key, value)
-        )
+        if value_dim == head_dim:
+            query, key = widened(query), widened(key)
+        else:
+            value = widened(value)
         out, lse = call(query, key, value, bias, key_mask)
         return out[..., :value_dim].contiguous(), lse
 

@@ -286,8 +286,9 @@ def test_explicit_backend_never_falls_back():
 def test_errors_list_backends_and_their_reasons(monkeypatch):
     from sdwa import dispatch
 
-    swift = SimpleNamespace(name="swift", reasons=lambda problem: ("it rains", "it is dark"))
-    slow = SimpleNamespace(name="slow", reasons=lambda problem: ("it is closed",))
+    swift, slow = (SimpleNamespace(name=name, by_default=True) for name in ("swift", "slow"))
+    swift.reasons = lambda problem: ("it rains", "it is dark")
+    slow.reasons = lambda problem: ("it is closed",)
     monkeypatch.setattr(dispatch, "BACKENDS", [swift, slow])
     attend = partial(sdwa.sliding_dilated_window_attention, **tensors())
     with pytest.raises(sdwa.BackendError) as error:
