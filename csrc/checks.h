@@ -43,7 +43,7 @@ inline ScalarType accumulation_type(const Tensor& query) {
 }
 
 // What went wrong in PyTorch's last function. Those of the stable ABI return a code alone; PyTorch
-// before 2.11 has no function that gives the words.
+// before 2.13 has no function that gives the words, or gives none, and prints them.
 extern "C" __attribute__((weak)) const char* torch_exception_get_what_without_backtrace();
 
 inline void check_allocated(AOTITorchError code) {

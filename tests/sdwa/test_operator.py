@@ -257,6 +257,8 @@ def test_lse_gradient_alone(backend):
 def test_results_that_memory_does_not_hold(backend):
     # PyTorch's own words: libraries that try again with a smaller batch look for them.
     own = "DefaultCPUAllocator: can't allocate memory|out of memory"
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < (2, 13):
+        own += "|see stderr for the reason"  # it prints them
     query = torch.randn(1, 8, 8, 1, 16, device=backend.device_type).expand(2**32, -1, -1, -1, -1)
     with pytest.raises(RuntimeError, match=own):
         sdwa.sliding_dilated_window_attention(query, query, query, backend=backend.name)
