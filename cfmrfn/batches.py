@@ -95,6 +95,19 @@ class Splits:
                 digest.update(os.fsencode(f"{os.path.basename(sample.path)} {sample.label}\n"))
         return digest.hexdigest()[:16]
 
+    def file_sizes(self) -> Tensor:
+        """Bytes of each image's file, and -1 where it cannot be reached; int64, (images).
+
+        Others than before tell what `fingerprint` cannot: images replaced under their names.
+        """
+        sizes = []
+        for sample in (*self.train, *self.validation, *self.held_out):
+            try:
+                sizes.append(os.stat(sample.path).st_size)
+            except OSError:
+                sizes.append(-1)
+        return torch.tensor(sizes, dtype=torch.int64)
+
     def without(self, left_out: Set[Sample], reason: str = "that cannot be read") -> Splits:
         """The same without those evaluation images, which are counted by `reason`.
 

@@ -108,7 +108,7 @@ class Trainer:
 
         # Data
         splits = open_splits(images, optim.seed, self.world)
-        self.fingerprint = splits.fingerprint()
+        self.fingerprint, self.file_sizes = splits.fingerprint(), splits.file_sizes()
         self.checked = self.world.on_main(lambda: check_images(splits, run.on_broken))
         self.splits = splits.without(self.checked.unreadable.keys())
         self.duplicates = self.world.on_main(
@@ -158,7 +158,7 @@ class Trainer:
         # Network and optimizer
         torch.manual_seed(optim.seed)
         self.network = checkpoint.build_network(config, len(self.class_names))
-        origin = self._load_backbones() if saved is None else []
+        remarks = self._load_backbones() if saved is None else []
         try:
             self.network.freeze(optim.freeze)
         except ValueError as error:
@@ -184,11 +184,11 @@ class Trainer:
         if run.resume is None:
             self.folder = self.world.on_main(lambda: run_folder.create(config))
         if saved is not None:
-            self._load_state(saved)
+            remarks = self._load_state(saved)
         if run.resume is not None:
             is_complete = self.progress.epoch >= optim.epochs
             self.world.on_main(lambda: self.folder.reopen(config, is_complete=is_complete))
-        self.log(self._description(origin))
+        self.log(self._description(remarks))
 
     def train(self) -> Path:
         """Trains to the last epoch, reports, and returns the path of the run folder."""
@@ -403,6 +403,7 @@ class Trainer:
         if self.world.is_main:
             training = {
                 "data": self.fingerprint,
+                "file_sizes": self.file_sizes,
                 "network": self.network.state_dict(),
                 "ema": None if self.ema is None else self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -412,7 +413,8 @@ class Trainer:
             checkpoint.save(self.folder.last, self._weights(None) | {"training": training})
         self.world.barrier()
 
-    def _load_state(self, training: dict[str, Any]) -> None:
+    def _load_state(self, training: dict[str, Any]) -> list[str]:
+        """Loads what a checkpoint has for resuming; returns what the log says of its images."""
         # former runs left the images that they skipped out of the fingerprint
         if training.get("data") not in (self.fingerprint, self.splits.fingerprint()):
             where = self.config.images.data
@@ -433,6 +435,15 @@ class Trainer:
                 classes=len(self.class_names),
                 splits=self.evaluation_loaders,
             )
+        # former runs did not keep the sizes
+        sizes = training.get("file_sizes", self.file_sizes)
+        changed = int((sizes != self.file_sizes).sum())
+        if not changed:
+            return []
+        return [
+            f"{changed} of {counted(len(sizes), 'image file')} have another size than when the run "
+            "was last saved: where their pixels are others too, its weights come of both"
+        ]
 
     def _load_backbones(self) -> list[str]:
         """Loads the weights that were given; returns what the log says of them."""
@@ -500,7 +511,7 @@ class Trainer:
     def _step_number(self) -> int:
         return self.progress.epoch * self.batches.steps + self.progress.step
 
-    def _description(self, origin: list[str]) -> str:
+    def _description(self, remarks: list[str]) -> str:
         splits, optim = self.splits, self.config.optim
         trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.network.parameters())
@@ -527,7 +538,7 @@ class Trainer:
         if self.class_weights is not None:
             pairs = zip(self.class_names, self.class_weights.tolist(), strict=True)
             lines.append("class weights: " + ", ".join(f"{name} {w:.3g}" for name, w in pairs))
-        lines += origin
+        lines += remarks
         kept = self.caches.train
         if kept is not None and kept.is_grey and not self.config.network.gray:
             lines.append(

@@ -115,7 +115,13 @@ class Resources(NamedTuple):
 
 
 def compile_kernel(kernel: Kernel, blocks: Blocks | None = None) -> Resources:
-    """Compiles one specialisation, as a launch on aligned tensors would."""
+    """What one specialisation takes, compiled as a launch on aligned tensors would."""
+    compiled = compile_only(kernel, blocks)
+    return read_resources(compiled.asm["cubin"], compiled.metadata.shared)
+
+
+def compile_only(kernel: Kernel, blocks: Blocks | None = None) -> Any:
+    """What Triton's compiler returns for it: `.asm` has the code in each of its languages."""
     plan = kernel.plan(blocks)
     function = KERNELS[kernel.which][not kernel.windows.plain]
     signature: dict[str, Any] = {}
@@ -142,12 +148,11 @@ def compile_kernel(kernel: Kernel, blocks: Blocks | None = None) -> Resources:
         else:
             signature[name] = "i32"
     source = ASTSource(function, signature, constants, aligned)
-    compiled = triton.compile(
+    return triton.compile(
         source,
         target=GPUTarget("cuda", kernel.arch, 32),
         options=plan.options,
     )
-    return read_resources(compiled.asm["cubin"], compiled.metadata.shared)
 
 
 def read_resources(cubin: bytes, shared: int) -> Resources:

@@ -91,11 +91,12 @@ __global__ void __launch_bounds__(kThreads)
         const Row near_key = load(p.key, y, x, on_map), near_value = load(p.value, y, x, on_map);
         A score = query.dot(near_key), grad_probability = grad_out.dot(near_value);
         sum_over_group(lanes, score, grad_probability);
-        score *= p.scale;
+        A tap_bias = 0;
         if (bias != nullptr && is_tap) {
-          score +=
+          tap_bias =
               bias[bias_index(p.windows, at, tap_h, tap_w, row - at.h.index, column - at.w.index)];
         }
+        score = score_of(score, p.scale, tap_bias);
         A probability = power2((score - lse) * log2e_v<A>);
         if (!is_tap || !tap_counts(on_map, p.work.masked)) probability = 0;
         if (has_key_mask && on_map && !keeps_key(p.work, tile, y, x)) probability = 0;
@@ -135,11 +136,12 @@ __global__ void __launch_bounds__(kThreads)
       A score = near_query.dot(key), grad_probability = near_grad_out.dot(value);
       sum_over_group(lanes, score, grad_probability);
       if (!reads) continue;
-      score *= p.scale;
+      A tap_bias = 0;
       if (bias != nullptr) {
-        score +=
+        tap_bias =
             bias[bias_index(p.windows, at, tap_h, tap_w, at.h.index - row, at.w.index - column)];
       }
+      score = score_of(score, p.scale, tap_bias);
       const int64_t near_token = token_index(p.work, tile, y, x);
       const A near_lse = lse_or_infinity(p.lse, near_token, true);
       const A probability = power2((score - near_lse) * log2e_v<A>);

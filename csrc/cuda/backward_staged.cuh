@@ -102,7 +102,7 @@ struct StagedGradients {
         const StagedRow query = columns.read(tap_w, 0), grad_out = columns.read(tap_w, 1);
         const float product = sum_over_lanes<S::kLanes>(query.dot(key));
         const float grad_probability = sum_over_lanes<S::kLanes>(grad_out.dot(value));
-        const float score = product * p.scale + read_shared(shared.bias + back);
+        const float score = score_of(product, p.scale, read_shared(shared.bias + back));
         const float probability = power2((score - lse) * log2e_v<float>);
         grad_value.add(probability, grad_out);
         grad_key.add(probability * (grad_probability - delta), query);
@@ -140,7 +140,7 @@ struct StagedGradients {
         const StagedRow key = columns.read(tap_w, 0), value = columns.read(tap_w, 1);
         const float product = sum_over_lanes<S::kLanes>(query.dot(key));
         const float grad_probability = sum_over_lanes<S::kLanes>(grad_out.dot(value));
-        const float score = product * p.scale + bias[tap_w];
+        const float score = score_of(product, p.scale, bias[tap_w]);
         const float probability = power2((score - lse) * log2e_v<float>);
         const float grad = probability * (grad_probability - delta);
         grad_query.add(grad, key);

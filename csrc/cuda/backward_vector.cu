@@ -121,7 +121,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
         load_near_query();
         sum_over_group(lanes, score, grad_probability, near_score, near_grad_probability);
       }
-      score = score * p.scale + (bias == nullptr ? 0 : bias[tap]);
+      score = score_of(score, p.scale, bias == nullptr ? A(0) : bias[tap]);
       A probability = power2((score - lse) * log2e_v<A>);
       if (!tap_counts(on_map, p.work.masked)) probability = 0;
       if (has_key_mask && on_map && !keeps_key(p.work, tile, y, x)) probability = 0;
@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks)
         sum_over_group(lanes, near_score, near_grad_probability);
       }
       if (kInTurn<T>) near_token = token_index(p.work, tile, y, x);
-      near_score = near_score * p.scale + (bias == nullptr ? 0 : bias[back]);
+      near_score = score_of(near_score, p.scale, bias == nullptr ? A(0) : bias[back]);
       const A near_lse = lse_or_infinity(p.lse, near_token, on_map);
       const A near_delta = on_map ? p.delta[near_token] : A(0);
       const A near_probability = power2((near_score - near_lse) * log2e_v<A>);

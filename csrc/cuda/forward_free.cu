@@ -53,10 +53,12 @@ __global__ void __launch_bounds__(kThreads)
       sum_over_group(lanes, product);
       if (!pixel_ok || !tap_counts(on_map, p.work.masked)) continue;
       if (has_key_mask && on_map && !keeps_key(p.work, tile, y, x)) continue;
-      A s = product * p.scale;
+      A tap_bias = 0;
       if (bias != nullptr) {
-        s += bias[bias_index(p.windows, at, tap_h, tap_w, row - at.h.index, column - at.w.index)];
+        tap_bias =
+            bias[bias_index(p.windows, at, tap_h, tap_w, row - at.h.index, column - at.w.index)];
       }
+      const A s = score_of(product, p.scale, tap_bias);
       const A now_most = s > most ? s : most;
       const A keep = power2((most - now_most) * log2e_v<A>);
       const A weight = power2((s - now_most) * log2e_v<A>);

@@ -67,8 +67,8 @@ __global__ void __launch_bounds__(kStagedWarps* kWarpLanes, kMostForward<S> / kS
       float score[S::kKernel];
 #pragma unroll
       for (int tap_w = 0; tap_w < S::kKernel; ++tap_w) {
-        score[tap_w] = sum_over_lanes<S::kLanes>(query.dot(columns.read(tap_w, 0))) * p.scale +
-                       read_shared(shared.bias + tap_h * S::kKernel + tap_w);
+        score[tap_w] = score_of(sum_over_lanes<S::kLanes>(query.dot(columns.read(tap_w, 0))),
+                                p.scale, read_shared(shared.bias + tap_h * S::kKernel + tap_w));
       }
       if (leaves_out(p.work)) exclude<S>(score, shared, row, pixel.column);
 #pragma unroll

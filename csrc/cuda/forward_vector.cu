@@ -60,7 +60,8 @@ __global__ void __launch_bounds__(kThreads, kResidentBlocks<T>)
       sum_over_group(lanes, product);
       if (!tap_counts(on_map, p.work.masked)) continue;
       if (has_key_mask && on_map && !keeps_key(p.work, tile, y, x)) continue;
-      const A s = product * p.scale + (bias == nullptr ? 0 : bias[tap_h * p.work.kernel_w + tap_w]);
+      const A tap_bias = bias == nullptr ? 0 : bias[tap_h * p.work.kernel_w + tap_w];
+      const A s = score_of(product, p.scale, tap_bias);
       const A now_most = s > most ? s : most;
       const A keep = power2((most - now_most) * log2e_v<A>);
       const A weight = power2((s - now_most) * log2e_v<A>);

@@ -66,12 +66,18 @@ struct LaneRow {
     }
   }
 
-  // This lane's part of <this, other>.
+  // This lane's part of <this, other>. A lane with twice kLaneFeatures adds up what two lanes
+  // have, and in their order: scores are then the same bit for bit in all kernels, as those that
+  // lse is of must be.
   __device__ __forceinline__ A dot(const LaneRow& other) const {
-    A sum = 0;
+    constexpr int kLanesWorth = kFeatures / kLaneFeatures;
+    static_assert(kLanesWorth == 1 || kLanesWorth == 2);
+    A sum[kLanesWorth] = {};
 #pragma unroll
-    for (int i = 0; i < kFeatures; ++i) sum += feature[i] * other.feature[i];
-    return sum;
+    for (int i = 0; i < kFeatures; ++i) {
+      sum[i / kPiece % kLanesWorth] += feature[i] * other.feature[i];
+    }
+    return kLanesWorth == 1 ? sum[0] : sum[0] + sum[kLanesWorth - 1];
   }
   __device__ __forceinline__ void add(A weight, const LaneRow& other) {
 #pragma unroll

@@ -264,6 +264,13 @@ __device__ __forceinline__ int64_t first_token(const LaunchPart& work, const Til
   return (row * size(work.width) + size(tile.x)) * size(work.heads) + size(tile.head);
 }
 
+// The score of an inner product; bias is 0 where there is none. It is rounded here, once: a mere
+// product may be contracted with what is subtracted from it, but lse is of rounded scores.
+template <typename A>
+__device__ __forceinline__ A score_of(A product, A scale, A bias) {
+  return std::fma(product, scale, bias);
+}
+
 // A window may have nothing left: every score is -inf. Its out is 0, its lse -inf, and nothing goes
 // back through it. The functions below see to that.
 

@@ -13,6 +13,7 @@ import time
 from typing import NamedTuple
 
 import pytest
+from PIL import Image
 
 from cfmrfn import batches, checkpoint, train
 from cfmrfn.config import parse_config
@@ -145,6 +146,30 @@ def test_more_epochs_with_the_images_elsewhere(options, tmp_path, monkeypatch, f
             for key in ("data", "epochs"):
                 del about["config"][key]
     assert_equal(found, expected)
+
+
+def test_images_replaced_under_their_names_are_told_of(options, tmp_path, faces):
+    root = tmp_path / "faces"
+    shutil.copytree(faces, root)
+    args = [*options, "--data", str(root), "--output", str(tmp_path / "run")]
+    Trainer(parse_config([*args, "--epochs", "1", "--schedule", "constant"])).train()
+    args = ["--resume", str(tmp_path / "run"), "--epochs", "2"]
+    log = tmp_path / "run" / "log.txt"
+    Trainer(parse_config(args))
+    assert "another size" not in log.read_text()
+    trainer = Trainer(parse_config(args))
+    for sample in (trainer.splits.train[0], trainer.splits.held_out[0]):
+        with Image.open(sample.path) as image:
+            cropped = image.crop((8, 8, 40, 40))
+        cropped.save(sample.path)
+    trainer = Trainer(parse_config(args))
+    said = (
+        f"2 of {len(trainer.file_sizes)} image files have another size than when the run was last"
+    )
+    assert log.read_text().count(said) == 1
+    trainer.train()
+    Trainer(parse_config(["--resume", str(tmp_path / "run"), "--epochs", "3"]))
+    assert log.read_text().count(said) == 1
 
 
 def other_faces(tmp_path):

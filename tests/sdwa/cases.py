@@ -73,7 +73,11 @@ CASES = (
     Case("head_dim_256", (1, 4, 5, 1, 256)),
     Case("many_heads", (1, 4, 4, 37, 4), dilation=tuple(1 + n % 4 for n in range(37))),
     Case("scale_zero", (1, 5, 5, 2, 8), scale=0.0, bias=True),
+    # scores of hundreds, whose last bits count: both passes must round them alike
     Case("scale_large", (1, 6, 6, 2, 16), scale=30.0),
+    Case("scale_large_5x5", (1, 11, 10, 2, 128), 5, dilation=(1, 2), scale=12.0),
+    Case("scale_large_7x7", (1, 11, 10, 2, 64), 7, dilation=(1, 2), scale=15.0),
+    Case("scale_large_shifted", (1, 7, 7, 2, 24), scale=24.0, padding_mode="shifted"),
     Case("scale_negative", (1, 6, 6, 2, 16), scale=-0.7, padding_mode="masked"),
     Case("batch_0", (0, 5, 6, 2, 8), dilation=(1, 2), bias=True),
     Case("larger_map", (1, 31, 29, 4, 32), dilation=(1, 2, 3, 4)),

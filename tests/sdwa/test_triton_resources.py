@@ -1,6 +1,7 @@
 """The Triton kernels compiled to machine code, which needs no GPU: nothing spills, few waits."""
 
 import os
+import re
 
 import pytest
 
@@ -10,7 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
 
 import triton
 
-from benchmarks.gpu.triton_resources import Kernel, compile_kernel, count
+from benchmarks.gpu.triton_resources import Kernel, compile_kernel, compile_only, count
 
 TRITON = tuple(int(number) for number in triton.__version__.split(".")[:2])
 KERNELS = (
@@ -77,3 +78,16 @@ def test_kernels_for_shifted_windows_do_not_spill(which, bias):
     for dtype in ("fp32", "bf16"):
         kernel = Kernel(which, 90, dtype, 64, 7, bias=bias, key_mask=bias, shifted=True)
         assert compile_kernel(kernel).spills == 0
+
+
+@pytest.mark.parametrize("shifted", [False, True], ids=["zeros", "shifted"])
+@pytest.mark.parametrize("which", ["forward", "backward"])
+def test_scores_are_rounded_before_lse_is_subtracted(which, shifted):
+    """The compiler contracts `product * scale - lse` unless it is told not to, and lse, which is of
+    rounded scores, then does not fit: with scores of hundreds, by more than PyTorch loses."""
+    kernel = Kernel(which, 90, "fp32", 16, 3, shifted=shifted)
+    code = compile_only(kernel).asm["ptx"]
+    (scale,) = re.findall(r"\.param \.f32 (\w+)", code)
+    (register,) = re.findall(rf"ld\.param\.\w+\s+(%\w+), \[{scale}\]", code)
+    fused = re.findall(rf"\bfma\.\S+\s+.*{register}\b.*, (\S+);", code)
+    assert fused and set(fused) == {"0f00000000"}

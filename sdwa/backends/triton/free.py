@@ -27,12 +27,11 @@ from .memory import (
     map_view,
     store_token,
 )
-from .products import inner_product
+from .products import inner_product, scaled
 
 
 @inline
-def add_bias(
-    score,
+def load_bias(
     bias_head,
     row,
     column,
@@ -40,11 +39,12 @@ def add_bias(
     KERNEL_W: tl.constexpr,
     BY_DISTANCE: tl.constexpr,
 ):
-    """`score` plus the bias in that row and column of a head's, where `reads`, all (BLOCK,)."""
+    """The bias in that row and column of a head's, where `reads`, all (BLOCK,); else 0."""
+    bias = 0.0
     if bias_head is not None:
         columns: tl.constexpr = 2 * KERNEL_W - 1 if BY_DISTANCE else KERNEL_W
-        score += tl.load(bias_head + row * columns + column, mask=reads, other=0.0)
-    return score
+        bias = tl.load(bias_head + row * columns + column, mask=reads, other=0.0)
+    return bias
 
 
 @inline
@@ -134,10 +134,10 @@ def forward_free_kernel(
             tap_x = phase_w + column * dilation_w
             reads = valid & on_map(row, length_h) & on_map(column, length_w)
             key = load_token(k_map, tap_y, tap_x, reads, HEAD_DIM, BLOCK_D, ALIGN)
-            score = inner_product(q, 0, key, 0, CHUNKS) * scale
             bias_row = row - index_h + (KERNEL_H - 1) if BY_DISTANCE else row - start_h
             bias_column = column - index_w + (KERNEL_W - 1) if BY_DISTANCE else column - start_w
-            score = add_bias(score, bias_head, bias_row, bias_column, valid, KERNEL_W, BY_DISTANCE)
+            bias = load_bias(bias_head, bias_row, bias_column, valid, KERNEL_W, BY_DISTANCE)
+            score = scaled(inner_product(q, 0, key, 0, CHUNKS), scale, bias)
             kept = kept_taps(key_mask_map, tap_y, (tap_x,), (reads,), MASKED)
             if kept is not None:
                 score = tl.where(kept[0], score, float("-inf"))
@@ -263,12 +263,10 @@ def backward_free_kernel(
                 grad_out = load_token(
                     grad_out_map, row_y, column_x, reads, HEAD_DIM, BLOCK_D, ALIGN
                 )
-                score = inner_product(k, 0, query, 0, CHUNKS) * scale
                 bias_row = index_h - row + (KERNEL_H - 1) if BY_DISTANCE else tap_h
                 bias_column = index_w - column + (KERNEL_W - 1) if BY_DISTANCE else tap_w
-                score = add_bias(
-                    score, bias_head, bias_row, bias_column, reads, KERNEL_W, BY_DISTANCE
-                )
+                bias = load_bias(bias_head, bias_row, bias_column, reads, KERNEL_W, BY_DISTANCE)
+                score = scaled(inner_product(k, 0, query, 0, CHUNKS), scale, bias)
                 if kept is not None:
                     score = tl.where(kept[0], score, float("-inf"))
                 lse = load_lse(lse_map, row_y, (column_x,), (reads,), True)
@@ -312,12 +310,10 @@ def backward_free_kernel(
                 reads = is_tap & on_map(row, length_h) & on_map(column, length_w)
                 key = load_token(k_map, tap_y, tap_x, reads, HEAD_DIM, BLOCK_D, ALIGN)
                 value = load_token(v_map, tap_y, tap_x, reads, HEAD_DIM, BLOCK_D, ALIGN)
-                score = inner_product(q, 0, key, 0, CHUNKS) * scale
                 bias_row = row - index_h + (KERNEL_H - 1) if BY_DISTANCE else tap_h
                 bias_column = column - index_w + (KERNEL_W - 1) if BY_DISTANCE else tap_w
-                score = add_bias(
-                    score, bias_head, bias_row, bias_column, is_tap, KERNEL_W, BY_DISTANCE
-                )
+                bias = load_bias(bias_head, bias_row, bias_column, is_tap, KERNEL_W, BY_DISTANCE)
+                score = scaled(inner_product(q, 0, key, 0, CHUNKS), scale, bias)
                 kept = kept_taps(key_mask_map, tap_y, (tap_x,), (reads,), MASKED)
                 if kept is not None:
                     score = tl.where(kept[0], score, float("-inf"))

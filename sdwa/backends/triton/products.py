@@ -17,6 +17,17 @@ from .inline import inline
 
 
 @inline
+def scaled(product, scale, bias):
+    """The score of an inner product, bias being 0.0 where there is none.
+
+    It is rounded here, once. A product that the compiler may contract with what follows would lose
+    nothing in score - lse, but lse is of rounded scores: where they are large, the probability of a
+    window's largest score would no longer be 1 at most.
+    """
+    return tl.fma(product, scale, bias)
+
+
+@inline
 def inner_product(a, first_a: tl.constexpr, b, first_b: tl.constexpr, CHUNKS: tl.constexpr):
     """Sum over the head dimension of the tokens that start at entries of `a` and `b`, (BLOCK,)."""
     product = a[first_a] * b[first_b]
@@ -59,10 +70,8 @@ def row_scores(
     for query in tl.static_range(STRIP):
         for tap in tl.static_range(KERNEL_W):
             score = inner_product(q, query * CHUNKS, keys, (query + tap) * CHUNKS, CHUNKS)
-            score = score * scale
-            if bias_row is not None:
-                bias_tap = KERNEL_W - 1 - tap if MIRRORED else tap
-                score += tl.load(bias_row + bias_tap)
+            bias_tap = KERNEL_W - 1 - tap if MIRRORED else tap
+            score = scaled(score, scale, 0.0 if bias_row is None else tl.load(bias_row + bias_tap))
             if kept is not None:
                 score = tl.where(kept[query if MIRRORED else query + tap], score, float("-inf"))
             scores = scores + (score,)
