@@ -11,6 +11,7 @@ pytest.importorskip("triton")
 from sdwa.backends import triton as backend
 from sdwa.backends.triton import launch
 from sdwa.backends.triton.blocks import (
+    PASSES,
     SHAPES,
     Shape,
     choose_blocks,
@@ -110,6 +111,15 @@ def test_shapes_by_window():
     assert choose_shape("backward", 4, (5, 3)) == SHAPES["backward", 5, 4]
     assert choose_shape("forward", 4, (7, 7)) == SHAPES["forward", 7, 4]
     assert choose_shape("forward", 2, (15, 15)) == SHAPES["forward", 13, 2]
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 5), (3, 5)])
+def test_both_passes_add_features_in_one_order(kernel_size):
+    """In float32, so that the scores that lse is of come out the same again."""
+    forward, backward = (choose_shape(which, 4, kernel_size) for which in PASSES)
+    assert forward.lane_bytes == backward.lane_bytes
+    for head_dim in range(1, 257):
+        assert chunk_width(head_dim, forward.chunks) == chunk_width(head_dim, backward.chunks)
 
 
 def test_alignment():

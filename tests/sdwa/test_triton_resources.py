@@ -27,6 +27,7 @@ KERNELS = (
     ("backward", "bf16", 64, 3, True, False, False),
     ("backward", "fp32", 64, 3, False, False, False),
     ("backward", "fp16", 24, 5, True, True, False),
+    ("backward", "fp32", 96, 5, True, True, True),
     ("backward", "bf16", 24, 7, True, False, False),
     ("backward", "bf16", 128, 7, False, False, False),
     ("backward", "bf16", 64, 13, True, False, False),

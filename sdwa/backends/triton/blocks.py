@@ -52,10 +52,12 @@ class Blocks(NamedTuple):
 
 # By pass, window and bytes per element. Chosen from the machine code (`triton_resources` of
 # benchmarks/: no spills where there is no bias, few instructions per element, few waits for memory
-# in a row), not yet from timings, which `triton_tune` takes.
+# in a row), not yet from timings, which `triton_tune` takes. In float32 the passes of windows of
+# 3 x 3 and 5 x 5 have chunks and lanes alike, so that scores, which both compute, have the same
+# bits.
 SHAPES = {
     ("forward", 3, 2): Shape(3, chunks=3, block_w=2, warps=4, lane_bytes=16),
-    ("forward", 3, 4): Shape(3, chunks=3, block_w=2, warps=4, lane_bytes=16),
+    ("forward", 3, 4): Shape(3, chunks=2, block_w=2, warps=4, lane_bytes=16),
     ("forward", 5, 2): Shape(2, chunks=3, block_w=2, warps=4, lane_bytes=16, registers=168),
     ("forward", 5, 4): Shape(2, chunks=3, block_w=2, warps=4, lane_bytes=16, registers=128),
     ("forward", 7, 2): Shape(1, chunks=3, block_w=1, warps=4, lane_bytes=16, registers=128),
@@ -65,7 +67,7 @@ SHAPES = {
     ("backward", 3, 2): Shape(2, chunks=1, block_w=2, warps=4, lane_bytes=16),
     ("backward", 3, 4): Shape(2, chunks=2, block_w=2, warps=4, lane_bytes=16, registers=168),
     ("backward", 5, 2): Shape(2, chunks=1, block_w=2, warps=4, lane_bytes=16, registers=168),
-    ("backward", 5, 4): Shape(1, chunks=2, block_w=2, warps=4, lane_bytes=16, registers=168),
+    ("backward", 5, 4): Shape(1, chunks=3, block_w=2, warps=4, lane_bytes=16),
     ("backward", 7, 2): Shape(1, chunks=2, block_w=2, warps=4, lane_bytes=8, registers=168),
     ("backward", 7, 4): Shape(2, chunks=1, block_w=2, warps=4, lane_bytes=16, registers=168),
     ("backward", 13, 2): Shape(1, chunks=1, block_w=2, warps=4, lane_bytes=8),
