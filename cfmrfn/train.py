@@ -108,7 +108,8 @@ class Trainer:
 
         # Data
         splits = open_splits(images, optim.seed, self.world)
-        self.fingerprint, self.file_sizes = splits.fingerprint(), splits.file_sizes()
+        self.fingerprint = splits.fingerprint()
+        self.file_sizes = self.world.on_main(splits.file_sizes)
         self.checked = self.world.on_main(lambda: check_images(splits, run.on_broken))
         self.splits = splits.without(self.checked.unreadable.keys())
         self.duplicates = self.world.on_main(
