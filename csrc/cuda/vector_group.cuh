@@ -67,8 +67,8 @@ struct LaneRow {
   }
 
   // This lane's part of <this, other>. A lane with twice kLaneFeatures adds up what two lanes
-  // have, and in their order: scores are then the same bit for bit in all kernels, as those that
-  // lse is of must be.
+  // have, and in their order: scores are then the same bit for bit in all kernels that read wide
+  // rows, as those that lse is of must be.
   __device__ __forceinline__ A dot(const LaneRow& other) const {
     constexpr int kLanesWorth = kFeatures / kLaneFeatures;
     static_assert(kLanesWorth == 1 || kLanesWorth == 2);
