@@ -71,6 +71,15 @@ def test_loop_of_the_kernels_instruction_set_runs():
         assert floor.multiply_adds_rate(cpu.capability(), dtype, seconds=0.001) > 0
 
 
+@pytest.mark.parametrize(("a_second", "rate"), [(7.0, 7 * 32), (1.0, 4 * 16)])
+def test_bfloat16_is_multiplied_by_what_is_quickest(monkeypatch, a_second, rate):
+    loops = SimpleNamespace(avx512_float32=4.0, avx512bf16_bfloat16=a_second)
+    monkeypatch.setattr(floor, "compiled", lambda folder: loops)
+    monkeypatch.setattr(floor, "_rate", lambda loop, seconds: loop)
+    assert floor.multiply_adds_rate("avx512bf16", torch.bfloat16) == rate
+    assert floor.multiply_adds_rate("avx512bf16", torch.float32) == 4 * 16
+
+
 def test_missing_compiler_is_said(tmp_path, monkeypatch):
     monkeypatch.setenv("CC", "no-such-compiler")
     with pytest.raises(UserError, match="needs a C compiler, and no-such-compiler is not there"):
