@@ -14,6 +14,16 @@ AFFECTNET_HEADER = (
 FERPLUS_HEADER = (
     "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF"
 )
+# Classes in the order of their labels.
+RAFDB = ("surprise", "fear", "disgust", "happiness", "sadness", "anger", "neutral")
+AFFECTNET = (
+    *("neutral", "happiness", "sadness", "surprise"),
+    *("fear", "disgust", "anger", "contempt"),
+)
+FERPLUS = (
+    *("neutral", "happiness", "surprise", "sadness"),
+    *("anger", "disgust", "fear", "contempt"),
+)
 
 
 def save_image(path, value=128, size=(100, 100), mode="RGB"):
@@ -97,3 +107,24 @@ def class_folders(root, names, splits=("train", "test")):
         for place, name in enumerate(names):
             save_image(root / split / name / "1.jpg", 10 * place)
     return root
+
+
+LAYOUTS = {
+    "rafdb": (rafdb, "RAF-DB", RAFDB),
+    "affectnet-lists": (affectnet_lists, "AffectNet", AFFECTNET),
+    "affectnet-arrays": (affectnet_arrays, "AffectNet (array files)", AFFECTNET),
+    "ferplus": (ferplus_of_all_classes, "FERPlus (majority)", FERPLUS),
+    "folder": (
+        lambda root: class_folders(root, ["Angry", "Happy", "Neutral", "Surprise"]),
+        "class folders",
+        ("surprise", "happiness", "anger", "neutral"),
+    ),
+}
+
+
+def names_by_file(opened, split):
+    """File name -> class name."""
+    return {
+        sample.path.rsplit("/", 1)[1]: opened.class_names[sample.label]
+        for sample in opened.splits[split]
+    }
