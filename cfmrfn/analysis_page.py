@@ -32,8 +32,9 @@ from cfmrfn.explanation import (
 )
 from cfmrfn.heatmaps import Scale, face_uri, tiles
 from cfmrfn.models import CFMRFN
-from cfmrfn.models.cfmrfn import KERNEL_SIZE, PIXELS_PER_TOKEN, token_grid
+from cfmrfn.models.cfmrfn import KERNEL_SIZE
 from cfmrfn.models.fusion import FusionLayer
+from cfmrfn.models.options import PIXELS_PER_TOKEN, token_grid
 from cfmrfn.pictures import CLASS_COLORS, NAMES
 
 # Lines through the landmarks of iBUG 300-W: first, last, whether it is closed.

@@ -39,7 +39,7 @@ from cfmrfn.errors import ConfigError, DataError
 from cfmrfn.explanation import ChosenFace, FaceExplanation, attention_by_place, explain_faces
 from cfmrfn.inference import ReadableBatches, open_split, open_table, reason_of
 from cfmrfn.models import CFMRFN
-from cfmrfn.models.cfmrfn import token_grid
+from cfmrfn.models.options import token_grid
 from cfmrfn.pictures import FaceMaps, plot_faces, plot_heads, plot_tsne
 from cfmrfn.predictor import Faces, Predictor
 from cfmrfn.whole_files import CsvFile, whole_folder

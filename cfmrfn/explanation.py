@@ -16,8 +16,9 @@ from torch import Tensor
 
 from cfmrfn.checkpoint import About
 from cfmrfn.models import CFMRFN, Description
-from cfmrfn.models.cfmrfn import KERNEL_SIZE, token_grid
+from cfmrfn.models.cfmrfn import KERNEL_SIZE
 from cfmrfn.models.fusion import FusionLayer, StreamBlock, TokenMixing, window_mask
+from cfmrfn.models.options import token_grid
 
 NOT_REACHED = -1
 

@@ -23,7 +23,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 import tyro
 
-from cfmrfn import errors, markdown, student, weights
+from cfmrfn import errors, initial_weights, markdown, student
 from cfmrfn.checkpoint import build_network
 from cfmrfn.complexity import Cost, measure
 from cfmrfn.config import Config, OptimConfig, from_yaml, parse, recipe_of
@@ -199,7 +199,7 @@ def open_to_rows(names: Sequence[str], config: Config) -> Config:
     Raises:
         ConfigError: a row would not be what it is called, or an option would have no effect.
     """
-    completed = weights.with_network_of_init(config)
+    completed = initial_weights.with_network_of_init(config)
     for name in names:
         for option in sorted(TABLES[name].varied):
             given, value = (getattr(c.network, option) for c in (config, completed))
@@ -263,7 +263,7 @@ def _standing(config: Config) -> tuple[Config, bool]:
     started = path / "config.yaml"
     if not started.exists():
         return config, False
-    complete = weights.with_chosen_landmarks(weights.with_network_of_init(config))
+    complete = initial_weights.with_chosen_landmarks(initial_weights.with_network_of_init(config))
     if changed := complete.differences(from_yaml(started)):
         raise ConfigError(
             f"{path} was started with {'; '.join(changed)}. Sweep with the same options, or into "

@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from cfmrfn import checkpoint, errors, pretrained, run_folder, weights
+from cfmrfn import checkpoint, errors, initial_weights, run_folder
 from cfmrfn.batches import (
     EpochBatches,
     cache_splits,
@@ -80,7 +80,9 @@ class Trainer:
 
     def __init__(self, config: Config) -> None:
         if config.run.resume is None:
-            config = weights.with_chosen_landmarks(weights.with_network_of_init(config))
+            config = initial_weights.with_chosen_landmarks(
+                initial_weights.with_network_of_init(config)
+            )
         else:
             self.folder = RunFolder(run_folder_of(config.run.resume))
             config = continued(config, self.folder.path)
@@ -159,7 +161,7 @@ class Trainer:
         # Network and optimizer
         torch.manual_seed(optim.seed)
         self.network = checkpoint.build_network(config, len(self.class_names))
-        remarks = self._load_backbones() if saved is None else []
+        remarks = initial_weights.load(self.network, config, self.about) if saved is None else []
         try:
             self.network.freeze(optim.freeze)
         except ValueError as error:
@@ -445,48 +447,6 @@ class Trainer:
             f"{changed} of {counted(len(sizes), 'image file')} have another size than when the run "
             "was last saved: where their pixels are others too, its weights come of both"
         ]
-
-    def _load_backbones(self) -> list[str]:
-        """Loads the weights that were given; returns what the log says of them."""
-        lines = []
-        network = self.config.network
-        known = set() if network.ir50 is None else {"expression backbone"}
-        if network.init is not None:
-            try:
-                source = weights.read_source(network.init, network.model)
-                known |= source.parts
-                lines.append(str(weights.load_init(self.network, source, self.about)))
-            except (OSError, ValueError) as error:
-                raise ConfigError(f"cannot start from {network.init}: {error}") from error
-        landmarks = network.landmarks
-        if landmarks == "package":
-            landmarks = pretrained.landmarks(network.preset)
-            if landmarks is None:
-                raise ConfigError(
-                    f"no landmark backbone for {network.preset} comes with the package: leave "
-                    "--landmarks out, or make weights by python -m cfmrfn.landmarks train"
-                )
-        elif landmarks == "random":
-            landmarks = None
-        paths = {"expression": network.ir50, "landmark": landmarks}
-        loaders = {"expression": weights.load_ir50, "landmark": weights.load_landmarks}
-        for name, path in paths.items():
-            if path is not None:
-                try:
-                    lines.append(str(loaders[name](self.network, path)))
-                except (OSError, ValueError) as error:
-                    raise ConfigError(f"cannot load the {name} backbone: {error}") from error
-        if network.landmarks == "package":
-            lines[-1] = (
-                "landmark backbone: weights that come with the package, learnt from drawn faces"
-            )
-        weights.check_frozen(self.network, self.config.optim.freeze, known)
-        backbone = self.network.landmark_backbone
-        if self.network.image_backbone is not None and "expression backbone" not in known:
-            lines.append("random weights in the expression backbone")
-        if backbone is not None and not backbone.is_trained:
-            lines.append("random weights in the landmark backbone, which is not trained")
-        return lines
 
     def _class_weights(self) -> torch.Tensor | None:
         """(classes,) for the loss; None: all equal."""

@@ -16,22 +16,20 @@ safetensors file.
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Container, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from cfmrfn import pretrained, tensor_files, trained
 from cfmrfn.checkpoint import About
-from cfmrfn.config import Config, NetworkConfig
-from cfmrfn.errors import CheckpointError, ConfigError
+from cfmrfn.config import NetworkConfig
+from cfmrfn.errors import CheckpointError
 from cfmrfn.models import CFMRFN
-from cfmrfn.models.cfmrfn import FREEZABLE
 from cfmrfn.models.resizing import resize_maps
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -217,7 +215,7 @@ class Source:
     @property
     def parts(self) -> set[str]:
         """Those of `PARTS` that the file has weights of."""
-        return {name for name, prefix in PARTS.items() if _has_part(prefix, self.tensors)}
+        return {name for name, prefix in PARTS.items() if has_part(prefix, self.tensors)}
 
 
 def read_source(path: str | Path, preset: str | None = None) -> Source:
@@ -268,48 +266,6 @@ def read_source(path: str | Path, preset: str | None = None) -> Source:
     return Source(path, "checkpoint of cfmrfn", tensors, about.config.network, about)
 
 
-def with_network_of_init(config: Config) -> Config:
-    """The configuration with what it leaves open of the network as in the file to start from.
-
-    So the network of a checkpoint needs no options, and those that are given win over it.
-
-    Raises:
-        CheckpointError, ConfigError: as for `read_source`.
-    """
-    network = config.network
-    theirs = None if network.init is None else read_source(network.init, network.model).network
-    if theirs is not None:
-        network = network.completed_by(theirs)
-    return dataclasses.replace(config, network=dataclasses.replace(network, model=network.preset))
-
-
-def with_chosen_landmarks(config: Config) -> Config:
-    """The configuration of a new run with the weights of the landmark backbone named.
-
-    They stay None where the file to start from has them, and without a landmark stream. In the
-    configurations of former runs None is that, too, or random weights.
-
-    Raises:
-        ConfigError: random weights are asked for, but the file to start from has others.
-        CheckpointError: as for `read_source`.
-    """
-    network = config.network
-    if network.streams == "expression":
-        return config
-    if network.init is not None and "landmark backbone" in read_source(network.init).parts:
-        if network.landmarks == "random":
-            raise ConfigError(
-                f"landmarks random contradicts --init {network.init}, which has a landmark "
-                "backbone: leave one out"
-            )
-        return config
-    if network.landmarks is not None:
-        return config
-    chosen: Literal["package", "random"]
-    chosen = "random" if pretrained.landmarks(network.preset) is None else "package"
-    return dataclasses.replace(config, network=dataclasses.replace(network, landmarks=chosen))
-
-
 def load_init(model: CFMRFN, source: Source, about: About) -> WeightReport:
     """Fills the model with all of a source that fits; `about` says what the model is for.
 
@@ -336,14 +292,14 @@ def load_init(model: CFMRFN, source: Source, about: About) -> WeightReport:
         missing=tuple(
             name
             for name in own
-            if name not in tensors and (_has_part("layers.", tensors) or _has_part(name, tensors))
+            if name not in tensors and (has_part("layers.", tensors) or has_part(name, tensors))
         ),
         unexpected=tuple(name for name in tensors if name not in own),
         notes=tuple(notes),
         misshapen=_misshapen(tensors, own),
     )
     for part, prefix in PARTS.items():
-        if not _has_part(prefix, tensors) or not _has_part(prefix, own):
+        if not has_part(prefix, tensors) or not has_part(prefix, own):
             continue
         # counters of batches have no shape, and fit anywhere
         shared = [n for n in own if n.startswith(prefix) and n in tensors and own[n].ndim]
@@ -365,35 +321,7 @@ PARTS = {
 }
 
 
-def check_frozen(model: CFMRFN, frozen: Iterable[str], known: Container[str]) -> None:
-    """Checks that what will not be trained has weights to keep.
-
-    Args:
-        model: that is trained.
-        frozen: as `CFMRFN.freeze` takes it.
-        known: those of `PARTS` whose weights were loaded.
-
-    Raises:
-        ConfigError: a part to freeze would stay random.
-    """
-    own = dict(model.named_parameters())
-    for choice in frozen:
-        random = [
-            part
-            for part, prefix in PARTS.items()
-            if prefix.rstrip(".") in FREEZABLE[choice]
-            and _has_part(prefix, own)
-            and part not in known
-        ]
-        if random:
-            source = "--init or --ir50" if random == ["expression backbone"] else "--init"
-            raise ConfigError(
-                f"freeze {choice} would keep random weights in the {' and the '.join(random)}: "
-                f"give others with {source}, or leave --freeze out"
-            )
-
-
-def _has_part(name: str, tensors: Iterable[str]) -> bool:
+def has_part(name: str, tensors: Iterable[str]) -> bool:
     """Whether there are tensors of the part of the network that `name` belongs to."""
     part = name.partition(".")[0]
     return any(other.partition(".")[0] == part for other in tensors)
@@ -401,7 +329,7 @@ def _has_part(name: str, tensors: Iterable[str]) -> bool:
 
 def _streams(tensors: Iterable[str]) -> list[str]:
     """The streams of a network, in the order of its blocks."""
-    return [part for part in ("image_backbone", "landmark_backbone") if _has_part(part, tensors)]
+    return [part for part in ("image_backbone", "landmark_backbone") if has_part(part, tensors)]
 
 
 def _match_streams(tensors: Mapping[str, Tensor], own: Iterable[str]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from cfmrfn.explanation import (
     rollout_by_place,
     stream_tokens,
 )
-from cfmrfn.models.cfmrfn import token_grid
+from cfmrfn.models.options import token_grid
 
 
 class AttentionMaps:

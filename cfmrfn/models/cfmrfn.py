@@ -1,8 +1,7 @@
-"""The cross-fusion multi-level receptive field network, and its presets in timm's registry."""
+"""The cross-fusion multi-level receptive field network."""
 
 from __future__ import annotations
 
-import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, cast
@@ -10,17 +9,11 @@ from typing import Any, NamedTuple, cast
 import torch
 import torch.nn.functional as F
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import (
-    build_model_with_cfg,
-    generate_default_cfgs,
-    register_model,
-    resolve_pretrained_cfg,
-)
 from torch import Tensor, nn
 from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.utils.checkpoint import checkpoint
 
-from cfmrfn.checks import is_number, is_whole
+from cfmrfn.checks import is_number
 from cfmrfn.models.fusion import (
     NORM_EPS,
     FusionLayer,
@@ -31,14 +24,18 @@ from cfmrfn.models.fusion import (
 )
 from cfmrfn.models.ir50 import IRBackbone
 from cfmrfn.models.mobilefacenet import NATIVE_SIZE, MobileFaceNet
-from cfmrfn.models.resizing import resize_maps
-from cfmrfn.pretrained import config as pretrained_config
-from sdwa import head_dilations as allocate_heads
-
-TOKENS = ("spatial", "poster_view")
-ATTENTION = ("dilated", "window", "global")
-STREAMS = ("both", "expression", "landmark")
-PADDING_MODES = ("zeros", "masked")
+from cfmrfn.models.options import (
+    PADDING_MODES,
+    STREAMS,
+    TOKENS,
+    check_choice,
+    check_three,
+    check_whole,
+    choose_dilations,
+    image_sides,
+    token_grid,
+    why_of_another,
+)
 
 LUMA = (0.299, 0.587, 0.114)  # what red, green and blue add to it, ITU-R BT.601
 
@@ -50,9 +47,6 @@ FREEZABLE = {
     "encoder": ("layers", "norm"),
     "all-but-head": ("image_backbone", "image_embed", "position", "layers", "norm", "gate"),
 }
-
-# The image is halved for the backbones, and the token map is 1/16 of what they see.
-PIXELS_PER_TOKEN = 32
 
 
 class Description(NamedTuple):
@@ -185,14 +179,14 @@ class CFMRFN(nn.Module):
         landmark_blocks: Sequence[int] = (4, 6, 2),
     ) -> None:
         super().__init__()
-        _check_choice("tokens", tokens, TOKENS)
-        _check_choice("streams", streams, STREAMS)
-        _check_choice("padding_mode", padding_mode, PADDING_MODES)
+        check_choice("tokens", tokens, TOKENS)
+        check_choice("streams", streams, STREAMS)
+        check_choice("padding_mode", padding_mode, PADDING_MODES)
         if in_chans != 3:
             raise ValueError(f"in_chans must be 3, got {in_chans}")
-        _check_whole("num_classes", num_classes, 0)
+        check_whole("num_classes", num_classes, 0)
         for name, number in (("embed_dim", embed_dim), ("depth", depth), ("num_heads", num_heads)):
-            _check_whole(name, number, 1)
+            check_whole(name, number, 1)
         if embed_dim % num_heads:
             raise ValueError(
                 f"num_heads must divide embed_dim, got {num_heads} heads for {embed_dim} channels"
@@ -202,13 +196,13 @@ class CFMRFN(nn.Module):
         for name, rate in (("drop_path_rate", drop_path_rate), ("drop_rate", drop_rate)):
             if not (is_number(rate) and 0 <= rate <= 1):
                 raise ValueError(f"{name} must be 0 to 1, got {rate!r}")
-        _check_choice("global_pool", global_pool, ("avg",))
-        _check_three("image_widths", image_widths, 1)
-        _check_three("image_blocks", image_blocks, 1)
-        _check_whole("landmark_width", landmark_width, 1)
-        _check_three("landmark_blocks", landmark_blocks, 0)
-        self.head_dilations = _choose_dilations(attention, head_dilations, num_heads)
-        grid = token_grid(_sides(img_size))
+        check_choice("global_pool", global_pool, ("avg",))
+        check_three("image_widths", image_widths, 1)
+        check_three("image_blocks", image_blocks, 1)
+        check_whole("landmark_width", landmark_width, 1)
+        check_three("landmark_blocks", landmark_blocks, 0)
+        self.head_dilations = choose_dilations(attention, head_dilations, num_heads)
+        grid = token_grid(image_sides(img_size))
 
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = self.embed_dim = embed_dim
@@ -312,7 +306,7 @@ class CFMRFN(nn.Module):
         if isinstance(parts, str) or not isinstance(parts, Iterable):
             raise ValueError(f'freeze must get a list of parts, as in ["encoder"]; got {parts!r}')
         for part in parts:
-            _check_choice("freeze", part, tuple(FREEZABLE))
+            check_choice("freeze", part, tuple(FREEZABLE))
             if part == "expression-backbone" and self.image_backbone is None:
                 raise ValueError(
                     'there is no expression backbone to freeze with streams="landmark"'
@@ -461,8 +455,8 @@ class CFMRFN(nn.Module):
         Raises:
             ValueError: an argument is not legal.
         """
-        _check_choice("global_pool", global_pool or "avg", ("avg",))
-        _check_whole("num_classes", num_classes, 0)
+        check_choice("global_pool", global_pool or "avg", ("avg",))
+        check_whole("num_classes", num_classes, 0)
         like = self.position if self.image_backbone is not None else self.norm.weight
         self.num_classes = num_classes
         self.head = nn.Identity()
@@ -502,7 +496,7 @@ class CFMRFN(nn.Module):
         try:
             return super().load_state_dict(state_dict, strict, assign)
         except RuntimeError as error:
-            if why := _why_of_another(state_dict, self):
+            if why := why_of_another(state_dict, self):
                 raise RuntimeError(f"{why}. {error}") from None
             raise
 
@@ -528,199 +522,3 @@ class CFMRFN(nn.Module):
 def is_never_run(name: str) -> bool:
     """Whether a parameter is part of the stored embedding layer, which no forward pass reads."""
     return name.startswith("image_backbone.output_layer.")
-
-
-def token_grid(image_size: Sequence[int]) -> tuple[int, int]:
-    """(height, width) of the token map of an image of that (height, width).
-
-    Raises:
-        ValueError: the sides are not multiples of 32.
-    """
-    height, width = image_size
-    if (
-        min(height, width) < PIXELS_PER_TOKEN
-        or height % PIXELS_PER_TOKEN
-        or width % PIXELS_PER_TOKEN
-    ):
-        raise ValueError(
-            f"image sides must be multiples of {PIXELS_PER_TOKEN} (224 gives 7 x 7 tokens), "
-            f"got {height} x {width}"
-        )
-    return height // PIXELS_PER_TOKEN, width // PIXELS_PER_TOKEN
-
-
-def _options_of(tensors: Mapping[str, Tensor]) -> dict[str, object]:
-    """What the shapes of a network's weights tell of its options."""
-    options: dict[str, object] = {}
-    if layers := {found[1] for name in tensors if (found := re.match(r"layers\.(\d+)\.", name))}:
-        options["depth"] = len(layers)
-        one_stream = "expression" if "position" in tensors else "landmark"
-        options["streams"] = "both" if any(".blocks.1." in name for name in tensors) else one_stream
-        for option, part in (
-            ("q_proj", ".q."),
-            ("token_mixing", ".mixing."),
-            ("pre_norm", ".norm1."),
-        ):
-            options[option] = any(part in name for name in tensors)
-        if options["token_mixing"]:  # together, or for each stream
-            options["cross_fusion"] = not any(".mixing.1." in name for name in tensors)
-    if (norm := tensors.get("norm.weight")) is not None:
-        options["embed_dim"] = len(norm)
-    if (head := tensors.get("head.weight")) is not None:
-        options["num_classes"] = len(head)
-    if (position := tensors.get("position")) is not None:
-        options["img_size"] = tuple(PIXELS_PER_TOKEN * side for side in position.shape[:2])
-    return options
-
-
-def _why_of_another(
-    tensors: Mapping[str, Tensor], network: nn.Module, adapted: Sequence[str] = ()
-) -> str | None:
-    """What to do where weights are of a network with other options; None: they are not.
-
-    Args:
-        tensors: the weights by name.
-        network: the `CFMRFN` that they are for.
-        adapted: options that may differ.
-    """
-    own, theirs = _options_of(dict(network.named_parameters())), _options_of(tensors)
-    other = [
-        f"{name}={value!r}"
-        for name, value in theirs.items()
-        if name not in adapted and own.get(name, value) != value
-    ]
-    if not other:
-        return None
-    return f"the weights are of a network with {', '.join(other)}; create this one likewise"
-
-
-def _choose_dilations(
-    attention: str, head_dilations: Sequence[int] | None, num_heads: int
-) -> tuple[int, ...] | None:
-    """Dilation of each head; None for global attention."""
-    _check_choice("attention", attention, ATTENTION)
-    if attention == "dilated":
-        if head_dilations is None:
-            return allocate_heads(num_heads, 1 / 4, (2, 3))
-        dilations = tuple(head_dilations) if isinstance(head_dilations, Iterable) else ()
-        if len(dilations) != num_heads or not all(is_whole(d) and d >= 1 for d in dilations):
-            raise ValueError(
-                f"head_dilations must be {num_heads} whole numbers of at least 1, one per head, "
-                f"got {head_dilations!r}"
-            )
-        return dilations
-    if head_dilations is not None:
-        raise ValueError(f'head_dilations has no meaning with attention="{attention}"')
-    return (1,) * num_heads if attention == "window" else None
-
-
-def _check_choice(name: str, value: str, legal: tuple[str, ...]) -> None:
-    if value not in legal:
-        raise ValueError(f"{name} must be one of {', '.join(legal)}; got {value!r}")
-
-
-def _check_whole(name: str, value: object, least: int) -> None:
-    if not (is_whole(value) and cast(int, value) >= least):
-        raise ValueError(f"{name} must be a whole number of at least {least}, got {value!r}")
-
-
-def _check_three(name: str, value: object, least: int) -> None:
-    entries = list(value) if isinstance(value, Sequence) else []
-    if len(entries) != 3 or not all(is_whole(each) and each >= least for each in entries):
-        raise ValueError(f"{name} must be 3 whole numbers of at least {least}, got {value!r}")
-
-
-def _sides(img_size: object) -> tuple[int, int]:
-    """(height, width) of an `img_size`."""
-    sides = tuple(img_size) if isinstance(img_size, list | tuple) else (img_size, img_size)
-    if len(sides) != 2 or not all(map(is_whole, sides)):
-        raise ValueError(
-            f"img_size must be the side or (height, width) in whole pixels, got {img_size!r}"
-        )
-    return cast(tuple[int, int], sides)
-
-
-def _config(preset: str) -> dict[str, Any]:
-    """timm's description of a preset, and of its weights where they come with the package."""
-    if (described := pretrained_config(preset)) is not None:
-        described_weights: dict[str, Any] = described["pretrained_cfg"]
-        return described_weights
-    return {
-        "num_classes": 7,
-        "input_size": (3, 224, 224),
-        "fixed_input_size": False,
-        "pool_size": (7, 7),
-        "crop_pct": 1.0,
-        "interpolation": "bilinear",
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "image_backbone.input_layer.0",
-        "classifier": "head",
-    }
-
-
-default_cfgs = generate_default_cfgs(
-    {preset: _config(preset) for preset in ("cfmrfn_base", "cfmrfn_equations", "cfmrfn_tiny")}
-)
-
-
-def _create(variant: str, preset: dict[str, Any], pretrained: bool, options: Any) -> CFMRFN:
-    """The network of a preset; without `img_size`, for images of the size that timm is told of.
-
-    With the weights that come with the package it has the options that they were trained with.
-    """
-    cfg = resolve_pretrained_cfg(
-        variant, options.get("pretrained_cfg"), options.get("pretrained_cfg_overlay")
-    )
-    if options.pop("features_only", False):
-        raise ValueError(
-            "features_only has no meaning: two streams query each other, and no backbone's maps "
-            "alone are its features; see `forward_features`, and `describe` for what is inside"
-        )
-    preset = {"img_size": tuple(cfg.input_size[1:]), **preset}
-    described = pretrained_config(variant) if pretrained else None
-    if described is not None and cfg.file == described["pretrained_cfg"]["file"]:
-        preset |= described["model_args"]
-    return build_model_with_cfg(
-        CFMRFN, variant, pretrained, pretrained_filter_fn=_fitted, **{**preset, **options}
-    )
-
-
-def _fitted(tensors: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights as timm read them, for the token map of the network that it loads them into.
-
-    Raises:
-        RuntimeError: they are of a network with other options than timm can adapt them to.
-    """
-    if why := _why_of_another(tensors, model, adapted=("num_classes", "img_size")):
-        raise RuntimeError(why)
-    resize_maps(tensors, model)
-    return tensors
-
-
-@register_model
-def cfmrfn_base(pretrained: bool = False, **options: Any) -> CFMRFN:
-    """The network of the paper's tables."""
-    return _create("cfmrfn_base", {}, pretrained, options)
-
-
-@register_model
-def cfmrfn_equations(pretrained: bool = False, **options: Any) -> CFMRFN:
-    """The network of the paper's equations: queries are projected, tokens are not mixed."""
-    return _create("cfmrfn_equations", {"q_proj": True, "token_mixing": False}, pretrained, options)
-
-
-@register_model
-def cfmrfn_tiny(pretrained: bool = False, **options: Any) -> CFMRFN:
-    """The same network, small enough to train on two CPU cores in minutes."""
-    preset = {
-        "embed_dim": 96,
-        "depth": 2,
-        "image_widths": (32, 64, 112),
-        "image_blocks": (1, 2, 2),
-        "image_early_stride": True,
-        "stored_embedding": False,
-        "landmark_width": 16,
-        "landmark_blocks": (1, 1, 1),
-    }
-    return _create("cfmrfn_tiny", preset, pretrained, options)

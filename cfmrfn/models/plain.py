@@ -14,10 +14,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from cfmrfn.models.cfmrfn import CFMRFN, token_grid
+from cfmrfn.models.cfmrfn import CFMRFN
 from cfmrfn.models.fusion import StreamAttention, TokenMixing, window_mask
 from cfmrfn.models.ir50 import IRBlock
 from cfmrfn.models.mobilefacenet import NATIVE_SIZE, ConvUnit
+from cfmrfn.models.options import token_grid
 
 # What is added to the score of a key that a query must not see. Its exponential is 0 in every
 # floating type, and it is finite in half precision, which some runtimes choose by themselves.

@@ -160,7 +160,7 @@ def test_resolved_values_of_every_recipe():
 
 @pytest.mark.parametrize("recipe", recipes())
 def test_recipes_hold_only_what_departs_from_the_defaults(recipe):
-    text = (resources.files("cfmrfn") / "configs" / f"{recipe}.yaml").read_text("utf-8")
+    text = (resources.files("cfmrfn") / "recipes" / f"{recipe}.yaml").read_text("utf-8")
     defaults = Config().flat()
     for name, value in yaml.safe_load(text).items():
         assert value != defaults[name], name

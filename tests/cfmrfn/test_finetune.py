@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from timm.layers import resample_abs_pos_embed
 
-from cfmrfn import checkpoint, evaluate, predict, weights
+from cfmrfn import checkpoint, evaluate, initial_weights, predict, weights
 from cfmrfn.batches import Splits
 from cfmrfn.config import Config, parse_config
 from cfmrfn.data import Sample, open_set
@@ -74,7 +74,7 @@ def about_of(config=None, names=NAMES):
 def tiny(names=NAMES, *args):
     """A network of random weights, and what it is for."""
     torch.manual_seed(len(args))
-    config = weights.with_network_of_init(parse_config(["--image-size", "64", *args]))
+    config = initial_weights.with_network_of_init(parse_config(["--image-size", "64", *args]))
     return checkpoint.build_network(config, len(names)), about_of(config, names)
 
 
@@ -201,7 +201,7 @@ def test_poster_and_backbones_by_content(tmp_path):
         {n: t for n, t in ir50.items() if not n.startswith("body.2")} | ir50, landmarks, depth=1
     )
     torch.save({"model_state_dict": poster}, tmp_path / "a.pth")
-    config = weights.with_network_of_init(parse_config(["--init", str(tmp_path / "a.pth")]))
+    config = initial_weights.with_network_of_init(parse_config(["--init", str(tmp_path / "a.pth")]))
     assert (config.network.model, config.network.depth) == ("cfmrfn_base", 1)
     assert (config.network.tokens, config.network.attention) == ("poster_view", "global")
     network, about = tiny(NAMES, *base, "--init", str(tmp_path / "a.pth"))
@@ -238,9 +238,9 @@ def test_what_is_no_source(tmp_path):
 def test_the_network_is_the_sources_unless_options_say_otherwise(tmp_path):
     saved(tmp_path / "best.pt", NAMES, "--depth", "1", "--attention", "window")
     init = ["--init", str(tmp_path)]
-    network = weights.with_network_of_init(parse_config(init)).network
+    network = initial_weights.with_network_of_init(parse_config(init)).network
     assert (network.model, network.depth, network.attention) == ("cfmrfn_tiny", 1, "window")
-    network = weights.with_network_of_init(parse_config([*init, "--depth", "3"])).network
+    network = initial_weights.with_network_of_init(parse_config([*init, "--depth", "3"])).network
     assert (network.depth, network.attention) == (3, "window")
     other, about = tiny(NAMES, *init, "--model", "cfmrfn_base")
     message = "another network, cfmrfn_tiny: give --model.*model is cfmrfn_base, in the file"

@@ -17,6 +17,7 @@ from cfmrfn.data.synthetic.actions import Actions
 from cfmrfn.data.synthetic.face import Face, draw_identity
 from cfmrfn.data.synthetic.varied import draw_varied_faces
 from cfmrfn.errors import CheckpointError, ConfigError, DataError
+from cfmrfn.initial_weights import with_chosen_landmarks
 from cfmrfn.landmarks import __main__ as tool
 from cfmrfn.landmarks.crops import MIRRORED, Faces, random_frames
 from cfmrfn.landmarks.measure import (
@@ -28,7 +29,7 @@ from cfmrfn.landmarks.measure import (
 )
 from cfmrfn.landmarks.training import Learner
 from cfmrfn.train import Trainer
-from cfmrfn.weights import load_landmarks, with_chosen_landmarks
+from cfmrfn.weights import load_landmarks
 from tests.cfmrfn.states import changed_at
 
 pytestmark = pytest.mark.usefixtures("one_thread")

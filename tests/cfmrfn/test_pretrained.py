@@ -26,6 +26,7 @@ from cfmrfn import (
     errors,
     evaluate,
     export,
+    initial_weights,
     predict,
     pretrained,
     timm_folder,
@@ -35,7 +36,7 @@ from cfmrfn.config import from_mapping, parse_config
 from cfmrfn.data.synthetic import draw_face
 from cfmrfn.demo import __main__ as demo
 from cfmrfn.errors import CheckpointError, ConfigError
-from cfmrfn.models import cfmrfn as presets
+from cfmrfn.models import presets
 from cfmrfn.train import Trainer
 from tests.cfmrfn.test_onnx_file import CLASSES, make_network
 
@@ -322,7 +323,7 @@ def test_a_folder_of_that_name_is_no_name(tmp_path, monkeypatch, packaged):
 
 def test_presets_without_weights_cannot_be_started_from(packaged):
     with pytest.raises(ConfigError, match="no weights of cfmrfn_base come with the package"):
-        weights.with_network_of_init(
+        initial_weights.with_network_of_init(
             parse_config(["--init", "pretrained", "--model", "cfmrfn_base"])
         )
 

@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from cfmrfn import checkpoint, complexity, errors, student, sweep, weights
+from cfmrfn import checkpoint, complexity, errors, initial_weights, student, sweep
 from cfmrfn.config import Config, parse_config
 from cfmrfn.sweep import TABLES
 from cfmrfn.train import Interrupted
@@ -124,7 +124,7 @@ def test_tables_share_rows_and_go_on_where_they_stopped(tmp_path, monkeypatch, c
         """A run that is done at once; the sixth is killed in the middle."""
 
         def __init__(self, config):
-            self.config = weights.with_chosen_landmarks(config)
+            self.config = initial_weights.with_chosen_landmarks(config)
 
         def train(self):
             folder = self.config.run.output
