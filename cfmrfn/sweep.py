@@ -347,6 +347,7 @@ def format_table(
             f"**{table.title}**",
             markdown.table(header, rows),
             _verdict(table.reference, differences),
+            *_about_other_images({row.label: results[row.label] for row in table.rows}),
             note,
         ]
     )
@@ -406,6 +407,25 @@ def _verdict(reference: str, differences: Mapping[str, student.Mean | None]) -> 
         "Each interval is for its row alone: of 20 rows that do not differ one is expected outside."
     )
     return " ".join(parts)
+
+
+def _about_other_images(results: Mapping[str, Mapping[int, Result]]) -> list[str]:
+    """A sentence where runs of the same seed were trained on different images."""
+    first: dict[int, tuple[object, object]] = {}
+    others = []
+    for label, own in results.items():
+        for seed, result in own.items():
+            images = result.get("fingerprint"), result.get("image_bytes")
+            # former reports tell nothing of their images
+            if None not in images and first.setdefault(seed, images) != images:
+                others.append(f"{label} (seed {seed})")
+    if not others:
+        return []
+    return [
+        f"**Images differ**: {'; '.join(others)}. Their files have other names, labels or sizes "
+        "than those of runs above with the same seed: the data changed between the runs. Delete "
+        "the folders of runs on former images, and sweep again."
+    ]
 
 
 def _about_duplicates(result: Result) -> str:

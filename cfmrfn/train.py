@@ -346,6 +346,8 @@ class Trainer:
             self.folder.write_report(
                 {
                     "data": self.splits.name,
+                    "fingerprint": self.fingerprint,
+                    "image_bytes": int(self.file_sizes.clamp(min=0).sum()),
                     "training_images": len(self.splits.train),
                     "validation_images": len(self.splits.validation),
                     "left_out": self.splits.left_out(),

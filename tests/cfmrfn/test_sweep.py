@@ -109,6 +109,20 @@ def test_differences_are_told_from_noise(results):
     assert "Within noise, not told apart from 2, 3, 3: 4, 2, 2 (+0.00)." in text
 
 
+@pytest.mark.parametrize("changed", [{"fingerprint": "b"}, {"image_bytes": 8}])
+def test_rows_on_other_images_are_named(results, changed):
+    costs = dict.fromkeys(results, NO_COST)
+    reports = [report for own in results.values() for report in own.values()]
+    for report in reports[1:]:  # the first is of a former run, which tells nothing
+        report |= {"fingerprint": "a", "image_bytes": 9}
+    seeds, config = (0, 1, 2), parse_config([])
+    text = sweep.format_table(TABLES["table4"], results, costs, seeds, config)
+    assert "Images differ" not in text
+    results["4, 2, 2"][2] |= changed
+    text = sweep.format_table(TABLES["table4"], results, costs, seeds, config)
+    assert "**Images differ**: 4, 2, 2 (seed 2)." in text
+
+
 def test_intervals_are_students():
     # any table of the t distribution
     known = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 7: 2.365, 30: 2.042, 1000: 1.962}

@@ -68,6 +68,9 @@ def test_a_run_leaves_everything(run):
     report = json.loads((folder / "report.json").read_text())
     assert report["chosen_on"] == "val"
     assert (report["training_images"], report["validation_images"]) == (42, 14)
+    training = checkpoint.load(folder / "last.pt")["training"]
+    assert report["fingerprint"] == training["data"]
+    assert report["image_bytes"] == training["file_sizes"].sum()
     assert set(report["held_out"]) == {"val", "test", "last"}
     for result in report["held_out"].values():
         assert result["images"] == 15
