@@ -92,12 +92,24 @@ GLIBC_OF_LIBSTDCXX = [
 # PTX, for newer ones.
 DEFAULT_ARCHITECTURES = "8.0;8.6;9.0;10.0;12.0+PTX"
 OLDEST_ARCHITECTURE = 80  # the kernels copy to shared memory without registers
+# PyTorch's names, old ones too.
 NAMED_ARCHITECTURES = {
     "all": DEFAULT_ARCHITECTURES,
+    "kepler": "3.5",
+    "kepler+tesla": "3.7",
+    "maxwell": "5.0;5.2",
+    "maxwell+tegra": "5.3",
+    "pascal": "6.0;6.1",
+    "volta": "7.0",
+    "volta+tegra": "7.2",
+    "turing": "7.5",
     "ampere": "8.0;8.6",
+    "ampere+tegra": "8.7",
     "ada": "8.9",
     "hopper": "9.0",
     "blackwell": "10.0;10.3;12.0;12.1",
+    "blackwell+tegra": "11.0",
+    "rubin": "10.7",
 }
 
 
@@ -141,7 +153,11 @@ def choose_architectures(nvcc: str) -> tuple[list[str], str]:
     gpus = sorted({10 * major + minor for major, minor in visible_gpus()})
     asked = os.environ.get("TORCH_CUDA_ARCH_LIST", "").strip()
     if asked and asked != "native":
-        return asked_architectures(asked, known, nvcc), f"TORCH_CUDA_ARCH_LIST={asked}"
+        chosen = asked_architectures(asked, known, nvcc)
+        why = f"TORCH_CUDA_ARCH_LIST={asked}"
+        if chosen:
+            return chosen, why
+        return [], f"run on none of {why} that {nvcc} compiles for"
     if asked and not gpus:
         sys.exit("TORCH_CUDA_ARCH_LIST is native, but PyTorch sees no GPU: list architectures")
     if gpus:
@@ -158,7 +174,7 @@ def choose_architectures(nvcc: str) -> tuple[list[str], str]:
 
 
 def asked_architectures(asked: str, known: list[int], nvcc: str) -> list[str]:
-    """TORCH_CUDA_ARCH_LIST, without what the kernels do not run on."""
+    """TORCH_CUDA_ARCH_LIST, without what the kernels do not run on; nothing may be left."""
     kept = []
     for word in re.split(r"[;,\s]+", asked):
         entries = NAMED_ARCHITECTURES.get(word.removesuffix("+PTX").lower(), word)
@@ -169,8 +185,7 @@ def asked_architectures(asked: str, known: list[int], nvcc: str) -> list[str]:
             if match is None:
                 sys.exit(
                     "TORCH_CUDA_ARCH_LIST must hold entries such as 8.6 or 9.0+PTX, native, all or "
-                    f"{', '.join(n.capitalize() for n in NAMED_ARCHITECTURES if n != 'all')}, "
-                    f"got {word!r}"
+                    f"PyTorch's names, such as Ampere or Hopper; got {word!r}"
                 )
             number = undotted(match[1])
             if number < OLDEST_ARCHITECTURE:
@@ -179,11 +194,6 @@ def asked_architectures(asked: str, known: list[int], nvcc: str) -> list[str]:
                 kept.append(match[1] + (match[2] or ""))
             elif entries == word:
                 sys.exit(f"TORCH_CUDA_ARCH_LIST names {entry}, which {nvcc} cannot compile for")
-    if not kept:
-        sys.exit(
-            f"TORCH_CUDA_ARCH_LIST={asked} has no architecture that the kernels run on and {nvcc} "
-            "knows: leave it out, or SDWA_BUILD_CUDA=0"
-        )
     return list(dict.fromkeys(kept))
 
 

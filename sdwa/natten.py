@@ -381,7 +381,7 @@ class _NeighborhoodAttention(nn.Module):
         if x.dim() != self.dims + 2:
             raise ValueError(f"x must have {self.dims + 2} dimensions, got shape {tuple(x.shape)}")
         windows = Windows(self.kernel_size, self.dilation, self.is_causal)
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, self.head_dim))
+        qkv = self.qkv(x).view((*x.shape[:-1], 3, self.num_heads, self.head_dim))
         query, key, value = qkv.unbind(-3)
         if drops(self.attn_drop):
             attended, _ = windows.attend_and_drop(

@@ -67,6 +67,37 @@ class Windows:
         more_values: Tensor | None,
     ) -> Tensor:
         """See `na1d`."""
+        with trace_paused():
+            self._check_call(query, key, value, rpb, more_keys, more_values)
+            heads, width = query.shape[-2:]
+        check_scale("scale", scale)
+        scale = scale or width**-0.5
+        query, key, value = (
+            t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value)
+        )
+        step = self.dilation if self.dims == 2 else self.dilation[0]
+        out, lse = sliding_dilated_window_attention(
+            *(query, key, value, self.kernel_size, (step,) * heads),
+            bias=rpb,
+            scale=scale,
+            padding_mode="shifted",
+            is_causal=self.is_causal if self.dims == 2 else self.is_causal[0],
+            return_lse=True,
+        )
+        if more_keys is None or more_values is None:
+            return out
+        with autocast_off(query.device):  # it would round the scores
+            return _with_more(out, lse, query, scale, more_keys, more_values)
+
+    def _check_call(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        rpb: Tensor | None,
+        more_keys: Tensor | None,
+        more_values: Tensor | None,
+    ) -> None:
         axes = f"batch, {self._axes}, heads, head_dim"
         for name, tensor in (("query", query), ("key", key), ("value", value)):
             _check(name, tensor, axes)
@@ -82,24 +113,6 @@ class Windows:
             _check_beside("additional_values", more_values, "query", query)
         elif more_keys is not None or more_values is not None:
             raise ValueError("additional_keys and additional_values must both be given, or none")
-        check_scale("scale", scale)
-        scale = scale or query.shape[-1] ** -0.5
-        query, key, value = (
-            t if t.stride(-1) == 1 else t.contiguous() for t in (query, key, value)
-        )
-        step = self.dilation if self.dims == 2 else self.dilation[0]
-        out, lse = sliding_dilated_window_attention(
-            *(query, key, value, self.kernel_size, (step,) * query.shape[-2]),
-            bias=rpb,
-            scale=scale,
-            padding_mode="shifted",
-            is_causal=self.is_causal if self.dims == 2 else self.is_causal[0],
-            return_lse=True,
-        )
-        if more_keys is None or more_values is None:
-            return out
-        with autocast_off(query.device):  # it would round the scores
-            return _with_more(out, lse, query, scale, more_keys, more_values)
 
     def attend_and_drop(
         self,

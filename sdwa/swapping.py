@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from sdwa import natten, natten_windows
 from sdwa.functional import attention_weights, sliding_dilated_window_attention
 from sdwa.modules import attend_with_dropout, unit_stride
-from sdwa.torch_private import CALL_HOOKS, HOOKS, has_hooks
+from sdwa.torch_private import CALL_HOOKS, HOOKS, has_hooks, trace_paused
 
 # `modules` has done so for its own names alone.
 torch.fx.wrap("attend_with_dropout")
@@ -59,9 +59,9 @@ def swap(model: nn.Module) -> Swapped:
 
     Left is what would not stay the same: a module with hooks of its own, or of a part that is not
     called any more; with parameters that are computed from others (pruning), or with parameters
-    that the known class lacks. Many repositories
-    have a `MultiDilatelocalAttention` that computes something else: each is tried on a small map
-    first, with random parameters.
+    that the known class lacks; and one that `torch.compile` was given alone, which calls it by
+    itself. Many repositories have a class of a known name that computes something else: each but
+    NATTEN's own is tried on a small map first, with random parameters, where it can run.
 
     Args:
         model: changed in place, or not at all where an error is raised.
@@ -90,9 +90,13 @@ def swap(model: nn.Module) -> Swapped:
                 continue
             path = f"{prefix}.{name}" if prefix else name
             known_class = _known(child)
-            if known_class is not None and child not in fused:
-                fused[child] = _replacement(known_class, child)
-            instead = fused.get(child)
+            instead: nn.Module | str | None
+            if known_class is not None and _is_compiled(parent):
+                instead = "it is compiled: swap first, then compile"
+            else:
+                if known_class is not None and child not in fused:
+                    fused[child] = _replacement(known_class, child)
+                instead = fused.get(child)
             if isinstance(instead, nn.Module):
                 places.append((parent, name, instead))
                 done.replaced[path] = _name(child)
@@ -154,11 +158,13 @@ class FusedDinat(nn.Module):
         """(batch, [height,] length, dim) -> the same, and the attention weights if asked for."""
         heads = (self.num_attention_heads, self.attention_head_size)
         query, key, value = (
-            part(hidden_states).unflatten(-1, heads) for part in (self.query, self.key, self.value)
+            part(hidden_states).view(hidden_states.shape[:-1] + heads)
+            for part in (self.query, self.key, self.value)
         )
         dims = self.rpb.dim() - 1
         windows = natten_windows.Windows.of(dims, self.kernel_size, self.dilation, False)
-        windows.check_fits(hidden_states.shape[1:-1])
+        with trace_paused():
+            windows.check_fits(hidden_states.shape[1:-1])
         if natten_windows.drops(self.dropout):
             out, weights = windows.attend_and_drop(
                 query, key, value, self.rpb, heads[1] ** -0.5, self.dropout
@@ -200,7 +206,9 @@ class FusedHydra(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) -> the same."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).unbind(-3)
+        qkv = self.qkv(x)
+        heads = (3, self.num_heads, qkv.shape[-1] // (3 * self.num_heads))
+        query, key, value = qkv.view(x.shape[:-1] + heads).unbind(-3)
         biases = tuple(self.rpb) if hasattr(self, "rpb") else (self.rpb0, self.rpb1)
         drops = natten_windows.drops(self.attn_drop)
         # Neighbouring groups of one kernel size take one call, where they need no weights.
@@ -212,7 +220,8 @@ class FusedHydra(nn.Module):
             first += len(bias)
             for n in together:
                 windows = natten_windows.Windows.of(2, *self.windows[n], False)
-                windows.check_fits(x.shape[1:3])
+                with trace_paused():
+                    windows.check_fits(x.shape[1:3])
             if drops:
                 out, _ = windows.attend_and_drop(q, k, v, bias, self.scale, self.attn_drop)
             else:
@@ -249,7 +258,8 @@ class FusedDilate(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(batch, height, width, dim) -> the same."""
         qkv = unit_stride(self.qkv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
-        query, key, value = qkv.unflatten(-1, (3, self.num_heads, -1)).unbind(-3)  # type: ignore[no-untyped-call]
+        heads = (3, self.num_heads, qkv.shape[-1] // (3 * self.num_heads))
+        query, key, value = qkv.view(x.shape[:-1] + heads).unbind(-3)
         drops = [each.attn_drop for each in self.dilate_attention]
         rates = [d.p if isinstance(d, nn.Dropout) and d.training else 0.0 for d in drops]
         share = self.num_heads // len(self.dilation)
@@ -325,7 +335,13 @@ class _Known:
     """A class, known by its name and what it has: copies of it lie in many repositories.
 
     Where a name is in use for classes that do other things with the same parts, by `module` too, a
-    regular expression for the module it is defined in, or by what it makes of `example`, an input.
+    regular expression for the module it is defined in, or by what it makes of an input.
+
+    Attributes:
+        example: the shape of an input that is as small as can be; None: it is not tried.
+        nearer: reduces the dilations of a module, for a quicker trial.
+        needs_trial: whether it is left where it cannot be tried. Most cannot where the library that
+            they call is missing, and are wanted fused for that.
     """
 
     described: str
@@ -333,7 +349,36 @@ class _Known:
     has: tuple[str, ...]
     make: Callable[[Any], nn.Module]
     module: str = ""
-    example: Callable[[Any], Tensor] | None = None
+    example: Callable[[Any], tuple[int, ...]] | None = None
+    nearer: Callable[[Any], None] | None = None
+    needs_trial: bool = False
+
+
+def _dinat_map(module: Any) -> tuple[int, ...]:
+    least = module.kernel_size * getattr(module, "dilation", 1)
+    return (1, *(least, least + 1)[: module.rpb.dim() - 1], module.query.in_features)
+
+
+def _dinat_nearer(module: Any) -> None:
+    module.dilation = min(getattr(module, "dilation", 1), 2)
+
+
+def _hydra_map(module: Any) -> tuple[int, ...]:
+    if hasattr(module, "rpb"):
+        windows = zip(module.kernel_sizes, module.dilations, strict=True)
+        least = max(size * step for size, step in windows)
+    else:
+        least = max(
+            module.kernel_size_0 * module.dilation_0, module.kernel_size_1 * module.dilation_1
+        )
+    return (1, least, least + 1, module.qkv.in_features)
+
+
+def _hydra_nearer(module: Any) -> None:
+    if hasattr(module, "rpb"):
+        module.dilations = [min(step, 2) for step in module.dilations]
+    else:
+        module.dilation_0, module.dilation_1 = min(module.dilation_0, 2), min(module.dilation_1, 2)
 
 
 _DINAT = ("num_attention_heads", "attention_head_size", "rpb", "query", "key", "value", "dropout")
@@ -346,9 +391,18 @@ _KNOWN = (
         "NeighborhoodAttention",
         _DINAT,
         FusedDinat,
+        example=_dinat_map,
+        nearer=_dinat_nearer,
     ),
     *(
-        _Known(f"allin1's {name}", name, (*_DINAT, "nattendqkrpb"), FusedDinat)
+        _Known(
+            f"allin1's {name}",
+            name,
+            (*_DINAT, "nattendqkrpb"),
+            FusedDinat,
+            example=_dinat_map,
+            nearer=_dinat_nearer,
+        )
         for name in ("NeighborhoodAttention1d", "NeighborhoodAttention2d")
     ),
     *(
@@ -367,25 +421,36 @@ _KNOWN = (
         "HydraNeighborhoodAttention",
         (*_HYDRA, "rpb", "kernel_sizes", "dilations"),
         FusedHydra,
+        example=_hydra_map,
+        nearer=_hydra_nearer,
     ),
     _Known(
         "StyleNAT's NeighborhoodAttentionSplitHead",
         "NeighborhoodAttentionSplitHead",
         (*_HYDRA, "rpb0", "rpb1", "kernel_size_0", "kernel_size_1", "dilation_0", "dilation_1"),
         FusedHydra,
+        example=_hydra_map,
+        nearer=_hydra_nearer,
     ),
     _Known(
         "DilateFormer's MultiDilatelocalAttention",
         "MultiDilatelocalAttention",
         ("qkv", "proj", "proj_drop", "dilation", "kernel_size", "num_heads", "scale"),
         FusedDilate,
-        example=lambda module: torch.empty(1, 5, 6, module.proj.in_features),
+        example=lambda module: (1, 5, 6, module.proj.in_features),
+        needs_trial=True,
     ),
 )
 
 
 def _is_ours(module: nn.Module) -> bool:
     return type(module).__module__.startswith("sdwa.")
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    """Whether it is what `torch.compile` made of another, whose `forward` it calls for good."""
+    kind = type(module)
+    return kind.__name__ == "OptimizedModule" and kind.__module__.startswith("torch._dynamo")
 
 
 def _known(module: nn.Module) -> _Known | None:
@@ -403,7 +468,6 @@ def _known(module: nn.Module) -> _Known | None:
     return None
 
 
-# The attributes of a module that hold hooks, by the kind of hook.
 # Parts that the fused modules call each time.
 _CALLED = ("qkv", "query", "key", "value", "proj", "proj_drop")
 
@@ -419,7 +483,7 @@ def _replacement(known: _Known, module: nn.Module) -> nn.Module | str:
         fused = known.make(module)
         if fused.state_dict().keys() != module.state_dict().keys():
             return "its parameters are not those of the class that is known"
-        if known.example is not None and not _agree(module, fused, known.example(module)):
+        if known.example is not None and not _agree(known, module):
             return "it computes something else than the class that is known"
     except Exception as error:  # of a class that is not ours
         return f"it cannot be tried: {type(error).__name__}: {error}".splitlines()[0]
@@ -427,26 +491,57 @@ def _replacement(known: _Known, module: nn.Module) -> nn.Module | str:
     return fused
 
 
-def _agree(module: nn.Module, fused: nn.Module, example: Tensor) -> bool:
-    """Whether both make the same of random inputs of this shape, with random parameters."""
+def _agree(known: _Known, module: nn.Module) -> bool:
+    """Whether both make the same of a random map, with random parameters.
+
+    Where the module cannot run and need not be tried, it is taken for what its name says.
+    """
+    has_run = False
+    # Quickly, and else as it is: it may hold its dilation elsewhere.
+    for nearer in {known.nearer: None, None: None}:
+        with torch.no_grad(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
+            try:
+                original, x = _copy_to_try(known, module, nearer)
+                expected = _first(original(x))
+            except Exception:
+                if known.needs_trial:
+                    raise
+                continue
+            has_run = True
+            found = _first(known.make(original).eval()(x))
+        if found.shape == expected.shape and torch.allclose(found, expected, 1e-3, 1e-3):
+            return True
+    return not has_run
+
+
+def _copy_to_try(
+    known: _Known, module: nn.Module, nearer: Callable[[Any], None] | None
+) -> tuple[nn.Module, Tensor]:
+    """A copy and an input.
+
+    In the copy nothing is counted, dropped or given to somebody's hooks, whatever dtype is set.
+    """
+    assert known.example is not None
     generator = torch.Generator().manual_seed(0)
-    # Copies, in which nothing is counted, dropped or given to somebody's hooks; whatever dtype and
-    # autocast are set outside.
-    memo: dict[int, Any] = {}
-    copies = [copy.deepcopy(each, memo).eval() for each in (module, fused)]
+    copied = copy.deepcopy(module).eval()
+    on_meta = any(p.is_meta for p in copied.parameters())
+    (copied.to_empty(device="cpu") if on_meta else copied.cpu()).float()
+    for part in copied.modules():
+        for hooks in HOOKS:
+            getattr(part, hooks).clear()
+    if nearer is not None:
+        nearer(copied)
 
-    def randn(shape: torch.Size) -> Tensor:
-        return torch.randn(shape, generator=generator, dtype=torch.float32)
+    def randn(shape: Sequence[int]) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float32)
 
-    with torch.no_grad(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
-        for each in copies:
-            on_meta = any(p.is_meta for p in each.parameters())
-            (each.to_empty(device="cpu") if on_meta else each.cpu()).float()
-            for part in each.modules():
-                for hooks in HOOKS:
-                    getattr(part, hooks).clear()
-        for parameter in copies[0].parameters():
-            parameter.copy_(randn(parameter.shape))
-        x = randn(example.shape)
-        expected, found = (each(x) for each in copies)
-    return found.shape == expected.shape and torch.allclose(found, expected, 1e-3, 1e-3)
+    for parameter in copied.parameters():
+        inputs = parameter[0].numel() if parameter.dim() > 1 else 1
+        parameter.copy_(randn(parameter.shape) * inputs**-0.5)
+    return copied, randn(known.example(copied))
+
+
+def _first(results: Any) -> Tensor:
+    """The map, of a module that may return more."""
+    result: Tensor = results[0] if isinstance(results, tuple) else results
+    return result

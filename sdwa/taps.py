@@ -35,6 +35,7 @@ class Taps:
         columns: tuple[WindowAxis, int, int],
         device: torch.device,
     ) -> None:
+        self._axes = rows, columns
         sources, on_axes, self._places = [], [], []
         for axis, length, dilation in (rows, columns):
             coordinate, distance = taps_along(axis, length, dilation, device)
@@ -49,6 +50,10 @@ class Taps:
         on_map = on_axes[0][:, None, :, None] & on_axes[1][None, :, None, :]
         self.on_map = on_map.flatten(2)
         self.all_on_map = all(axis.shifted or axis.size == 1 for axis, *_ in (rows, columns))
+
+    def __repr__(self) -> str:
+        """The same for the same windows: `torch.jit.trace` compares what two runs print."""
+        return f"Taps{self._axes}"
 
     def blocks(self, x: Tensor) -> Iterator[slice]:
         """The rows of queries: on a CPU in parts whose tokens, of a tap, stay in its cache."""

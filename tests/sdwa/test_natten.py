@@ -535,3 +535,16 @@ except RuntimeError as error:
 """
     )
     assert done.stdout.startswith("natten is imported already, from somewhere else: call")
+
+
+def test_split_functions_are_traced():
+    """With the check of `torch.jit.trace`, which compares the texts of two graphs."""
+
+    def attend(query, key, value):
+        return natten.na2d_av(natten.na2d_qk(query, key, 3).softmax(-1), value, 3)
+
+    tensors = [torch.randn(1, 2, 7, 7, 4) for _ in range(3)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        traced = torch.jit.trace(attend, tensors)
+    torch.testing.assert_close(traced(*tensors), attend(*tensors))

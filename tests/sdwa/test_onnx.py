@@ -5,8 +5,11 @@ import io
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import sdwa
+from sdwa import natten
+from tests.sdwa.test_swapping import MultiDilatelocalAttention
 
 onnxruntime = pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
@@ -162,6 +165,28 @@ def test_layer_by_the_older_exporter(options):
         session = export_by_tracing(module, draw(2, 5, 6)[:given], 18)
         for size in ((2, 5, 6), (3, 5, 6), (1, 8, 4)):
             assert_session_parity(session, module, draw(*size)[:given])
+
+
+def swapped_dilateformer():
+    model = nn.Sequential(MultiDilatelocalAttention(16, 4, 3, [1, 2]))
+    sdwa.swap(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        swapped_dilateformer,
+        lambda: natten.NeighborhoodAttention2D(16, 4, 3, 2, rel_pos_bias=True),
+    ],
+    ids=["swapped", "natten"],
+)
+def test_layers_of_others_by_the_older_exporter(make):
+    torch.manual_seed(0)
+    module = make()
+    session = export_by_tracing(module, (torch.randn(2, 7, 8, 16),), 18)
+    for size in ((2, 7, 8), (3, 9, 11)):
+        assert_session_parity(session, module, (torch.randn(*size, 16),))
 
 
 def test_older_exporter_refuses_older_opsets():

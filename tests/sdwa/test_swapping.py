@@ -418,62 +418,6 @@ def dilate():
     return MultiDilatelocalAttention(24, 4, 3, [1, 2])
 
 
-class ChannelsFirst(MultiDilatelocalAttention):
-    """As forks of YOLO have it."""
-
-    __qualname__ = "MultiDilatelocalAttention"
-
-    def forward(self, x):
-        return super().forward(x.movedim(1, -1)).movedim(-1, 1)
-
-
-class Interleaved(MultiDilatelocalAttention):
-    """Another order of the dilations."""
-
-    __qualname__ = "MultiDilatelocalAttention"
-
-    def forward(self, x):
-        self.dilation = self.dilation[::-1]
-        out = super().forward(x)
-        self.dilation = self.dilation[::-1]
-        return out
-
-
-class WithPositions(MultiDilatelocalAttention):
-    """With a part more."""
-
-    __qualname__ = "MultiDilatelocalAttention"
-
-    def __init__(self, *args):
-        super().__init__(*args)
-        self.lepe = nn.Conv2d(24, 24, 3, padding=1)
-
-    def forward(self, x):
-        return super().forward(x) + self.lepe(x.movedim(-1, 1)).movedim(1, -1)
-
-
-@pytest.mark.parametrize(
-    "kind, reason",
-    [
-        (ChannelsFirst, "it cannot be tried: RuntimeError: "),
-        (Interleaved, "it computes something else than the class that is known"),
-        (WithPositions, "its parameters are not those of the class that is known"),
-    ],
-)
-@pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_other_classes_of_a_known_name_are_left(kind, reason, device):
-    model = nn.ModuleList([kind(24, 4, 3, [1, 2]), dilate()]).to(device)
-    random, original = torch.get_rng_state(), model[0]
-    done = sdwa.swap(model)
-    assert (list(done.replaced), list(done.left)) == (["1"], ["0"])
-    assert model[0] is original
-    assert done.reasons["0"].startswith(reason)
-    assert f"left 0: {done.left['0']} ({reason}" in str(done)
-    assert torch.equal(random, torch.get_rng_state())
-    with pytest.raises(ValueError, match=f"left: .*{reason}"):
-        sdwa.swap(nn.ModuleList([kind(24, 4, 3, [1, 2])]))
-
-
 def watch(module):
     module.register_forward_hook(lambda *_: None)
 
