@@ -160,6 +160,8 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate")
     evaluations = {}
     for plan in plans:
         network, about = trained.load(plan.path)
+        weights = {"weights": checkpoint.digest_of(network)}
+        _refuse_to_replace(plan.target, [weights])
         evaluation = evaluate_split(
             network,
             about,
@@ -175,7 +177,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate")
         )
         evaluations[plan.name] = evaluation
         if world.is_main:
-            _report(plan, evaluation, checkpoint.digest_of(network), with_table=tool.csv)
+            _report(plan, evaluation, weights, with_table=tool.csv)
     if world.is_main:
         if len(plans) > 1:
             _compare(comparison, plans, evaluations)
@@ -313,6 +315,7 @@ def _refuse_to_replace(target: Path, evaluated: Sequence[Mapping[str, Any]]) -> 
         else:
             pairs = zip(runs, evaluated, strict=True)
             other = [name for run, now in pairs for name in now if not _agree(run, now, name)]
+            other = ["network's weights" if name == "weights" else name for name in other]
     except (ValueError, TypeError, AttributeError):
         other = ["content"]
     if other:
@@ -325,11 +328,15 @@ def _refuse_to_replace(target: Path, evaluated: Sequence[Mapping[str, Any]]) -> 
 def _agree(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> bool:
     # results that were written before there was such an option are those without it
     missing = False if name in ("drop_duplicates", "flip", "shared_classes") else None
+    if name == "weights":  # which were not written
+        missing = now[name]
     return bool(before.get(name, missing) == now[name])
 
 
-def _report(plan: _Plan, evaluation: Evaluation, digest: str, *, with_table: bool) -> None:
-    """Prints the results of a checkpoint, and writes its files; `digest` is of its weights."""
+def _report(
+    plan: _Plan, evaluation: Evaluation, weights: Mapping[str, str], *, with_table: bool
+) -> None:
+    """Prints the results of a checkpoint, and writes its files, with the digest of its weights."""
     for reason in errors.first_of(evaluation.unreadable, rest=f", in {plan.target}.json"):
         print(errors.printable(f"left out: {reason}"), file=sys.stderr)
     images, target = plan.images, plan.target
@@ -349,7 +356,7 @@ def _report(plan: _Plan, evaluation: Evaluation, digest: str, *, with_table: boo
         plot_confusion(path, evaluation.report, title)
     with whole(f"{target}-reliability.png") as path:
         plot_reliability(path, evaluation.calibration, title)
-    _write_json(target, {**plan.evaluated, "weights": digest, **evaluation.as_dict()})
+    _write_json(target, {**plan.evaluated, **weights, **evaluation.as_dict()})
     table = ", .csv (each image)" if with_table else ""
     print(
         errors.printable(

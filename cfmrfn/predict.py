@@ -188,6 +188,9 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") 
     """The command line."""
     tool = parse(Predict, sys.argv[1:] if args is None else args, prog=prog)
     given, pictures = network_and_pictures(tool.names)
+    if given is not None and not pictures:
+        network = trained.find(given)
+        raise ConfigError(f"no images were given: {network} is the network")
     found = image_files([Path(name) for name in pictures])
     for remark in (*found.left_out, *found.empty):
         print(remark, file=sys.stderr)

@@ -200,6 +200,8 @@ def create(config: Config) -> RunFolder:
         if not isinstance(error, OSError):
             raise
         if path.exists():  # by now
+            if config.run.output is None:  # of a run that began in the same second
+                return create(config)
             raise exists from error
         raise CheckpointError(
             f"cannot make run folder {path}: {error}; choose another --output"

@@ -111,10 +111,14 @@ class StopSignal:
     """Within it, Ctrl-C, SIGTERM and SIGHUP are remembered in `asked`; a second one acts at once.
 
     SIGHUP is what a terminal that is closed sends, as when a connection to another machine is lost.
+    In a thread beside the main one, which signals do not come to, none is.
     """
 
     def __enter__(self) -> StopSignal:
         self.asked = False
+        self._before = {}
+        if threading.current_thread() is not threading.main_thread():
+            return self
         known = [getattr(signal, name, None) for name in ("SIGINT", "SIGTERM", "SIGHUP")]
         # Windows has no SIGHUP, and nohup has it ignored, which stays
         numbers = [s for s in known if s is not None and signal.getsignal(s) != signal.SIG_IGN]

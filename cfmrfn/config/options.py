@@ -343,7 +343,9 @@ class Config:
 
         They are legal, since a recipe may set several at once of which an option ends the effect.
         """
-        images, optim = self.images, self.optim
+        images, network, optim = self.images, self.network, self.optim
+        one_stream = network.streams in ("expression", "landmark")
+        frozen = {"expression-backbone", "all-but-head"}.intersection(optim.freeze)
         idle = [
             ("drawn_train", images.data is not None, "images are those of --data"),
             ("drawn_test", images.data is not None, "images are those of --data"),
@@ -353,6 +355,12 @@ class Config:
             ("label_smoothing", optim.smooth_weight == 0, "smooth-weight is 0"),
             ("sam_local", optim.rho == 0, "rho is 0"),
             ("sam_freeze_statistics", optim.rho == 0, "rho is 0"),
+            ("padding_mode", network.attention == "global", "attention is global"),
+            ("cross_fusion", one_stream, f"streams is {network.streams}"),
+            ("tokens", network.streams == "landmark", "streams is landmark"),
+            ("drop_path_rate", network.depth == 1, "depth is 1 and the first layer's rate is 0"),
+            ("layer_decay", network.streams == "landmark", "streams is landmark"),
+            ("layer_decay", bool(frozen), f"{' and '.join(sorted(frozen))} is frozen"),
         ]
         values, defaults = self.flat(), Config().flat()
         lines = [

@@ -111,7 +111,7 @@ class _TooLarge(MultiPartException):
 
 async def _read_form(request: Request, most_bytes: int) -> FormData:
     """The form in a request, held in memory; raises HTTPException where it is not legal."""
-    if not request.headers.get("content-type", "").startswith("multipart/form-data"):
+    if not request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         raise HTTPException(
             415, "a form is needed (multipart/form-data) whose field `file` is a picture"
         )

@@ -246,6 +246,12 @@ def test_overrides_are_what_departs_from_the_preset():
         (["--label-smoothing", "0.1"], "label-smoothing 0.1 has no effect, as smooth-weight is 0"),
         (["--sam-local", "--rho", "0"], "sam-local True has no effect, as rho is 0"),
         (["--no-sam-freeze-statistics", "--rho", "0"], "sam-freeze-statistics False has no effect"),
+        (["--attention", "global", "--padding-mode", "masked"], "padding-mode masked has no"),
+        (["--streams", "expression", "--cross-fusion", "False"], "cross-fusion False has no"),
+        (["--streams", "landmark", "--tokens", "poster_view"], "tokens poster_view has no effect"),
+        (["--depth", "1", "--drop-path-rate", "0.9"], "drop-path-rate 0.9 has no effect"),
+        (["--freeze", "all-but-head", "--layer-decay", "0.3"], "layer-decay 0.3 has no effect"),
+        (["--streams", "landmark", "--layer-decay", "0.3"], "layer-decay 0.3 has no effect"),
         (
             ["--warmup-epochs", "5", "--epochs", "1"],
             "warmup-epochs 5.0 are more than epochs 1: the",

@@ -290,6 +290,21 @@ def test_forms_that_are_not_legal(client, drawn):
     assert "boundary" in error_of(client.post("/predict", content=data, headers=without), 400)
 
 
+def test_the_type_of_a_form_in_capitals(client):
+    said = error_of(
+        client.post(
+            "/predict",
+            content=(
+                b'--x\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+                b"a\r\n--x--\r\n"
+            ),
+            headers={"Content-Type": "Multipart/Form-Data; boundary=x"},
+        ),
+        415,
+    )
+    assert "no picture" in said
+
+
 def test_other_addresses_and_methods(client):
     assert error_of(client.get("/nowhere"), 404)
     assert error_of(client.get("/predict"), 405)

@@ -452,7 +452,10 @@ def test_errors_of_the_user(run_folder, images, tmp_path, capsys, wrong, message
 
 def test_a_network_without_images(run_folder, capsys):
     assert run_tool(run_folder) == 2
-    assert capsys.readouterr() == ("", "error: no images were given\n")
+    network = run_folder / "best.pt"
+    assert capsys.readouterr() == ("", f"error: no images were given: {network} is the network\n")
+    assert run_tool("nosuch.xyz") == 2
+    assert "nosuch.xyz" in capsys.readouterr().err
 
 
 def test_packages_that_are_missing_are_named_first(run_folder, photographs, capsys, monkeypatch):

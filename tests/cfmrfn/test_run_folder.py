@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
@@ -79,6 +80,33 @@ def test_runs_that_begin_in_the_same_second_or_after_the_clock_was_set_back(tmp_
     monkeypatch.setattr(run_folder.time, "strftime", lambda _: "20260101-000000")
     names = [run_folder.create(parse_config([])).path.name for _ in range(3)]
     assert names == [f"drawn-20260101-000000{end}" for end in ("", "-2", "-3")]
+
+
+def test_a_run_that_begins_while_another_of_the_same_second_does(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(run_folder.time, "strftime", lambda _: "20260101-000000")
+    first, folders = RunFolder.write, []
+
+    def write_late(self, *args):
+        monkeypatch.setattr(RunFolder, "write", first)
+        folders.append(run_folder.create(parse_config(["--seed", "1"])))
+        self.write(*args)
+
+    monkeypatch.setattr(RunFolder, "write", write_late)
+    folders.append(run_folder.create(parse_config([])))
+    assert [f.path.name for f in folders] == ["drawn-20260101-000000", "drawn-20260101-000000-2"]
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+
+
+def test_a_thread_beside_the_main_one_is_asked_by_no_signal():
+    before = signal.getsignal(signal.SIGINT)
+
+    def run():
+        with signals.StopSignal() as stop:
+            return stop.asked, signal.getsignal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(run).result() == (False, before)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])

@@ -279,6 +279,11 @@ def test_results_of_another_evaluation_are_not_replaced(save_run, classes, run_t
         run_tool(namesake, "--data", classes)
     with pytest.raises(ConfigError, match=r"\(of another precision\)"):
         run_tool(run, "--data", classes, "--precision", "bf16")
+    trained_anew = checkpoint.load(run / "best.pt")
+    trained_anew["model"]["head.bias"] += 1
+    checkpoint.save(run / "best.pt", trained_anew)
+    with pytest.raises(ConfigError, match=r"\(of another network's weights\)"):
+        run_tool(run, "--data", classes)
     (file,) = (tmp_path / "results").glob("*.json")
     assert {file.name: json.loads(file.read_text())} == before
     file.write_text("[]")
