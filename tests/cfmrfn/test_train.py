@@ -15,7 +15,17 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from cfmrfn import batches, checkpoint, errors, evaluate, precision, predict, run_folder, train
+from cfmrfn import (
+    batches,
+    checkpoint,
+    errors,
+    evaluate,
+    precision,
+    predict,
+    pretrained,
+    run_folder,
+    train,
+)
 from cfmrfn.config import (
     Config,
     ImageConfig,
@@ -507,7 +517,7 @@ def test_batches_are_cut_evenly(trainer):
 
 
 def test_a_preset_without_a_landmark_backbone_in_the_package(trainer, monkeypatch):
-    monkeypatch.setattr(train.pretrained, "landmarks", lambda preset: None)
+    monkeypatch.setattr(pretrained, "landmarks", lambda preset: None)
     with pytest.raises(ConfigError, match="no landmark backbone for cfmrfn_tiny comes with the"):
         trainer("--landmarks", "package")
 
