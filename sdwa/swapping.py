@@ -498,7 +498,7 @@ def _agree(known: _Known, module: nn.Module) -> bool:
     """
     has_run = False
     # Quickly, and else as it is: it may hold its dilation elsewhere.
-    for nearer in {known.nearer: None, None: None}:
+    for nearer in dict.fromkeys((known.nearer, None)):
         with torch.no_grad(), torch.device("cpu"), torch.autocast("cpu", enabled=False):
             try:
                 original, x = _copy_to_try(known, module, nearer)
