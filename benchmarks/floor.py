@@ -27,7 +27,7 @@ FLAGS = ("-O2", "-ffp-contract=fast", "-Wno-psabi", "-shared", "-fPIC")
 KEPT = 12  # independent sums in a round of a loop
 VECTOR_BYTES = {"baseline": 16, "avx2": 32, "avx512": 64, "avx512bf16": 64}
 # float16 is multiplied as float32, and so is bfloat16, or by an instruction of its own for twice as
-# many. One such took as long as one of float32 on an AMD EPYC, and four times as long on an Intel
+# many. One such took 1.1 times as long as one of float32 on an AMD EPYC, four times on an Intel
 # Xeon.
 PAIRS = ("avx512bf16", torch.bfloat16)
 

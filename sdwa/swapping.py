@@ -60,8 +60,9 @@ def swap(model: nn.Module) -> Swapped:
     Left is what would not stay the same: a module with hooks of its own, or of a part that is not
     called any more; with parameters that are computed from others (pruning), or with parameters
     that the known class lacks; and one that `torch.compile` was given alone, which calls it by
-    itself. Many repositories have a class of a known name that computes something else: each but
-    NATTEN's own is tried on a small map first, with random parameters, where it can run.
+    itself. Many repositories have a class of a known name that computes something else: each is
+    tried on a small map first, with random parameters, where it can run. NATTEN's and AgileFormer's
+    are known by the module that defines them instead.
 
     Args:
         model: changed in place, or not at all where an error is raised.
