@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -182,6 +183,25 @@ class Predict:
         if self.csv is not None and self.json is not None and _is_same_file(self.csv, self.json):
             raise ConfigError(f"--csv and --json must be different files; both are {self.csv}")
 
+    def without_effect(self, files: Sequence[str]) -> list[str]:
+        """Options that were set and change nothing for `files`, each in a line that says why."""
+        pictures_only = not any(map(_is_video, files))
+        whole_only = self.faces == "whole"
+        idle = [
+            ("bars", self.overlay is None, "--overlay is not given"),
+            ("smooth", pictures_only, "there is no video"),
+            ("seconds", pictures_only, "there is no video"),
+            ("min_size", whole_only, "--faces is whole"),
+            ("min_score", whole_only, "--faces is whole"),
+            ("framing", whole_only, "--faces is whole"),
+        ]
+        default = {field.name: field.default for field in dataclasses.fields(self)}
+        return [
+            f"--{name.replace('_', '-')} has no effect, as {why}"
+            for name, is_idle, why in idle
+            if is_idle and getattr(self, name) != default[name]
+        ]
+
 
 @errors.memory_options("lower --batch-size, or take --device cpu")
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") -> None:
@@ -192,7 +212,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") 
         network = trained.find(given)
         raise ConfigError(f"no images were given: {network} is the network")
     found = image_files([Path(name) for name in pictures])
-    for remark in (*found.left_out, *found.empty):
+    for remark in (*tool.without_effect(found.files), *found.left_out, *found.empty):
         print(remark, file=sys.stderr)
     trained.announce(given)
     predictor = Predictor(

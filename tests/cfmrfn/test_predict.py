@@ -372,6 +372,18 @@ def test_framing_of_a_folder(run_folder, faces, tmp_path):
     assert tables[0].read_bytes() != tables[1].read_bytes()
 
 
+def test_options_without_effect_are_told(run_folder, images, tmp_path, capsys):
+    options = ["--bars", "--smooth", "1", "--min-size", "30", "--faces", "whole"]
+    assert status(run_folder, images[0], *options) == 0
+    assert capsys.readouterr().err.splitlines() == [
+        "--bars has no effect, as --overlay is not given",
+        "--smooth has no effect, as there is no video",
+        "--min-size has no effect, as --faces is whole",
+    ]
+    tool = predict.Predict((), bars=True, overlay=tmp_path, smooth=1, min_size=30)
+    assert not tool.without_effect(["film.mp4"])
+
+
 @pytest.mark.parametrize("what", ["file", "picture of another run"])
 def test_a_folder_of_pictures_is_new_or_empty(run_folder, images, tmp_path, what, capsys):
     overlay = tmp_path / "overlay"
