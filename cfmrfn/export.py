@@ -121,6 +121,10 @@ def export(
         raise ConfigError(f"weights {weights} are for safetensors; name that format alone")
     if results is not None and not card:
         raise ConfigError("results are for the card, which was not asked for")
+    if name is not None and not card:
+        raise ConfigError("name is the title of the card, which was not asked for")
+    if opset != onnx_file.OPSETS[0] and "onnx" not in formats:
+        raise ConfigError(f"opset is for onnx files; formats are {', '.join(formats)}")
     if "onnx" in formats:
         onnx_file.require_packages("onnx", "onnxscript", "onnxruntime")
     source = trained.find(path)

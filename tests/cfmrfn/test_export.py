@@ -217,6 +217,8 @@ def test_other_networks_in_timm_and_torch(options, tmp_path):
         ({"formats": ("safetensors",), "pixels": True}, "pixels is for onnx and torch"),
         ({"weights": "float8"}, "weights must be one of float32, float16; got 'float8'"),
         ({"results": "a.json", "card": False}, "results are for the card, which was not asked"),
+        ({"name": "a", "card": False}, "name is the title of the card, which was not asked"),
+        ({"opset": 20, "formats": ["torch"]}, "opset is for onnx files; formats are torch"),
     ],
 )
 def test_arguments_that_are_not_legal(arguments, message, tmp_path):
