@@ -29,7 +29,7 @@ from benchmarks.measure import Call
 from benchmarks.peers import global_attention
 from benchmarks.record import DTYPES, Measurement, Record, Timing, dtype_name, start_record
 from benchmarks.shapes import PAPER, Shape
-from cfmrfn.heap import keep_pages
+from cfmrfn.process.heap import keep_pages
 
 CPU = torch.device("cpu")
 LARGE = Shape("8x56x56", 8, 56, 56, 8, 64, PAPER)

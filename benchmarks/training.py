@@ -33,12 +33,12 @@ from benchmarks.command_line import choose
 from benchmarks.record import DTYPES, Measurement, Record, UserError, start_record
 from benchmarks.report import training_table
 from cfmrfn.config import OptimConfig
-from cfmrfn.distributed import World
 from cfmrfn.losses import ExpressionLoss
 from cfmrfn.models.fusion import StreamAttention
 from cfmrfn.optim import build_optimizer
-from cfmrfn.precision import autocast
-from cfmrfn.step import TrainingStep
+from cfmrfn.process.distributed import World
+from cfmrfn.process.precision import autocast
+from cfmrfn.training.step import TrainingStep
 
 ATTENTION = ("dilated", "window", "global")
 MEASURES = ("step", "sam step", "throughput", "latency")

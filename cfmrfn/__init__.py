@@ -4,7 +4,8 @@ Importing this registers the networks with timm: `timm.create_model("cfmrfn_base
 finds the faces in pictures and names their expressions.
 """
 
-from cfmrfn import matplotlib_backend, models
+from cfmrfn import models
+from cfmrfn.figures import matplotlib_backend
 from cfmrfn.predictor import Face, Predictor
 
 matplotlib_backend.allow_missing()

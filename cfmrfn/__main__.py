@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from cfmrfn import errors
+from cfmrfn.process import command
 
 # Name -> module and what it is for. `python -m cfmrfn.NAME` is the same tool.
 TOOLS = {
@@ -70,7 +71,7 @@ def _prog() -> str:
 
 def run() -> None:
     """What the console script `cfmrfn` calls."""
-    errors.run(main)
+    command.run(main)
 
 
 if __name__ == "__main__":

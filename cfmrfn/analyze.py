@@ -10,7 +10,8 @@
 
 Attention is what a token, or all tokens on average, gives to the places of each stream in one
 encoder layer. Evidence is what each place of each stream adds to the predicted class's logit, after
-the last layer. The page says what the other pictures are; `cfmrfn.explanation` defines them.
+the last layer. The page says what the other pictures are; `cfmrfn.analysis.explanation` defines
+them.
 """
 
 from __future__ import annotations
@@ -27,21 +28,27 @@ import torch
 import tyro
 
 from cfmrfn import errors, trained
-from cfmrfn.analysis_page import write_page
+from cfmrfn.analysis.embedding import Embedding, embed, pooled_features, tsne_class
+from cfmrfn.analysis.explanation import (
+    ChosenFace,
+    FaceExplanation,
+    attention_by_place,
+    explain_faces,
+)
+from cfmrfn.analysis.page import write_page
 from cfmrfn.batches import evaluation_loader
 from cfmrfn.checkpoint import About
 from cfmrfn.classifier import NetworkClassifier
 from cfmrfn.config import LayoutName, parse
 from cfmrfn.data import ExpressionDataset, Sample, eval_transform
-from cfmrfn.distributed import World
-from cfmrfn.embedding import Embedding, embed, pooled_features, tsne_class
 from cfmrfn.errors import ConfigError, DataError
-from cfmrfn.explanation import ChosenFace, FaceExplanation, attention_by_place, explain_faces
+from cfmrfn.figures.pictures import FaceMaps, plot_faces, plot_heads, plot_tsne
 from cfmrfn.inference import ReadableBatches, open_split, open_table, reason_of
 from cfmrfn.models import CFMRFN
 from cfmrfn.models.options import token_grid
-from cfmrfn.pictures import FaceMaps, plot_faces, plot_heads, plot_tsne
 from cfmrfn.predictor import Faces, Predictor
+from cfmrfn.process import command
+from cfmrfn.process.distributed import World
 from cfmrfn.whole_files import CsvFile, whole_folder
 
 MOST_FACES = 32  # rows that one figure holds
@@ -202,7 +209,7 @@ class Analyze:
     """Folder for the page and the pictures, which must not exist."""
 
 
-@errors.memory_options("lower --batch-size, give fewer images, or take --device cpu")
+@command.memory_options("lower --batch-size, give fewer images, or take --device cpu")
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") -> None:
     """The command line."""
     tool = parse(Analyze, sys.argv[1:] if args is None else args, prog=prog)
@@ -345,4 +352,4 @@ def _write_points(path: Path, embedding: Embedding, class_names: Sequence[str]) 
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from cfmrfn import checkpoint, trained
-from cfmrfn.distributed import World
+from cfmrfn.formats.onnx_file import SUFFIX, OnnxFile
 from cfmrfn.models import CFMRFN
-from cfmrfn.onnx_file import SUFFIX, OnnxFile
 from cfmrfn.pretrained import WEIGHTS
+from cfmrfn.process.distributed import World
 
 
 class Predictions(NamedTuple):

@@ -30,6 +30,7 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from cfmrfn import errors
 from cfmrfn.config import NetworkConfig, parse
 from cfmrfn.models import CFMRFN
+from cfmrfn.process import command
 
 # Row of the table -> the modules and parameters in it, matched as a whole; indented rows are part
 # of the one above.
@@ -276,7 +277,7 @@ class ComplexityTool:
     """Print the paper's Tables 3 and 5 with our counts beside them, instead."""
 
 
-@errors.memory_options("lower --batch-size or --image-size")
+@command.memory_options("lower --batch-size or --image-size")
 def main(args: Sequence[str] | None = None, prog: str = "python -m cfmrfn.complexity") -> None:
     """The command line."""
     tool = parse(
@@ -313,4 +314,4 @@ def main(args: Sequence[str] | None = None, prog: str = "python -m cfmrfn.comple
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -39,8 +39,8 @@ NAME.json holds, beside what was evaluated on what::
     duplicates              images that are pixel for pixel images of the set's training split, and
                             whether they were left out; null: they were not looked for
     without_duplicates      these results without them; null: there are none, or they were left out
-    bootstrap               [low, high] of accuracy and mean_class_accuracy, see `cfmrfn.bootstrap`;
-                            interval (0.95), resamples, seed
+    bootstrap               [low, high] of accuracy and mean_class_accuracy, interval (0.95),
+                            resamples and seed, see `cfmrfn.evaluation.bootstrap`
     left_out, left_out_of_whole_set, unreadable, classes_without_images
     versions, checkpoint_versions
 
@@ -63,24 +63,27 @@ from typing import Annotated, Any
 
 import tyro
 
-from cfmrfn import bootstrap, checkpoint, errors, paper_tables, pretrained, trained
+from cfmrfn import checkpoint, errors, pretrained, trained
 from cfmrfn.checks import check_at_least
-from cfmrfn.comparison import Comparison
 from cfmrfn.config import LayoutName, parse
-from cfmrfn.distributed import World
 from cfmrfn.errors import ConfigError, DataError
 from cfmrfn.evaluation import (
     HOW_CHOSEN,
     Evaluation,
     OnBroken,
+    bootstrap,
     evaluate,
     evaluate_checkpoint,
     evaluate_split,
+    paper_tables,
     predicted_classes,
 )
+from cfmrfn.evaluation.comparison import Comparison
+from cfmrfn.figures.pictures import plot_confusion, plot_reliability
 from cfmrfn.inference import Split, open_split
-from cfmrfn.pictures import plot_confusion, plot_reliability
-from cfmrfn.precision import Precision
+from cfmrfn.process import command
+from cfmrfn.process.distributed import World
+from cfmrfn.process.precision import Precision
 from cfmrfn.whole_files import whole
 
 _LONGEST_NAME = 220  # bytes of the 255 that systems allow, without the ends that files have
@@ -144,7 +147,7 @@ class Evaluate:
         check_at_least(self, batch_size=1, workers=0)
 
 
-@errors.memory_options("lower --batch-size, or take --precision bf16")
+@command.memory_options("lower --batch-size, or take --precision bf16")
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate") -> None:
     """The command line."""
     tool = parse(Evaluate, sys.argv[1:] if args is None else args, prog=prog)
@@ -392,4 +395,4 @@ def _write_json(target: Path, values: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -2,9 +2,9 @@
 
 In the output folder, which is ready for a model hub::
 
-    model.onnx           onnx: for onnxruntime and other runtimes, see `cfmrfn.onnx_file`
+    model.onnx           onnx: for onnxruntime and other runtimes, see `cfmrfn.formats.onnx_file`
     model.pt2            torch: a program of `torch.export`, in PyTorch's own operators
-    config.json          safetensors: a folder that timm opens, see `cfmrfn.timm_folder`
+    config.json          safetensors: a folder that timm opens, see `cfmrfn.formats.timm_folder`
     model.safetensors
     README.md            the model card
 
@@ -29,13 +29,15 @@ import torch
 import tyro
 from torch import Tensor
 
-from cfmrfn import checkpoint, errors, onnx_file, timm_folder, trained
+from cfmrfn import checkpoint, errors, trained
 from cfmrfn.checkpoint import About
 from cfmrfn.config import parse
 from cfmrfn.errors import CheckpointError, ConfigError
-from cfmrfn.model_card import Card, read_evaluation, read_report, set_name, terms
+from cfmrfn.formats import onnx_file, timm_folder
+from cfmrfn.formats.model_card import Card, read_evaluation, read_report, set_name, terms
 from cfmrfn.models import CFMRFN
 from cfmrfn.models.plain import FromPixels, PlainNetwork
+from cfmrfn.process import command
 from cfmrfn.whole_files import whole_folder
 
 Format = Literal["onnx", "torch", "safetensors"]
@@ -421,7 +423,7 @@ class Export:
     which has fewer."""
 
 
-@errors.memory_options("name one --format at a time")
+@command.memory_options("name one --format at a time")
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.export") -> None:
     """The command line."""
     tool = parse(Export, sys.argv[1:] if args is None else args, prog=prog)
@@ -446,4 +448,4 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.export") -
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image, ImageColor, ImageDraw
 
 from cfmrfn.errors import printable
-from cfmrfn.fonts import Letters, legible
-from cfmrfn.pictures import CLASS_COLORS
+from cfmrfn.figures.fonts import Letters, legible
+from cfmrfn.figures.pictures import CLASS_COLORS
 from cfmrfn.predictor import Face
 
 LEAST_SIDE = 400  # pixels of the longer side of a result: fewer have no room for letters

@@ -19,8 +19,7 @@ import tyro
 from PIL import Image
 from tqdm import tqdm
 
-from cfmrfn import errors, pretrained, trained, video
-from cfmrfn.batches import framing_of
+from cfmrfn import pretrained, trained, video
 from cfmrfn.checks import check_at_least, check_positive
 from cfmrfn.config import parse
 from cfmrfn.data import Sample, find_images, read_image
@@ -31,6 +30,8 @@ from cfmrfn.faces import Framing, why_no_detector
 from cfmrfn.inference import FaceTable, open_face_list, open_table, progress_bar
 from cfmrfn.overlay import draw
 from cfmrfn.predictor import Face, Faces, Predictor
+from cfmrfn.process import command
+from cfmrfn.training.images import framing_of
 from cfmrfn.whole_files import is_stream, save_image, whole
 
 MOST_OF_JPEG = 65500  # pixels on a side
@@ -203,7 +204,7 @@ class Predict:
         ]
 
 
-@errors.memory_options("lower --batch-size, or take --device cpu")
+@command.memory_options("lower --batch-size, or take --device cpu")
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.predict") -> None:
     """The command line."""
     tool = parse(Predict, sys.argv[1:] if args is None else args, prog=prog)
@@ -513,4 +514,4 @@ def on_one_line(name: str) -> str:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

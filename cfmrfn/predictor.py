@@ -32,6 +32,7 @@ from cfmrfn.faces import (
     check_options,
     is_framing,
 )
+from cfmrfn.process.cores import available_cores
 
 Faces = Literal["whole", "detect", "auto"]
 Box = tuple[float, float, float, float]
@@ -177,7 +178,9 @@ class Predictor:
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size!r}")
         if workers is not None and not (is_whole(workers) and workers >= 0):
             raise ConfigError(f"workers must be 0 or more, got {workers!r}")
-        return self._stream(pictures, batch_size, _cores() if workers is None else workers)
+        if workers is None:
+            workers = min(8, available_cores())
+        return self._stream(pictures, batch_size, workers)
 
     def _stream(
         self, pictures: Iterable[Picture], batch_size: int, workers: int
@@ -340,13 +343,6 @@ def _map_ahead(
             yield begun.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def _cores() -> int:
-    """Cores that this process may use, at most 8."""
-    # not every system tells which they are
-    affinity = getattr(os, "sched_getaffinity", None)
-    return min(8, (os.cpu_count() or 1) if affinity is None else len(affinity(0)))
 
 
 def _read(picture: Picture, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:

@@ -23,13 +23,15 @@ from typing import Any, Literal, NamedTuple
 import torch
 import tyro
 
-from cfmrfn import errors, initial_weights, markdown, student
+from cfmrfn import errors
 from cfmrfn.checkpoint import build_network
 from cfmrfn.complexity import Cost, measure
 from cfmrfn.config import Config, OptimConfig, from_yaml, parse, recipe_of
 from cfmrfn.errors import ConfigError
-from cfmrfn.evaluation import HOW_CHOSEN
+from cfmrfn.evaluation import HOW_CHOSEN, markdown, student
+from cfmrfn.process import command
 from cfmrfn.train import MEMORY_OPTIONS, Interrupted, Trainer
+from cfmrfn.weights import initial_weights
 from cfmrfn.whole_files import whole
 
 Result = Mapping[str, Any]  # of a run, its report.json
@@ -440,7 +442,7 @@ def _about_duplicates(result: Result) -> str:
     )
 
 
-@errors.memory_options(MEMORY_OPTIONS)
+@command.memory_options(MEMORY_OPTIONS)
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.sweep") -> None:
     """The command line."""
     args = sys.argv[1:] if args is None else args
@@ -463,4 +465,4 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.sweep") ->
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

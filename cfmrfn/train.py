@@ -10,38 +10,23 @@ import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from cfmrfn import checkpoint, errors, initial_weights, run_folder
-from cfmrfn.batches import (
-    EpochBatches,
-    cache_splits,
-    check_images,
-    evaluation_loader,
-    find_duplicates,
-    framing_of,
-    open_splits,
-    training_dataset,
-    training_loader,
-)
+from cfmrfn import checkpoint, errors
+from cfmrfn.batches import EpochBatches, evaluation_loader, training_loader
 from cfmrfn.config import Config, continued, parse_config, run_folder_of
-from cfmrfn.data import Sample
-from cfmrfn.data.duplicates import NOT_LOOKED_FOR
-from cfmrfn.distributed import World, synchronise_batchnorm
 from cfmrfn.errors import CheckpointError, ConfigError, DataError, TrainingError, counted
 from cfmrfn.evaluation import HOW_CHOSEN, evaluate
-from cfmrfn.event_file import EventFile
-from cfmrfn.losses import ExpressionLoss, class_weights
-from cfmrfn.metrics import Report
+from cfmrfn.figures.pictures import plot_batch, plot_confusion, plot_curves
+from cfmrfn.losses import ExpressionLoss
 from cfmrfn.optim import (
     build_ema,
     build_optimizer,
@@ -50,11 +35,23 @@ from cfmrfn.optim import (
     load_optimizer_state,
     set_learning_rate,
 )
-from cfmrfn.pictures import plot_batch, plot_confusion, plot_curves
-from cfmrfn.progress import Progress, Row
-from cfmrfn.run_folder import RunFolder
-from cfmrfn.signals import StopSignal
-from cfmrfn.step import StepResult, TrainingStep
+from cfmrfn.process import command
+from cfmrfn.process.distributed import World, synchronise_batchnorm
+from cfmrfn.process.signals import StopSignal
+from cfmrfn.training import results, run_folder
+from cfmrfn.training.event_file import EventFile
+from cfmrfn.training.images import (
+    MOST_NAMED,
+    RunImages,
+    framing_of,
+    training_dataset,
+    weights_of_classes,
+)
+from cfmrfn.training.progress import Progress, Row
+from cfmrfn.training.results import best_row, chosen_rows, columns_of, held_out_report
+from cfmrfn.training.run_folder import RunFolder
+from cfmrfn.training.step import StepResult, TrainingStep
+from cfmrfn.weights import initial_weights
 
 MEMORY_OPTIONS = (
     "start a new run with a lower --batch-size or --image-size, with --accumulate 2 or more, which "
@@ -62,7 +59,6 @@ MEMORY_OPTIONS = (
 )
 
 
-MOST_NAMED = 20  # unreadable images in a line or a list of the log
 MOST_SHOWN = 32  # images of the first batch in its picture
 
 
@@ -109,23 +105,12 @@ class Trainer:
             saved, framing = checkpoint.load_training(self.folder.last)
 
         # Data
-        splits = open_splits(images, optim.seed, self.world)
-        self.fingerprint = splits.fingerprint()
-        self.file_sizes = self.world.on_main(splits.file_sizes)
-        self.checked = self.world.on_main(lambda: check_images(splits, run.on_broken))
-        self.splits = splits.without(self.checked.unreadable.keys())
-        self.duplicates = self.world.on_main(
-            lambda: find_duplicates(self.splits, images.drop_duplicates)
-        )
-        if images.drop_duplicates and self.duplicates:
-            self.splits = self.splits.without(self.duplicates, "that is a training image too")
-        self.class_names = self.splits.class_names
-        self.caches = cache_splits(self.splits, images.image_size, run.cache)
-        self.dataset = training_dataset(
-            self.splits, images, optim.seed, run.on_broken, self.caches.train
-        )
+        self.images = RunImages(config, self.world)
+        splits, caches = self.images.splits, self.images.caches
+        self.class_names = splits.class_names
+        self.dataset = training_dataset(splits, images, optim.seed, run.on_broken, caches.train)
         self.batches = EpochBatches(
-            [sample.label for sample in self.splits.train],
+            [sample.label for sample in splits.train],
             optim.batch_size,
             optim.seed,
             images.balanced,
@@ -133,11 +118,11 @@ class Trainer:
         )
         self.loader = training_loader(self.dataset, self.batches, run.workers)
         if framing is None:
-            framing = self.world.on_main(lambda: framing_of(self.splits.train))
+            framing = self.world.on_main(lambda: framing_of(splits.train))
         self.about = checkpoint.About.of_run(config, self.class_names, framing)
         evaluated = {
-            "val": (self.splits.validation, self.caches.validation),
-            "test": (self.splits.held_out, self.caches.held_out),
+            "val": (splits.validation, caches.validation),
+            "test": (splits.held_out, caches.held_out),
         }
         self.evaluation_loaders = {
             name: evaluation_loader(
@@ -152,7 +137,7 @@ class Trainer:
             if samples
         }
         self.evaluated_duplicates = {
-            name: self._are_duplicates(samples)[self.world.rank :: self.world.size]
+            name: self.images.are_duplicates(samples)[self.world.rank :: self.world.size]
             for name, (samples, _) in evaluated.items()
         }
         # without validation images the best epoch is chosen on the held-out ones
@@ -176,7 +161,7 @@ class Trainer:
             model = cast(nn.Module, torch.compile(model))
         if self.world.size > 1:
             model = DistributedDataParallel(model)
-        self.class_weights = self._class_weights()
+        self.class_weights = weights_of_classes(splits, config)
         criterion = ExpressionLoss(
             optim.ce_weight, optim.smooth_weight, optim.label_smoothing, self.class_weights
         )
@@ -277,20 +262,12 @@ class Trainer:
                 )
             except DataError as error:
                 raise self._unreadable(error) from error
-            row |= {f"{name}_{key}": value for key, value in report.summary().items()}
-            row[f"{name}_matrix"] = report.matrix.tolist()
-            if report.without_duplicates is not None:
-                without = report.without_duplicates
-                row |= {
-                    f"{name}_without_duplicates_{key}": value
-                    for key, value in without.summary().items()
-                }
-                row[f"{name}_without_duplicates_matrix"] = without.matrix.tolist()
+            row |= columns_of(name, report)
         history = [*progress.history, row]
         self.progress = Progress(epoch=progress.epoch + 1, history=history)
 
         if self.world.is_main:
-            if self._best_row() is row:
+            if best_row(history, self.chosen_on) is row:
                 checkpoint.save(self.folder.best, self._weights(self.chosen_on))
             self.folder.write_metrics(history)
             with self.folder.file("curves.png") as path:
@@ -307,7 +284,7 @@ class Trainer:
         )
         broken = self.world.sum(self.dataset.is_broken.int().to(self.world.device)).nonzero()
         if len(broken):
-            names = [self.splits.train[index].path for index in broken.flatten().tolist()]
+            names = [self.images.splits.train[index].path for index in broken.flatten().tolist()]
             more = f"; and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
             self.log(
                 f"skipped {len(names)} unreadable images so far, each for the next one: "
@@ -316,76 +293,25 @@ class Trainer:
 
     def _report(self) -> Path:
         """Prints and writes the final results, and returns the path of the run folder."""
-        history = self.progress.history
-        rows = {
-            "val": self._best_row(),
-            "test": max(history, key=lambda row: _score(row, "test")),
-            None: history[-1],
-        }
-        if self.chosen_on != "val":
-            del rows["val"]
         if self.world.is_main:
-            lines, results = [], {}
-            for chosen_on, row in rows.items():
-                report = self._held_out_report(row)
-                result = {"epoch": row["epoch"], **report.as_dict()}
-                lines.append(
-                    f"  {report.in_brief()}  epoch {row['epoch']}, {HOW_CHOSEN[chosen_on]}"
-                )
-                if (without := report.without_duplicates) is not None:
-                    result["without_duplicates"] = without.as_dict()
-                    lines.append(
-                        f"    {without.in_brief()}  without the {report.images - without.images} "
-                        "images that are training images too"
-                    )
-                results[chosen_on or "last"] = result
-            best = self._held_out_report(self._best_row())
-            title = f"{self.splits.name}, held out, epoch {self._best_row()['epoch']}"
+            history, lines, held_out = self.progress.history, [], {}
+            for chosen_on, row in chosen_rows(history, self.chosen_on).items():
+                report = held_out_report(row, self.class_names)
+                lines += results.in_lines(row, report, HOW_CHOSEN[chosen_on])
+                held_out[chosen_on or "last"] = results.as_dict(row, report)
+            row = best_row(history, self.chosen_on)
+            best = held_out_report(row, self.class_names)
+            title = f"{self.images.splits.name}, held out, epoch {row['epoch']}"
             with self.folder.file("confusion.png") as path:
                 plot_confusion(path, best, title)
             self.folder.write_report(
-                {
-                    "data": self.splits.name,
-                    "fingerprint": self.fingerprint,
-                    "image_bytes": int(self.file_sizes.clamp(min=0).sum()),
-                    "training_images": len(self.splits.train),
-                    "validation_images": len(self.splits.validation),
-                    "left_out": self.splits.left_out(),
-                    "duplicates": self._named_duplicates(),
-                    "chosen_on": self.chosen_on,
-                    "held_out": results,
-                }
+                {**self.images.as_dict(), "chosen_on": self.chosen_on, "held_out": held_out}
             )
             self.log("accuracy on the held-out images:\n" + "\n".join(lines))
             self.log(f"held-out accuracy {best.accuracy:.4f} over {best.images} images")
             self.log(f"run folder {self.folder.path}")
         self.world.barrier()
         return self.folder.path
-
-    def _best_row(self) -> Row:
-        return max(self.progress.history, key=lambda row: _score(row, self.chosen_on))
-
-    def _held_out_report(self, row: Row) -> Report:
-        without = None
-        if "test_without_duplicates_matrix" in row:
-            matrix = np.array(row["test_without_duplicates_matrix"])
-            without = Report(self.class_names, matrix, row["test_without_duplicates_loss"])
-        return Report(self.class_names, np.array(row["test_matrix"]), row["test_loss"], without)
-
-    def _are_duplicates(self, samples: Sequence[Sample]) -> list[bool]:
-        """Which of `samples` are training images too; empty where none is, or it is not known."""
-        if not self.duplicates:
-            return []
-        return [sample in self.duplicates for sample in samples]
-
-    def _named_duplicates(self) -> dict[str, Any] | None:
-        """What `report.json` says of evaluation images that are training images too."""
-        if self.duplicates is None:
-            return None
-        return {
-            "left_out": self.config.images.drop_duplicates,
-            "images": sorted(sample.path for sample in self.duplicates),
-        }
 
     def log(self, text: str) -> None:
         """Prints `text` and keeps it in `log.txt`, on the main process."""
@@ -407,8 +333,8 @@ class Trainer:
         """Writes `last.pt`."""
         if self.world.is_main:
             training = {
-                "data": self.fingerprint,
-                "file_sizes": self.file_sizes,
+                "data": self.images.fingerprint,
+                "file_sizes": self.images.file_sizes,
                 "network": self.network.state_dict(),
                 "ema": None if self.ema is None else self.ema.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -421,11 +347,12 @@ class Trainer:
     def _load_state(self, training: dict[str, Any]) -> list[str]:
         """Loads what a checkpoint has for resuming; returns what the log says of its images."""
         # former runs left the images that they skipped out of the fingerprint
-        if training.get("data") not in (self.fingerprint, self.splits.fingerprint()):
+        images = self.images
+        if training.get("data") not in (images.fingerprint, images.splits.fingerprint()):
             where = self.config.images.data
             raise CheckpointError(
                 f"{self.folder.path} was trained on other images or labels than those of "
-                f"{self.splits.name}{'' if where is None else f' in {where}'} now: give its own "
+                f"{images.splits.name}{'' if where is None else f' in {where}'} now: give its own "
                 "images with --data, or start a new run"
             )
         with checkpoint.fitting(f"{self.folder.last} does not fit the run"):
@@ -441,8 +368,8 @@ class Trainer:
                 splits=self.evaluation_loaders,
             )
         # former runs did not keep the sizes
-        sizes = training.get("file_sizes", self.file_sizes)
-        changed = int((sizes != self.file_sizes).sum())
+        sizes = training.get("file_sizes", images.file_sizes)
+        changed = int((sizes != images.file_sizes).sum())
         if not changed:
             return []
         return [
@@ -450,44 +377,18 @@ class Trainer:
             "was last saved: where their pixels are others too, its weights come of both"
         ]
 
-    def _class_weights(self) -> torch.Tensor | None:
-        """(classes,) for the loss; None: all equal."""
-        optim, images, names = self.config.optim, self.config.images, self.class_names
-        choice = optim.class_weights
-        if choice is None:
-            return None
-        if images.balanced and isinstance(choice, str):
-            raise ConfigError(
-                f"class-weights {choice} and --balanced both favour rare classes: leave one out"
-            )
-        labels = torch.tensor([sample.label for sample in self.splits.train])
-        counts = torch.bincount(labels, minlength=len(names)).double()
-        if images.soft_labels:
-            counts = torch.tensor([s.votes for s in self.splits.train], dtype=torch.float64).sum(0)
-        try:
-            return class_weights(choice, counts)
-        except ValueError as error:
-            raise ConfigError(f"{error}, in this order: {', '.join(names)}") from error
-
     # Texts
 
     def _step_number(self) -> int:
         return self.progress.epoch * self.batches.steps + self.progress.step
 
     def _description(self, remarks: list[str]) -> str:
-        splits, optim = self.splits, self.config.optim
+        optim = self.config.optim
         trained = sum(p.numel() for p in self.network.parameters() if p.requires_grad)
         total = sum(p.numel() for p in self.network.parameters())
         lines = [
             f"run folder {self.folder.path}",
-            f"{splits.name}: {len(splits.train)} images to train on, "
-            f"{len(splits.validation)} for validation, {len(splits.held_out)} held out; "
-            f"classes {', '.join(self.class_names)}",
-            *(f"left out: {count}, {reason}" for reason, count in splits.left_out().items()),
-            *self._about_duplicates(),
-            *self._left_out_of_evaluation(),
-            str(self.checked),
-            self.caches.remark,
+            *self.images.description(),
             self._framing(),
             f"{self.config.network.preset}: {trained / 1e6:.3g} M trained parameters of "
             f"{total / 1e6:.3g} M, on {self.world.device}, {self.world.size} process(es)",
@@ -495,14 +396,14 @@ class Trainer:
             f"{counted(optim.batch_size, 'image')}, "
             + (f"SAM (rho {optim.rho}) over {optim.optimizer}" if optim.rho else optim.optimizer),
         ]
-        lines += [*self.config.without_effect(), *splits.without_effect]
+        lines += [*self.config.without_effect(), *self.images.splits.without_effect]
         if optim.freeze:
             lines.append(f"frozen: {', '.join(optim.freeze)}")
         if self.class_weights is not None:
             pairs = zip(self.class_names, self.class_weights.tolist(), strict=True)
             lines.append("class weights: " + ", ".join(f"{name} {w:.3g}" for name, w in pairs))
         lines += remarks
-        kept = self.caches.train
+        kept = self.images.caches.train
         if kept is not None and kept.is_grey and not self.config.network.gray:
             lines.append(
                 "all images to train on are grey: without --gray True the network may go wrong on "
@@ -526,28 +427,6 @@ class Trainer:
         is_within = progress.step < self.batches.steps
         where = f"step {progress.step + 1}" if is_within else "its evaluation"
         return f"resumed at epoch {progress.epoch + 1}, {where}"
-
-    def _about_duplicates(self) -> list[str]:
-        splits = self.splits
-        if self.duplicates is None:
-            return [NOT_LOOKED_FOR]
-        validation, held_out = (
-            sum(self._are_duplicates(samples)) for samples in (splits.validation, splits.held_out)
-        )
-        if not validation + held_out:  # there are none, or they were left out and counted
-            return []
-        return [
-            f"{validation} validation images and {held_out} held-out ones are pixel for pixel "
-            "training images: results are given with and without them; --drop-duplicates leaves "
-            "them out"
-        ]
-
-    def _left_out_of_evaluation(self) -> list[str]:
-        reasons = list(self.checked.unreadable.values())
-        lines = [f"left out of evaluation: {why}" for why in reasons[:MOST_NAMED]]
-        if len(reasons) > MOST_NAMED:
-            lines.append(f"left out of evaluation: {len(reasons) - MOST_NAMED} more")
-        return lines
 
     def _framing(self) -> str:
         if self.about.framing is None:
@@ -582,7 +461,7 @@ class Trainer:
     def _not_finite(self, result: StepResult) -> str:
         """Names the batch whose loss or gradient is not finite; the log gets all its files."""
         names = [
-            Path(self.splits.train[index].path).name
+            Path(self.images.splits.train[index].path).name
             for index, _ in self.batches.batch(self.progress.step)
         ]
         self.log(f"batch: {' '.join(names)}")
@@ -622,12 +501,7 @@ class Trainer:
             raise Interrupted
 
 
-def _score(row: Row, split: str) -> tuple[float, float]:
-    """What the best epoch has most of: accuracy, and among equals the lower loss."""
-    return row[f"{split}_accuracy"], -row[f"{split}_loss"]
-
-
-@errors.memory_options(MEMORY_OPTIONS)
+@command.memory_options(MEMORY_OPTIONS)
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.train") -> None:
     """The command line."""
     config = parse_config(sys.argv[1:] if args is None else args, prog=prog)
@@ -644,4 +518,4 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.train") ->
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -12,11 +12,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cfmrfn import checkpoint, errors, pretrained, timm_folder
+from cfmrfn import checkpoint, errors, pretrained
 from cfmrfn.checkpoint import About
 from cfmrfn.data.files import IMAGE_SUFFIXES, find_images, why_no_image
 from cfmrfn.data.reading import HEIC_SUFFIXES
 from cfmrfn.errors import ConfigError
+from cfmrfn.formats import timm_folder
 from cfmrfn.models import CFMRFN
 
 Name = str | os.PathLike[str]

@@ -25,7 +25,7 @@ from cfmrfn.checks import (
     check_types,
     require,
 )
-from cfmrfn.precision import Precision
+from cfmrfn.process.precision import Precision
 
 # The option was --kind before, and is still accepted as such.
 LayoutName = Annotated[str, tyro.conf.arg(aliases=["--kind"])]

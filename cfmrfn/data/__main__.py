@@ -20,6 +20,8 @@ from cfmrfn.data.files import check_folder
 from cfmrfn.data.synthetic import contact_sheet, write_faces
 from cfmrfn.data.verify import verify
 from cfmrfn.errors import printable
+from cfmrfn.process import command
+from cfmrfn.process.cores import available_cores
 from cfmrfn.whole_files import is_picture_name, save_image, whole
 
 
@@ -42,7 +44,7 @@ class Verify:
     digits: tuple[str, ...] | None = None
     """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
     class names in order. None: affectnet's from 0, rafdb's from 1."""
-    workers: int = os.cpu_count() or 1
+    workers: int = available_cores()
     """Processes that open images."""
     shown: int = 20
     """Groups of duplicates to print."""
@@ -85,7 +87,7 @@ class Draw:
     """Side of the images, in pixels."""
     seed: int = 0
     """Seed of everything random."""
-    workers: int = os.cpu_count() or 1
+    workers: int = available_cores()
     """Processes that draw."""
     sheet: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Picture file to write a contact sheet to: one row of faces per expression."""
@@ -137,7 +139,7 @@ COMMAND: Any = (
 
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.data") -> None:
     """The command line."""
-    command = parse(
+    tool = parse(
         COMMAND,
         sys.argv[1:] if args is None else args,
         default=tyro.MISSING_NONPROP,
@@ -146,8 +148,8 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.data") -> 
     # names of files may hold what the terminal's encoding does not
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
-    sys.exit(command.run())
+    sys.exit(tool.run())
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

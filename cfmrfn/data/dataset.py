@@ -16,7 +16,7 @@ from cfmrfn.data.reading import UNREADABLE, read_image, reason
 from cfmrfn.data.samples import Sample
 from cfmrfn.data.transforms import ImageTransform, Pixels, Transform
 from cfmrfn.errors import DataError, printable
-from cfmrfn.seeds import derived_seed
+from cfmrfn.process.seeds import derived_seed
 
 UNREADABLE_LABEL = -100  # of an image that could not be read
 

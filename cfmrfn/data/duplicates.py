@@ -23,6 +23,7 @@ from tqdm import tqdm
 from cfmrfn.data.reading import UNREADABLE, read_image
 from cfmrfn.data.samples import Sample
 from cfmrfn.errors import printable
+from cfmrfn.process.cores import available_cores
 from cfmrfn.whole_files import CsvFile, whole
 
 # Small grey copies that correlate so are taken for one picture. Of FERPlus's pictures, copies as
@@ -124,7 +125,7 @@ def copies_of_training_images(
     if at_most is not None and not _have_at_most(at_most, [*samples, *training]):
         return None
     # decoding is done without Python's lock, so threads are enough
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(8, available_cores())) as pool:
         found = pool.map(_pixels_of, samples)
         by_pixels: dict[bytes | None, list[Sample]] = {}
         for sample, pixels in zip(samples, found, strict=True):

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from cfmrfn.signals import end_with_main_process
+from cfmrfn.process.signals import end_with_main_process
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

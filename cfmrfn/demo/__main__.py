@@ -14,13 +14,14 @@ from pathlib import Path
 
 import tyro
 
-from cfmrfn import errors, pretrained, trained
+from cfmrfn import pretrained, trained
 from cfmrfn.checks import check_at_least
 from cfmrfn.config import parse
 from cfmrfn.demo.answers import Answers
 from cfmrfn.errors import ConfigError
 from cfmrfn.faces import FaceDetector
 from cfmrfn.predictor import Faces, Predictor
+from cfmrfn.process import command
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Demo:
             )
 
 
-@errors.memory_options("take --device cpu")
+@command.memory_options("take --device cpu")
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.demo") -> None:
     """The command line."""
     tool = parse(Demo, sys.argv[1:] if args is None else args, prog=prog)
@@ -164,4 +165,4 @@ def _serve(tool: Demo, predictor: Predictor, listener: socket.socket) -> None:
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -23,7 +23,8 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from cfmrfn.demo.answers import Answers, NotAPicture
-from cfmrfn.errors import DataError, OutOfMemory, memory_options
+from cfmrfn.errors import DataError, OutOfMemory
+from cfmrfn.process.command import memory_options
 
 MOST_AT_A_TIME = 8  # forms that are held, of which one is predicted
 MOST_SECONDS = 60  # for a form to come
@@ -52,7 +53,7 @@ def application(answers: Answers, most_bytes: int, names: Collection[str] = ()) 
         most_bytes: of a picture's file.
         names: of this machine, beside localhost and addresses, by which the page is asked for.
     """
-    page = (resources.files("cfmrfn") / "pages" / "demo.html").read_text("utf-8")
+    page = (resources.files("cfmrfn.demo") / "page.html").read_text("utf-8")
     policy = _content_security_policy(page)
     about = {**answers.about(), "most_bytes": most_bytes}
     # one thread: one prediction at a time, and the event loop is free

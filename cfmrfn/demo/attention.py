@@ -7,14 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cfmrfn.classifier import Classifier, NetworkClassifier
-from cfmrfn.explanation import (
+from cfmrfn.analysis.explanation import (
     attention_by_place,
     attention_rollout,
     head_groups,
     rollout_by_place,
     stream_tokens,
 )
+from cfmrfn.classifier import Classifier, NetworkClassifier
 from cfmrfn.models.options import token_grid
 
 

@@ -27,7 +27,6 @@ from cfmrfn.data import Sample, read_image
 from cfmrfn.data.files import find_images
 from cfmrfn.data.reading import UNREADABLE, reason
 from cfmrfn.data.synthetic.varied import draw_varied_faces
-from cfmrfn.distributed import World
 from cfmrfn.errors import ConfigError, DataError, brief, printable
 from cfmrfn.faces import why_no_detector
 from cfmrfn.landmarks.crops import Faces
@@ -35,7 +34,9 @@ from cfmrfn.landmarks.measure import Photographed, measure_drawn, measure_photog
 from cfmrfn.landmarks.training import CropBatches, Learner, new_backbone
 from cfmrfn.models.mobilefacenet import MobileFaceNet
 from cfmrfn.predictor import is_crop
-from cfmrfn.weights import load_landmarks
+from cfmrfn.process import command
+from cfmrfn.process.distributed import World
+from cfmrfn.weights.public_weights import load_landmarks
 from cfmrfn.whole_files import is_picture_name, save_image, whole
 
 Preset = Literal["cfmrfn_tiny", "cfmrfn_base"]
@@ -298,7 +299,7 @@ COMMAND: Any = (
 )
 
 
-@errors.memory_options("lower --batch-size or --faces")
+@command.memory_options("lower --batch-size or --faces")
 def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.landmarks") -> None:
     """The command line."""
     parse(
@@ -310,4 +311,4 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.landmarks"
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

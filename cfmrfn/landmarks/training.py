@@ -22,9 +22,9 @@ from cfmrfn.errors import brief
 from cfmrfn.landmarks.crops import Faces, normalised, random_frames, spoilt_crops
 from cfmrfn.models.mobilefacenet import NATIVE_SIZE, MobileFaceNet
 from cfmrfn.optim import load_optimizer_state
-from cfmrfn.precision import Precision, autocast
-from cfmrfn.seeds import derived_seed
-from cfmrfn.signals import init_worker, signals_wait
+from cfmrfn.process.precision import Precision, autocast
+from cfmrfn.process.seeds import derived_seed
+from cfmrfn.process.signals import init_worker, signals_wait
 
 # Sides of the images that the backbone sees in training. The encoder takes its features of images
 # of half the network's image size; landmarks are always those of images of NATIVE_SIZE. Small

@@ -2,7 +2,7 @@
 
 ::
 
-    cfmrfn_tiny/config.json, model.safetensors   a trained network, as `cfmrfn.timm_folder` has it
+    cfmrfn_tiny/config.json, model.safetensors   a trained network, see `cfmrfn.formats.timm_folder`
     cfmrfn_tiny/README.md                        its card
     landmarks/cfmrfn_tiny.safetensors            a landmark backbone, for the stream that is frozen
     landmarks/README.md                          the card of all of these

@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from cfmrfn import errors
 from cfmrfn.__main__ import main as tools
+from cfmrfn.process import command
 
 FORK = multiprocessing.get_context("fork")
 
@@ -109,7 +109,7 @@ def _execute(args, output, environment, full_disk):
     if library is not None:
         library.fault_arm(os.fsencode(full), ctypes.c_long(fail_from), code)
     try:
-        errors.run(args if callable(args) else lambda: tools([str(arg) for arg in args]))
+        command.run(args if callable(args) else lambda: tools([str(arg) for arg in args]))
     finally:
         if library is not None:
             count = library.fault_count()

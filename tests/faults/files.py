@@ -18,8 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cfmrfn import checkpoint, errors, onnx_file, timm_folder, trained, weights
+from cfmrfn import checkpoint, errors, trained
 from cfmrfn.data import affectnet, open_set
+from cfmrfn.formats import onnx_file, timm_folder
+from cfmrfn.weights import public_weights
 from tests.cfmrfn import public_sets
 from tests.cfmrfn.states import assert_equal, changed_at
 from tests.faults.children import run
@@ -68,7 +70,7 @@ def values(runs: Runs, counts: Counts) -> None:
     places = list(_places(saved))
 
     def start_from_it() -> None:
-        weights.load_init(copy.deepcopy(network), weights.read_source(file), about)
+        public_weights.load_init(copy.deepcopy(network), public_weights.read_source(file), about)
 
     for number in range(120):
         place, value = runs.rng.choice(places), runs.rng.choice(HOSTILE)
@@ -206,7 +208,7 @@ def hostile(runs: Runs, counts: Counts) -> None:
                 for read in {
                     ".npy": [lambda path: affectnet._read_array(str(path))],
                     ".onnx": [onnx_file.OnnxFile],
-                }.get(file.suffix, [checkpoint.load, weights.read_tensors, trained.load]):
+                }.get(file.suffix, [checkpoint.load, public_weights.read_tensors, trained.load]):
                     is_told(lambda read=read: read(file))
 
             with counts.trying("file that would run code or fill the memory", f"{name}{suffix}"):

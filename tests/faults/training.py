@@ -15,9 +15,10 @@ from pathlib import Path
 import torch.distributed as dist
 from PIL import Image
 
-from cfmrfn import checkpoint, errors
+from cfmrfn import checkpoint
 from cfmrfn.__main__ import main as tools
 from cfmrfn.config import from_yaml
+from cfmrfn.process import command
 from tests.cfmrfn.states import assert_equal, state
 from tests.faults.children import Child, Ended, run
 from tests.faults.counts import Counts
@@ -166,7 +167,7 @@ def hangups(runs: Runs, counts: Counts) -> None:
             process, terminal = pty.fork()
             if not process:
                 try:
-                    errors.run(functools.partial(tools, args))
+                    command.run(functools.partial(tools, args))
                 except SystemExit as stop:
                     os._exit(stop.code)
                 os._exit(0)

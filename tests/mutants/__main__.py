@@ -37,14 +37,14 @@ TESTS = {
         "tests/sdwa/test_tracing.py",
         "tests/sdwa/test_free_windows.py::test_a_sequence_is_a_map_of_one_row",
     ],
-    "cfmrfn/metrics.py": ["tests/cfmrfn/test_metrics.py"],
+    "cfmrfn/metrics.py": ["tests/cfmrfn/evaluation/test_metrics.py"],
     "cfmrfn/losses.py": [
-        *("tests/cfmrfn/test_finetune.py", "tests/cfmrfn/test_optim.py"),
+        *("tests/cfmrfn/weights/test_finetune.py", "tests/cfmrfn/training/test_optim.py"),
         "-k=weights_by_hand or weighted_loss or votes or optim",
     ],
-    "cfmrfn/optim.py": ["tests/cfmrfn/test_optim.py"],
-    "cfmrfn/progress.py": ["tests/cfmrfn/test_progress.py"],
-    "cfmrfn/step.py": ["tests/cfmrfn/test_optim.py"],
+    "cfmrfn/optim.py": ["tests/cfmrfn/training/test_optim.py"],
+    "cfmrfn/training/progress.py": ["tests/cfmrfn/training/test_progress.py"],
+    "cfmrfn/training/step.py": ["tests/cfmrfn/training/test_optim.py"],
 }
 
 

@@ -24,7 +24,7 @@ EXPLAINED = {
     "cfmrfn/optim.py": {
         "learning_rate_factor: 1e-09 -> 2e-09": "it is there so that nothing is divided by zero",
     },
-    "cfmrfn/step.py": {
+    "cfmrfn/training/step.py": {
         "TrainingStep._backward: torch.zeros(2, dtype=sum_dtype(self.world.device),"
         " device=self.world.device) -> torch.zeros(2, dtype=sum_dtype(self.world.device))": (
             "the device is the CPU where there is no GPU"

@@ -8,8 +8,10 @@ import shutil
 import numpy as np
 import pytest
 
-from cfmrfn import bootstrap, comparison, errors, evaluate
+from cfmrfn import evaluate
 from cfmrfn.errors import ConfigError
+from cfmrfn.evaluation import bootstrap, comparison
+from cfmrfn.process import command
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_network")
 
@@ -162,7 +164,7 @@ def test_a_comparison_of_others_is_not_replaced(save_run, classes, run_tool, tmp
 def test_a_missing_run_is_found_before_anything_is_computed(save_run, classes, tmp_path, capsys):
     args = [str(save_run()), str(tmp_path / "nowhere"), "--data", str(classes)]
     with pytest.raises(SystemExit) as stop:
-        errors.run(lambda: evaluate.main([*args, "--output", str(tmp_path / "results")]))
+        command.run(lambda: evaluate.main([*args, "--output", str(tmp_path / "results")]))
     assert stop.value.code == 2
     assert "there is no checkpoint" in capsys.readouterr().err
     assert not (tmp_path / "results").exists()

@@ -12,10 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from cfmrfn import bootstrap, checkpoint, errors, evaluate, inference
+from cfmrfn import checkpoint, evaluate, inference
 from cfmrfn.config import parse_config
 from cfmrfn.errors import CheckpointError, ConfigError, DataError
+from cfmrfn.evaluation import bootstrap
 from cfmrfn.inference import open_split
+from cfmrfn.process import command
 from tests.cfmrfn import public_sets
 from tests.cfmrfn.processes import forked
 
@@ -334,7 +336,7 @@ def test_a_run_folder_with_one_checkpoint(save_run, classes, run_tool, file):
 def test_a_run_folder_without_checkpoints_is_one_line(save_run, classes, capsys):
     folder = save_run(files=())
     with pytest.raises(SystemExit) as stop:
-        errors.run(lambda: evaluate.main([str(folder), "--data", str(classes)]))
+        command.run(lambda: evaluate.main([str(folder), "--data", str(classes)]))
     assert stop.value.code == 2
     assert f"there is no best.pt in {folder}" in capsys.readouterr().err
 

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from cfmrfn import paper_tables, sweep
+from cfmrfn import sweep
 from cfmrfn.data.samples import EXPRESSIONS
+from cfmrfn.evaluation import paper_tables
 from tests.cfmrfn import public_sets
 
 CLASSES = EXPRESSIONS[:7]

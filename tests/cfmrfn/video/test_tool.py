@@ -11,8 +11,9 @@ import cv2
 import numpy as np
 import pytest
 
-from cfmrfn import errors, predict, video
+from cfmrfn import predict, video
 from cfmrfn.errors import ConfigError
+from cfmrfn.process import command
 from tests.cfmrfn.video.cameras import Camera
 from tests.cfmrfn.video.films import (
     CLASSES,
@@ -32,7 +33,7 @@ pytestmark = pytest.mark.usefixtures("no_network", "one_thread")
 def run_tool(*args):
     """The status of the tool on the command line."""
     try:
-        errors.run(lambda: predict.main([*map(str, args), "--device", "cpu"]))
+        command.run(lambda: predict.main([*map(str, args), "--device", "cpu"]))
     except SystemExit as stop:
         return stop.code
     return 0

@@ -1,0 +1,1 @@
+"""What a network looks at, its features as points, and the page that shows both."""

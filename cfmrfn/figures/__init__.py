@@ -1,0 +1,1 @@
+"""Pictures of results: curves, matrices, faces with maps over them, and the letters in them."""

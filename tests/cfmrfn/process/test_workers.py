@@ -1,0 +1,139 @@
+"""Worker processes whose main process is killed, and that are signalled as it is."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+from torch.utils.data import DataLoader
+
+from cfmrfn.data.parallel import parallel_map
+from cfmrfn.process.signals import init_worker, signals_wait, workers_end
+
+
+class Announced:
+    """A data set that sends the number of the process that reads it."""
+
+    def __init__(self, writer):
+        self.writer = writer
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        self.writer.send(os.getpid())
+        return index
+
+
+def load(writer, worker_init_fn):
+    loader = DataLoader(Announced(writer), num_workers=2, worker_init_fn=worker_init_fn)
+    for _ in loader:
+        time.sleep(600)
+
+
+def map_in_parallel(writer, _):
+    parallel_map(Announced(writer).__getitem__, [0], workers=2, desc="", unit="", progress=False)
+    time.sleep(600)
+
+
+def receive(reader):
+    while True:
+        reader.recv()
+
+
+@pytest.mark.parametrize(
+    ("main", "init"),
+    [
+        (load, init_worker),
+        (map_in_parallel, None),
+    ],
+    ids=["DataLoader", "parallel_map"],
+)
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGKILL, and no fork server")
+def test_none_is_left_where_the_main_process_is_killed(main, init):
+    reader, writer = multiprocessing.Pipe(duplex=False)
+    # its workers are started as it is itself
+    process = multiprocessing.get_context("forkserver").Process(target=main, args=(writer, init))
+    process.start()
+    writer.close()
+    assert reader.recv() != process.pid
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with pytest.raises(EOFError):  # once nobody is left who could write
+        receive(reader)
+
+
+def init_once_signalled(number):
+    """Signals come while the worker starts, from a process that is not the main one."""
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        os.kill(os.getpid(), each)
+    init_worker(number)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="cannot tell who sent a signal")
+def test_workers_outlive_signals_also_while_they_start():
+    loader = DataLoader(range(4), num_workers=2, worker_init_fn=init_once_signalled)
+    with signals_wait():
+        batches = iter(loader)
+    assert [int(batch) for batch in batches] == [0, 1, 2, 3]
+
+
+class OnceSignalled:
+    """A signal comes while a worker starts, and another one before it has seen the first."""
+
+    def __init__(self):
+        self.first, self.second = multiprocessing.Event(), multiprocessing.Event()
+
+    def __call__(self, number):
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.first.set()
+        self.second.wait()
+        init_worker(number)
+
+
+@pytest.mark.skipif(not hasattr(signal, "sigwaitinfo"), reason="cannot tell who sent a signal")
+def test_workers_end_with_the_tool_though_its_signal_was_lost():
+    signalled = OnceSignalled()
+    with signals_wait():
+        batches = iter(DataLoader(range(4), num_workers=1, worker_init_fn=signalled))
+    (worker,) = batches._workers
+    with workers_end():
+        signalled.first.wait()
+        worker.terminate()
+        signalled.second.set()
+        worker.join(1)
+        assert worker.is_alive()
+    assert worker.exitcode == 0
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals of threads")
+def test_signals_that_waited_come_through():
+    came = []
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append("SIGTERM"))
+    try:
+        with signals_wait():
+            signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+            assert came == []
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert came == ["SIGTERM"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_sigmask"), reason="signals are others there")
+def test_the_resource_tracker_outlives_a_closed_terminal():
+    script = """
+import os, signal, time
+from multiprocessing import resource_tracker
+from cfmrfn.process.signals import start_resource_tracker
+start_resource_tracker()
+pid = resource_tracker._resource_tracker._pid
+os.kill(pid, signal.SIGHUP)
+time.sleep(0.3)
+assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+assert signal.pthread_sigmask(signal.SIG_BLOCK, set()) == set()
+"""
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
