@@ -48,6 +48,7 @@ ROOT = Path(__file__).parent.resolve()
 CSRC = ROOT / "csrc"
 TORCH = Path(torch.__file__).parent
 SOURCES = runpy.run_path(str(ROOT / "sdwa" / "_sources.py"))
+CCACHE = shutil.which("ccache")
 WINDOWS, MACOS = sys.platform == "win32", sys.platform == "darwin"
 
 # PyTorch 2.10, the oldest whose stable ABI has all that is used here.
@@ -138,6 +139,19 @@ def find_nvcc() -> tuple[str | None, str]:
     if choice == "1":
         sys.exit(f"SDWA_BUILD_CUDA=1, but {why}: install the CUDA toolkit or set CUDA_HOME")
     return None, why
+
+
+def choose_cuda() -> tuple[str | None, list[str], str]:
+    """Path of nvcc and what it compiles for, or None and nothing; and why."""
+    nvcc, why = find_nvcc()
+    if nvcc is None:
+        return None, [], why
+    architectures, which = choose_architectures(nvcc)
+    if architectures:
+        return nvcc, architectures, f"{which}; {why}"
+    if os.environ.get("SDWA_BUILD_CUDA") == "1":
+        sys.exit(f"SDWA_BUILD_CUDA=1, but the kernels {which}: set TORCH_CUDA_ARCH_LIST")
+    return None, [], f"they {which}"
 
 
 def choose_architectures(nvcc: str) -> tuple[list[str], str]:
@@ -241,6 +255,19 @@ def write_if_other(path: Path, text: str) -> None:
         path.write_text(text)
 
 
+def host_compiler() -> str:
+    """The compiler of C++, as a command."""
+    # "ccache g++" and the like: ccache is added to the rules.
+    words = shlex.split(os.environ.get("CXX", "clang-cl" if WINDOWS else "c++"))
+    return shlex.join(w for w in words if Path(w).stem not in ("ccache", "sccache"))
+
+
+def cuda_version(nvcc: str) -> str:
+    printed = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
+    release = re.search(r"release ([\d.]+)", printed.stdout)
+    return release[1] if release else "unknown"
+
+
 def first_line(command: list[str]) -> str:
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     return printed.splitlines()[0]
@@ -285,6 +312,110 @@ class UniversalWheel(bdist_wheel):
         return "py3", "none", tag
 
 
+class NinjaFile(Writer):
+    """The file that ninja builds from: a method for each thing that is built.
+
+    Args:
+        folder: where it lies, with what is compiled.
+        compiler: of C++, as a command.
+    """
+
+    def __init__(self, folder: Path, compiler: str) -> None:
+        super().__init__((folder / "build.ninja").open("w"), width=100)
+        self.compiler = compiler
+        self.launcher = f"{CCACHE} " if CCACHE else ""
+        self.strict = bool(os.environ.get("SDWA_WERROR"))
+        self.built_in = f"-I{folder}"
+        self.include = [f"-I{CSRC}", self.built_in, f"-isystem {TORCH / 'include'}"]
+        self.host = [*HOST, *(["-Werror"] if self.strict else [])]
+        # clang-cl takes these of GCC's options where they are marked.
+        dependencies = "/clang:-MMD /clang:-MF$out.d" if WINDOWS else "-MMD -MF $out.d"
+        self.compile_rule("cxx", f"{compiler} {dependencies}", "c++ $out")
+        link = f"{compiler} -shared $in -o $out $flags"
+        if WINDOWS:
+            link = f"{compiler} /LD $in -o $out /link $flags"
+        elif MACOS:
+            link = f"{compiler} -dynamiclib $in -o $out $flags"
+        self.rule("link", link, description="link $out")
+
+    def compile_rule(self, name: str, command: str, description: str) -> None:
+        self.rule(
+            name,
+            f"{self.launcher}{command} $flags -c $in -o $out",
+            depfile="$out.d",
+            deps="gcc",
+            description=description,
+        )
+
+    def make(self, rule: str, output: Path | str, inputs: object, flags: list[str]) -> str:
+        """`output`, built from `inputs`."""
+        sources = inputs if isinstance(inputs, list) else [str(inputs)]
+        self.build(str(output), rule, sources, variables={"flags": " ".join(flags)})
+        return str(output)
+
+    def cpu_library(self, library: Path, sets: dict[str, tuple[str, ...]]) -> Path:
+        """The CPU kernels, for each of the instruction sets, and the operators' schemas."""
+        host_flags = [*OPTIMIZED, CXX20, *self.host, *STABLE_ABI, *self.include]
+        objects = []
+        for name in ISA_SOURCES:
+            source = CSRC / "cpu" / name
+            for isa, features in sets.items():
+                flags = [*host_flags, f"-DSDWA_ISA={isa}", *(f"-m{each}" for each in features)]
+                if isa in VECTORS:
+                    if name == "products.cpp":
+                        continue
+                    flags.append(f"-DSDWA_VECTORS={VECTORS[isa]}")
+                objects.append(self.make("cxx", f"{source.stem}_{isa}.o", source, flags))
+        for source in [CSRC / "library.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]:
+            if source.name not in ISA_SOURCES:
+                objects.append(self.make("cxx", f"{source.stem}.o", source, host_flags))
+        if WINDOWS:
+            # The last has __builtin_cpu_supports.
+            printed = [*shlex.split(self.compiler), "/clang:-print-libgcc-file-name"]
+            flags = [f"/LIBPATH:{TORCH / 'lib'}", "torch_cpu.lib", f'"{first_line(printed)}"']
+        else:
+            keep = [] if MACOS else ["-Wl,--no-as-needed"]
+            flags = [f"-L{TORCH / 'lib'}", *keep, "-ltorch_cpu"]
+        self.make("link", library, objects, flags)
+        return library
+
+    def cuda_library(self, library: Path, nvcc: str, architectures: list[str]) -> Path:
+        """The CUDA kernels."""
+        self.compile_rule("nvcc", f"{nvcc} -MD -MF $out.d", "nvcc $out")
+        self.rule("nvlink", f"{nvcc} -shared $in -o $out $flags", description="nvlink $out")
+        flags = [
+            *OPTIMIZED,
+            CXX20,
+            *STABLE_ABI,
+            "-DUSE_CUDA",
+            "-Xfatbin -compress-all",  # 2.5 times smaller
+            f"-ccbin {self.compiler}",
+            "-Xcompiler " + ",".join(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]),
+            *(["-Werror all-warnings"] if self.strict else []),
+            *gencode(architectures),
+            *os.environ.get("SDWA_NVCC_FLAGS", "").split(),
+            *self.include,
+        ]
+        sources = sorted(p for p in (CSRC / "cuda").iterdir() if p.suffix in (".cu", ".cpp"))
+        objects = [self.make("nvcc", f"cuda_{p.stem}.o", p, flags) for p in sources]
+        # The CUDA runtime is linked in, so the library needs the driver and PyTorch alone.
+        flags = [f"-ccbin {self.compiler}", "-cudart static", f"-L{TORCH / 'lib'}"]
+        flags += ["-Xlinker --no-as-needed", "-ltorch_cpu", "-ltorch_cuda"]
+        self.make("nvlink", library, objects, flags)
+        return library
+
+    def facts_module(self, module: Path) -> Path:
+        """The facts as a module for the Python at hand; it needs pybind11."""
+        import pybind11
+
+        flags = ["-O1", CXX20, *self.host, self.built_in]
+        flags.append(f"-isystem {pybind11.get_include()}")
+        flags.append(f"-isystem {sysconfig.get_path('include')}")
+        binding = self.make("cxx", "build_info.o", CSRC / "build_info.cpp", flags)
+        self.make("link", module, binding, ["-undefined dynamic_lookup"] if MACOS else [])
+        return module
+
+
 class BuildKernels(build_ext):
     """Writes build.ninja and runs it; `ext_modules` only tells setuptools that code is compiled."""
 
@@ -296,9 +427,7 @@ class BuildKernels(build_ext):
         work = Path(self.build_temp).resolve()
         work.mkdir(parents=True, exist_ok=True)
         (package / "_lib").mkdir(parents=True, exist_ok=True)
-        self.libraries_built, facts, module = self.write_ninja(work, package)
-        facts.write_text(json.dumps(self.facts, indent=1) + "\n")
-        self.built = [*self.libraries_built, facts, *([module] if module else [])]
+        self.plan(work, package)
         # Another build's, which may have had CUDA kernels, or have been another Python's.
         for left in {*(package / "_lib").iterdir(), *package.glob("_build.*")} - {*self.built}:
             left.unlink()
@@ -312,150 +441,45 @@ class BuildKernels(build_ext):
                 "SDWA_BUILD_CUDA=0 builds without the CUDA kernels"
             )
 
-    def write_ninja(self, work: Path, package: Path) -> tuple[list[Path], Path, Path | None]:
-        """Says what to build: the libraries, and where the facts and the module of them go."""
-        # "ccache g++" and the like: ccache is added below.
-        words = shlex.split(os.environ.get("CXX", "clang-cl" if WINDOWS else "c++"))
-        compiler = shlex.join(w for w in words if Path(w).stem not in ("ccache", "sccache"))
+    def plan(self, work: Path, package: Path) -> None:
+        """Says what is built and why, and writes what ninja and the sources need to know of it."""
+        compiler = host_compiler()
         version = first_line([*shlex.split(compiler), "--version"])
-        ccache = shutil.which("ccache")
-        launcher = f"{ccache} " if ccache else ""
-        nvcc, why = find_nvcc()
-        architectures, which = choose_architectures(nvcc) if nvcc else ([], "")
-        if nvcc and not architectures:
-            if os.environ.get("SDWA_BUILD_CUDA") == "1":
-                sys.exit(f"SDWA_BUILD_CUDA=1, but the kernels {which}: set TORCH_CUDA_ARCH_LIST")
-            nvcc, why = None, f"they {which}"
+        nvcc, architectures, why = choose_cuda()
         sets = INSTRUCTION_SETS.get(platform.machine(), {"baseline": ()})
         say(f"CPU kernels for {', '.join(sets)} with {version}")
-        if nvcc:
-            say(f"CUDA kernels for {', '.join(architectures)}: {which}; {why}")
-        else:
-            say(f"no CUDA kernels: {why}")
-        say(f"compiled through {ccache}" if ccache else "ccache, which keeps results, is not found")
+        say(
+            f"CUDA kernels for {', '.join(architectures)}: {why}"
+            if nvcc
+            else f"no CUDA kernels: {why}"
+        )
+        say(f"compiled through {CCACHE}" if CCACHE else "ccache, which keeps results, is not found")
 
-        self.facts = {
+        facts = {
             "torch_version": torch.__version__,
             "compiler": version,
             "instruction_sets": " ".join(sets),
-            "cuda": self.cuda_version(nvcc) if nvcc else why,
+            "cuda": cuda_version(nvcc) if nvcc else why,
             "cuda_architectures": ";".join(architectures),
             "source_digest": SOURCES["source_digest"](CSRC),
         }
-        defines = [f"#define SDWA_{k.upper()} {json.dumps(v)}\n" for k, v in self.facts.items()]
+        defines = [f"#define SDWA_{k.upper()} {json.dumps(v)}\n" for k, v in facts.items()]
         write_if_other(work / "build_facts.h", "".join(defines))
         write_if_other(work / "instruction_sets.h", instruction_sets_header(sets))
+        facts_file = package / SOURCES["FACTS"]
+        facts_file.write_text(json.dumps(facts, indent=1) + "\n")
 
-        strict = ["-Werror"] if os.environ.get("SDWA_WERROR") else []
-        torch_include = [f"-isystem {TORCH / 'include'}"]
-        with (work / "build.ninja").open("w") as file:
-            n = Writer(file, width=100)
-            # clang-cl takes these of GCC's options where they are marked.
-            dependencies = "/clang:-MMD /clang:-MF$out.d" if WINDOWS else "-MMD -MF $out.d"
-            n.rule(
-                "cxx",
-                f"{launcher}{compiler} {dependencies} $flags -c $in -o $out",
-                depfile="$out.d",
-                deps="gcc",
-                description="c++ $out",
-            )
-            link = f"{compiler} -shared $in -o $out $flags"
-            if WINDOWS:
-                link = f"{compiler} /LD $in -o $out /link $flags"
-            elif MACOS:
-                link = f"{compiler} -dynamiclib $in -o $out $flags"
-            n.rule("link", link, description="link $out")
-
-            def compile_host(source: Path, name: str, flags: list[str]) -> str:
-                n.build(name, "cxx", str(source), variables={"flags": " ".join(flags)})
-                return name
-
-            def torch_link(*libraries: str) -> list[str]:
-                if WINDOWS:
-                    return [f"/LIBPATH:{TORCH / 'lib'}", *(f"{name}.lib" for name in libraries)]
-                keep = [] if MACOS else ["-Wl,--no-as-needed"]
-                return [f"-L{TORCH / 'lib'}", *keep, *(f"-l{name}" for name in libraries)]
-
-            include = [f"-I{CSRC}", f"-I{work}", *torch_include]
-            host_flags = [*OPTIMIZED, CXX20, *HOST, *strict, *STABLE_ABI, *include]
-            objects = []
-            for name in ISA_SOURCES:
-                source = CSRC / "cpu" / name
-                for isa, features in sets.items():
-                    isa_flags = [f"-DSDWA_ISA={isa}", *(f"-m{feature}" for feature in features)]
-                    if isa in VECTORS:
-                        if name == "products.cpp":
-                            continue
-                        isa_flags.append(f"-DSDWA_VECTORS={VECTORS[isa]}")
-                    flags = [*host_flags, *isa_flags]
-                    objects.append(compile_host(source, f"{source.stem}_{isa}.o", flags))
-            for source in [CSRC / "library.cpp", *sorted((CSRC / "cpu").glob("*.cpp"))]:
-                if source.name not in ISA_SOURCES:
-                    objects.append(compile_host(source, f"{source.stem}.o", host_flags))
-            cpu_library = package / SOURCES["library_path"]("sdwa_cpu")
-            flags = torch_link("torch_cpu")
-            if WINDOWS:  # __builtin_cpu_supports
-                runtime = first_line([*shlex.split(compiler), "/clang:-print-libgcc-file-name"])
-                flags.append(f'"{runtime}"')
-            n.build(str(cpu_library), "link", objects, variables={"flags": " ".join(flags)})
-            libraries = [cpu_library]
-
-            if nvcc:
-                n.rule(
-                    "nvcc",
-                    f"{launcher}{nvcc} -MD -MF $out.d $flags -c $in -o $out",
-                    depfile="$out.d",
-                    deps="gcc",
-                    description="nvcc $out",
-                )
-                n.rule("nvlink", f"{nvcc} -shared $in -o $out $flags", description="nvlink $out")
-                flags = [
-                    *OPTIMIZED,
-                    CXX20,
-                    *STABLE_ABI,
-                    "-DUSE_CUDA",
-                    "-Xfatbin -compress-all",  # 2.5 times smaller
-                    f"-ccbin {compiler}",
-                    "-Xcompiler " + ",".join(["-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]),
-                    *(["-Werror all-warnings"] if strict else []),
-                    *gencode(architectures),
-                    *os.environ.get("SDWA_NVCC_FLAGS", "").split(),
-                    *include,
-                ]
-                cuda_objects = []
-                for source in sorted(
-                    p for p in (CSRC / "cuda").iterdir() if p.suffix in (".cu", ".cpp")
-                ):
-                    name = f"cuda_{source.stem}.o"
-                    n.build(name, "nvcc", str(source), variables={"flags": " ".join(flags)})
-                    cuda_objects.append(name)
-                cuda_library = package / SOURCES["library_path"]("sdwa_cuda")
-                # The CUDA runtime is linked in, so the library needs the driver and PyTorch alone.
-                flags = [f"-ccbin {compiler}", "-cudart static", f"-L{TORCH / 'lib'}"]
-                flags += ["-Xlinker --no-as-needed", "-ltorch_cpu", "-ltorch_cuda"]
-                n.build(
-                    str(cuda_library), "nvlink", cuda_objects, variables={"flags": " ".join(flags)}
-                )
-                libraries.append(cuda_library)
-
-            module = None
-            if importlib.util.find_spec("pybind11") and not WINDOWS:
-                import pybind11
-
-                module = package / f"_build{sysconfig.get_config_var('EXT_SUFFIX')}"
-                flags = ["-O1", CXX20, *HOST, *strict, f"-I{work}"]
-                flags.append(f"-isystem {pybind11.get_include()}")
-                flags.append(f"-isystem {sysconfig.get_path('include')}")
-                binding = compile_host(CSRC / "build_info.cpp", "build_info.o", flags)
-                flags = ["-undefined dynamic_lookup"] if MACOS else []
-                n.build(str(module), "link", binding, variables={"flags": " ".join(flags)})
-            return libraries, package / SOURCES["FACTS"], module
-
-    @staticmethod
-    def cuda_version(nvcc: str) -> str:
-        printed = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True)
-        release = re.search(r"release ([\d.]+)", printed.stdout)
-        return release[1] if release else "unknown"
+        path_of = SOURCES["library_path"]
+        n = NinjaFile(work, compiler)
+        self.libraries_built = [n.cpu_library(package / path_of("sdwa_cpu"), sets)]
+        if nvcc:
+            library = package / path_of("sdwa_cuda")
+            self.libraries_built.append(n.cuda_library(library, nvcc, architectures))
+        self.built = [*self.libraries_built, facts_file]
+        if importlib.util.find_spec("pybind11") and not WINDOWS:
+            suffix = sysconfig.get_config_var("EXT_SUFFIX")
+            self.built.append(n.facts_module(package / f"_build{suffix}"))
+        n.close()
 
 
 # `depends` puts the kernels' sources into the sdist.
