@@ -43,7 +43,7 @@ from cfmrfn.config import LayoutName, parse
 from cfmrfn.data import ExpressionDataset, Sample, eval_transform
 from cfmrfn.errors import ConfigError, DataError
 from cfmrfn.figures.pictures import FaceMaps, plot_faces, plot_heads, plot_tsne
-from cfmrfn.inference import ReadableBatches, open_split, open_table, reason_of
+from cfmrfn.inference import ReadableBatches, Split, open_split, open_table, reason_of
 from cfmrfn.models import CFMRFN
 from cfmrfn.models.options import token_grid
 from cfmrfn.predictor import Faces, Predictor
@@ -223,6 +223,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
     layer = _choose_layer(tool.layer, len(network.layers))
     _check_token(tool.token, grid)
 
+    opened: Split | None = None
     samples: Sequence[Sample] = []
     if tool.data is not None:
         boxes = tool.boxes and about.config.images.boxes
@@ -248,29 +249,66 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
     faces = explain_faces(network, about, chosen)
 
     embedding = None
-    if tool.data is not None and tool.tsne:
-        loader = evaluation_loader(
-            samples,
-            about,
-            batch_size=tool.batch_size,
-            world=World(tool.device),
-            workers=tool.workers,
-            on_broken="mark",
-        )
-        batches = ReadableBatches(loader, samples, tool.on_broken, progress=True)
-        features, predicted = pooled_features(network, batches)
-        for index in batches.unreadable:
-            left_out[samples[index].path] = f"cannot read image {reason_of(samples[index])}"
-        unreadable = set(batches.unreadable)
-        embedding = Embedding(
-            title=f"{opened.set_name}, {opened.name}",
-            root=opened.data,
-            samples=[each for index, each in enumerate(samples) if index not in unreadable],
-            predicted=predicted,
-            points=embed(features, tool.perplexity, tool.seed),
-        )
+    if opened is not None and tool.tsne:
+        embedding, unreadable = _embedding_of(opened, network, about, tool)
+        left_out |= unreadable
 
-    run = run_name(path)
+    _write(tool, layer, run_name(path), network, about, faces, embedding)
+
+    for reason in errors.first_of(list(left_out.values())):
+        print(errors.printable(f"left out: {reason}"), file=sys.stderr)
+    if left_out:
+        print(f"images left out, unreadable or without a face: {len(left_out)}")
+    if network.landmark_backbone is not None and not network.landmark_backbone.is_trained:
+        print("no landmarks: the landmark backbone has random weights")
+    if network.tokens == "poster_view":
+        print('no maps of the expression stream: tokens="poster_view" are no places on the face')
+    print(errors.printable(f"faces: {len(faces)}, in {tool.output / 'analysis.html'}"))
+    if embedding is not None:
+        print(errors.printable(f"t-SNE of {embedding.summary}: {tool.output / 'tsne.png'}"))
+
+
+def _embedding_of(
+    opened: Split, network: CFMRFN, about: About, tool: Analyze
+) -> tuple[Embedding, dict[str, str]]:
+    """The points of a split's images; and for each file that cannot be read, the reason."""
+    samples = opened.samples
+    loader = evaluation_loader(
+        samples,
+        about,
+        batch_size=tool.batch_size,
+        world=World(tool.device),
+        workers=tool.workers,
+        on_broken="mark",
+    )
+    batches = ReadableBatches(loader, samples, tool.on_broken, progress=True)
+    features, predicted = pooled_features(network, batches)
+    unreadable = set(batches.unreadable)
+    embedding = Embedding(
+        title=f"{opened.set_name}, {opened.name}",
+        root=opened.data,
+        samples=[each for index, each in enumerate(samples) if index not in unreadable],
+        predicted=predicted,
+        points=embed(features, tool.perplexity, tool.seed),
+    )
+    reasons = {
+        samples[index].path: f"cannot read image {reason_of(samples[index])}"
+        for index in batches.unreadable
+    }
+    return embedding, reasons
+
+
+def _write(
+    tool: Analyze,
+    layer: int,
+    run: str,
+    network: CFMRFN,
+    about: About,
+    faces: Sequence[FaceExplanation],
+    embedding: Embedding | None,
+) -> None:
+    """Draws the pictures and the page into the folder of results, all or none."""
+    grid = token_grid((about.image_size,) * 2)
     whose = "all tokens" if tool.token is None else f"token {tool.token[0]}, {tool.token[1]}"
     title = f"{run}: attention of {whose} in layer {layer} of {len(network.layers)}"
     with whole_folder(tool.output) as folder:
@@ -286,18 +324,6 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.analyze") 
             plot_tsne(folder / "tsne.png", embedding.points, labels, about.class_names, title)
             _write_points(folder / "tsne.csv", embedding, about.class_names)
         write_page(folder / "analysis.html", run, network, about, faces, embedding, tool.token)
-
-    for reason in errors.first_of(list(left_out.values())):
-        print(errors.printable(f"left out: {reason}"), file=sys.stderr)
-    if left_out:
-        print(f"images left out, unreadable or without a face: {len(left_out)}")
-    if network.landmark_backbone is not None and not network.landmark_backbone.is_trained:
-        print("no landmarks: the landmark backbone has random weights")
-    if network.tokens == "poster_view":
-        print('no maps of the expression stream: tokens="poster_view" are no places on the face')
-    print(errors.printable(f"faces: {len(faces)}, in {tool.output / 'analysis.html'}"))
-    if embedding is not None:
-        print(errors.printable(f"t-SNE of {embedding.summary}: {tool.output / 'tsne.png'}"))
 
 
 def run_name(path: Path) -> str:

@@ -110,25 +110,7 @@ def export(
         ConfigError: an argument is not legal, a package is missing, or files are in the way.
     """
     formats = [each for each in FILES if each in _checked(formats)]
-    if opset not in onnx_file.OPSETS:
-        legal = ", ".join(map(str, onnx_file.OPSETS))
-        raise ConfigError(f"opset must be one of {legal}; got {opset}")
-    if pixels and formats == ["safetensors"]:
-        raise ConfigError("pixels is for onnx and torch files; timm normalises its images itself")
-    if weights not in timm_folder.DTYPES:
-        raise ConfigError(
-            f"weights must be one of {', '.join(timm_folder.DTYPES)}; got {weights!r}"
-        )
-    if weights != "float32" and formats != ["safetensors"]:
-        raise ConfigError(f"weights {weights} are for safetensors; name that format alone")
-    if results is not None and not card:
-        raise ConfigError("results are for the card, which was not asked for")
-    if name is not None and not card:
-        raise ConfigError("name is the title of the card, which was not asked for")
-    if opset != onnx_file.OPSETS[0] and "onnx" not in formats:
-        raise ConfigError(f"opset is for onnx files; formats are {', '.join(formats)}")
-    if "onnx" in formats:
-        onnx_file.require_packages("onnx", "onnxscript", "onnxruntime")
+    _check_options(formats, pixels, opset, card, weights, name, results)
     source = trained.find(path)
     network, about = trained.load(source)
     about = without_paths(about)
@@ -189,6 +171,41 @@ def export(
             )
             (partial / CARD).write_text(str(text), "utf-8")
     return Exported(folder, names, differences, rounding)
+
+
+def _check_options(
+    formats: Sequence[str],
+    pixels: bool,
+    opset: int,
+    card: bool,
+    weights: str,
+    name: str | None,
+    results: str | Path | None,
+) -> None:
+    """Checks that each option of `export` is legal and has an effect, and that packages are there.
+
+    Raises:
+        ConfigError: else.
+    """
+    if opset not in onnx_file.OPSETS:
+        legal = ", ".join(map(str, onnx_file.OPSETS))
+        raise ConfigError(f"opset must be one of {legal}; got {opset}")
+    if pixels and formats == ["safetensors"]:
+        raise ConfigError("pixels is for onnx and torch files; timm normalises its images itself")
+    if weights not in timm_folder.DTYPES:
+        raise ConfigError(
+            f"weights must be one of {', '.join(timm_folder.DTYPES)}; got {weights!r}"
+        )
+    if weights != "float32" and formats != ["safetensors"]:
+        raise ConfigError(f"weights {weights} are for safetensors; name that format alone")
+    if results is not None and not card:
+        raise ConfigError("results are for the card, which was not asked for")
+    if name is not None and not card:
+        raise ConfigError("name is the title of the card, which was not asked for")
+    if opset != onnx_file.OPSETS[0] and "onnx" not in formats:
+        raise ConfigError(f"opset is for onnx files; formats are {', '.join(formats)}")
+    if "onnx" in formats:
+        onnx_file.require_packages("onnx", "onnxscript", "onnxruntime")
 
 
 def without_paths(about: About) -> About:
