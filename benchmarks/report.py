@@ -38,6 +38,8 @@ say:
 - `sdwa` ms: median, and the 20th to 80th percentile, of the backend that is chosen there.
 - of copy: the fewest bytes that the operator must move, over its time, over the bandwidth of a
   large copy in the same run. 1 is as fast as copying; above 1 the data lay in a cache.
+- graph ms: the same in a CUDA graph, without the time that launching takes, which outlasts the work
+  on small maps; backward: forward+backward less forward. The next column is "of copy" of it.
 - unfold, NATTEN, FlexAttention, torch-harmonics: times as long as `sdwa` for the same result.
   unfold is `sdwa`'s reference in plain PyTorch. NATTEN gets one call per dilation; where windows
   are not shifted its maps are zero-padded, and its result is cropped. FlexAttention is compiled;
@@ -240,18 +242,25 @@ def attention_table(record: Record) -> str:
     bandwidth = record.setting["copy_bytes_per_second"]
     present = {m.contender for m in record.measurements}
     others = [n for n in (*SAME_FUNCTION, *OTHER_FUNCTION) if n in present]
+    has_graphs = any("graph_p50_ms" in m.details for m in record.measurements)
     rows = []
     for ours, by_name in cases(record):
         fraction = f"{ours.per_second('fewest_bytes') / bandwidth:.2f}"
         cells = [_shape(ours), ours.what, _milliseconds(ours), fraction]
+        if has_graphs:
+            milliseconds = plots.without_launches(ours, record)
+            moved = ours.details["fewest_bytes"] / (milliseconds / 1e3)
+            cells += [_digits(milliseconds), f"{moved / bandwidth:.2f}"]
         for name in others:
             other = by_name.get(name)
             cells.append(_times(other.timing.p50_ms / ours.timing.p50_ms) if other else "")
         peaks = [_mebibytes(m) for m in (ours, by_name.get("reference")) if m is not None]
         rows.append([*cells, " / ".join(peaks)])
     labels = [peer_label(name, record) for name in others]
-    head = ["shape", "pass", "`sdwa` ms", f"of copy ({bandwidth / 1e9:.1f} GB/s)", *labels]
-    return table([*head, "peak MiB"], rows)
+    head = ["shape", "pass", "`sdwa` ms", f"of copy ({bandwidth / 1e9:.1f} GB/s)"]
+    if has_graphs:
+        head += ["graph ms", "of copy"]
+    return table([*head, *labels, "peak MiB"], rows)
 
 
 def training_table(record: Record) -> str:
