@@ -305,8 +305,8 @@ def fitting(otherwise: str) -> Iterator[None]:
         raise CheckpointError(f"{otherwise}: {reason[:500]}") from error
 
 
-def load_training(path: str | Path) -> tuple[dict[str, Any], Framing | None]:
-    """What resuming needs, from a `last.pt`; and how the run's images frame their faces, if known.
+def load_training(path: str | Path) -> tuple[dict[str, Any], About]:
+    """What resuming needs, from a `last.pt`; and what it says of itself.
 
     Raises:
         CheckpointError: the file cannot be read, or is no `last.pt`.
@@ -316,7 +316,7 @@ def load_training(path: str | Path) -> tuple[dict[str, Any], Framing | None]:
     training = part(saved, "training", path)
     if not isinstance(training, dict):
         raise CheckpointError(f"{path}: 'training' must be a dictionary, got {brief(training)}")
-    return training, About.from_dict(part(saved, "about", path), path).framing
+    return training, About.from_dict(part(saved, "about", path), path)
 
 
 def part(checkpoint: dict[str, Any], name: str, path: Path) -> Any:

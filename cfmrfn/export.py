@@ -167,6 +167,7 @@ def export(
                 files={each: _digest(partial / each) for each in names if each != CARD},
                 differences={file: f"{value:.1e}" for file, value in differences.items()},
                 takes_pixels=pixels,
+                weights=digests[0],
                 has_landmarks=_has_landmarks(network),
             )
             (partial / CARD).write_text(str(text), "utf-8")
@@ -213,18 +214,9 @@ def without_paths(about: About) -> About:
 
     What is given to others need not say how folders are named here.
     """
-    sections: dict[str, Any] = {}
-    for section in dataclasses.fields(about.config):
-        values = getattr(about.config, section.name)
-        names = {
-            field.name: Path(path.name)
-            for field in dataclasses.fields(values)
-            if isinstance(path := getattr(values, field.name), Path)
-        }
-        sections[section.name] = dataclasses.replace(values, **names)
-    run = sections["run"]
-    sections["run"] = dataclasses.replace(run, recipe=Path(run.recipe).name)
-    return dataclasses.replace(about, config=dataclasses.replace(about.config, **sections))
+    config = about.config.without_folders()
+    run = dataclasses.replace(config.run, recipe=Path(config.run.recipe).name)
+    return dataclasses.replace(about, config=dataclasses.replace(config, run=run))
 
 
 def largest_difference(expected: Outputs, found: Outputs) -> float:

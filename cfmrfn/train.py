@@ -48,7 +48,13 @@ from cfmrfn.training.images import (
     weights_of_classes,
 )
 from cfmrfn.training.progress import Progress, Row
-from cfmrfn.training.results import best_row, chosen_rows, columns_of, held_out_report
+from cfmrfn.training.results import (
+    best_row,
+    chosen_rows,
+    columns_of,
+    held_out_report,
+    unequal_epochs,
+)
 from cfmrfn.training.run_folder import RunFolder
 from cfmrfn.training.step import StepResult, TrainingStep
 from cfmrfn.weights import initial_weights
@@ -102,7 +108,14 @@ class Trainer:
         # The state to resume from; a run killed before its first checkpoint starts anew
         saved = framing = None
         if run.resume is not None and self.folder.last.exists():
-            saved, framing = checkpoint.load_training(self.folder.last)
+            saved, about = checkpoint.load_training(self.folder.last)
+            framing = about.framing
+            self._check_is_own(about.config)
+        elif run.resume is not None and (self.folder.path / "metrics.csv").exists():
+            raise CheckpointError(
+                f"{self.folder.last} is missing, and with it the epochs in metrics.csv: put it "
+                "back, or start a new run"
+            )
 
         # Data
         self.images = RunImages(config, self.world)
@@ -119,11 +132,9 @@ class Trainer:
         self.loader = training_loader(self.dataset, self.batches, run.workers)
         if framing is None:
             framing = self.world.on_main(lambda: framing_of(splits.train))
-        self.about = checkpoint.About.of_run(config, self.class_names, framing)
-        evaluated = {
-            "val": (splits.validation, caches.validation),
-            "test": (splits.held_out, caches.held_out),
-        }
+        self.about = checkpoint.About.of_run(config.absolute(), self.class_names, framing)
+        evaluated = splits.evaluated()
+        cache_of = {"val": caches.validation, "test": caches.held_out}
         self.evaluation_loaders = {
             name: evaluation_loader(
                 samples,
@@ -131,14 +142,13 @@ class Trainer:
                 batch_size=optim.batch_size // (self.world.size * optim.accumulate),
                 world=self.world,
                 workers=run.workers,
-                cache=cache,
+                cache=cache_of[name],
             )
-            for name, (samples, cache) in evaluated.items()
-            if samples
+            for name, samples in evaluated.items()
         }
         self.evaluated_duplicates = {
             name: self.images.are_duplicates(samples)[self.world.rank :: self.world.size]
-            for name, (samples, _) in evaluated.items()
+            for name, samples in evaluated.items()
         }
         # without validation images the best epoch is chosen on the held-out ones
         self.chosen_on = next(iter(self.evaluation_loaders))
@@ -173,6 +183,7 @@ class Trainer:
             self.folder = self.world.on_main(lambda: run_folder.create(config))
         if saved is not None:
             remarks = self._load_state(saved)
+            self.world.on_main(self._check_best)
         if run.resume is not None:
             is_complete = self.progress.epoch >= optim.epochs
             self.world.on_main(lambda: self.folder.reopen(config, is_complete=is_complete))
@@ -264,11 +275,13 @@ class Trainer:
                 raise self._unreadable(error) from error
             row |= columns_of(name, report)
         history = [*progress.history, row]
-        self.progress = Progress(epoch=progress.epoch + 1, history=history)
+        self.progress = Progress(progress.epoch + 1, history=history)
+        self.progress.best_weights = progress.best_weights
 
         if self.world.is_main:
             if best_row(history, self.chosen_on) is row:
-                checkpoint.save(self.folder.best, self._weights(self.chosen_on))
+                self.progress.best_weights = checkpoint.digest_of(network)
+                self.folder.save(self.folder.best, self._weights(self.chosen_on))
             self.folder.write_metrics(history)
             with self.folder.file("curves.png") as path:
                 plot_curves(path, history)
@@ -295,10 +308,14 @@ class Trainer:
         """Prints and writes the final results, and returns the path of the run folder."""
         if self.world.is_main:
             history, lines, held_out = self.progress.history, [], {}
+            weights = {
+                self.chosen_on: self.progress.best_weights,
+                None: checkpoint.digest_of(self._evaluated_network()),
+            }
             for chosen_on, row in chosen_rows(history, self.chosen_on).items():
                 report = held_out_report(row, self.class_names)
                 lines += results.in_lines(row, report, HOW_CHOSEN[chosen_on])
-                held_out[chosen_on or "last"] = results.as_dict(row, report)
+                held_out[chosen_on or "last"] = results.as_dict(row, report, weights.get(chosen_on))
             row = best_row(history, self.chosen_on)
             best = held_out_report(row, self.class_names)
             title = f"{self.images.splits.name}, held out, epoch {row['epoch']}"
@@ -308,6 +325,8 @@ class Trainer:
                 {**self.images.as_dict(), "chosen_on": self.chosen_on, "held_out": held_out}
             )
             self.log("accuracy on the held-out images:\n" + "\n".join(lines))
+            for line in unequal_epochs(history, {}):
+                self.log(line)
             self.log(f"held-out accuracy {best.accuracy:.4f} over {best.images} images")
             self.log(f"run folder {self.folder.path}")
         self.world.barrier()
@@ -341,7 +360,7 @@ class Trainer:
                 "scaler": self.step.scaler.state_dict(),
                 "progress": dataclasses.asdict(self.progress),
             }
-            checkpoint.save(self.folder.last, self._weights(None) | {"training": training})
+            self.folder.save(self.folder.last, self._weights(None) | {"training": training})
         self.world.barrier()
 
     def _load_state(self, training: dict[str, Any]) -> list[str]:
@@ -367,15 +386,51 @@ class Trainer:
                 classes=len(self.class_names),
                 splits=self.evaluation_loaders,
             )
+        remarks = unequal_epochs(
+            self.progress.history,
+            {name: len(samples) for name, samples in images.splits.evaluated().items()},
+        )
         # former runs did not keep the sizes
         sizes = training.get("file_sizes", images.file_sizes)
         changed = int((sizes != images.file_sizes).sum())
         if not changed:
-            return []
+            return remarks
         return [
+            *remarks,
             f"{changed} of {counted(len(sizes), 'image file')} have another size than when the run "
-            "was last saved: where their pixels are others too, its weights come of both"
+            "was last saved: where their pixels are others too, its weights come of both",
         ]
+
+    def _check_is_own(self, saved: Config) -> None:
+        """Checks that `last.pt`, which was saved under this configuration, is one of this run."""
+        # where its files lay then does not matter
+        mine, its = self.config.without_folders(), saved.without_folders()
+        if changed := mine.differences(its):
+            raise CheckpointError(
+                f"{self.folder.last} is of a run with {'; '.join(changed)}: put the file of this "
+                "run in its place, or config.yaml as it was"
+            )
+
+    def _check_best(self) -> None:
+        """Checks that `best.pt` has the weights that the run chose."""
+        progress, path = self.progress, self.folder.best
+        if progress.best_weights is None:
+            return
+        why = "it has other weights"
+        try:
+            network, about = checkpoint.load_network(path)
+            is_own = checkpoint.digest_of(network) == progress.best_weights
+            # killed between writing the one and the other
+            is_next = progress.step == self.batches.steps and about.epoch == progress.epoch + 1
+            if is_own or is_next:
+                return
+        except CheckpointError as error:
+            why = str(error)
+        epoch = best_row(progress.history, self.chosen_on)["epoch"]
+        raise CheckpointError(
+            f"{path} is no longer what the run chose, the network of epoch {epoch}: {why}. Put it "
+            f"back, or start a new run with --init {errors.argument(self.folder.last)}"
+        )
 
     # Texts
 
@@ -493,9 +548,12 @@ class Trainer:
         asked = torch.tensor(float(stop.asked), device=self.world.device)
         if self.world.sum(asked):
             self._save()
+            progress = self.progress
+            where = f"in epoch {progress.epoch + 1} after step {progress.step}"
+            if progress.epoch == self.config.optim.epochs:
+                where = "after the last epoch, before the report of its results"
             self.log(
-                f"stopped in epoch {self.progress.epoch + 1} after step {self.progress.step}, and "
-                "saved; go on with: python -m cfmrfn.train --resume "
+                f"stopped {where}, and saved; go on with: python -m cfmrfn.train --resume "
                 f"{errors.argument(self.folder.path)}"
             )
             raise Interrupted

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -330,12 +331,16 @@ class Config:
 
     def absolute(self) -> Config:
         """The same with absolute paths, so that it holds in any working directory."""
+        return self._with_paths(lambda path: Path(os.path.abspath(path)))
+
+    def without_folders(self) -> Config:
+        """The same with the last part alone of each path, so that it holds on any machine."""
+        return self._with_paths(lambda path: Path(path.name))
+
+    def _with_paths(self, changed: Callable[[Path], Path]) -> Config:
+        sections = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
         return dataclasses.replace(
-            self,
-            **{
-                section.name: _with_absolute_paths(getattr(self, section.name))
-                for section in dataclasses.fields(self)
-            },
+            self, **{name: _with_paths(section, changed) for name, section in sections.items()}
         )
 
     def without_effect(self) -> list[str]:
@@ -403,12 +408,10 @@ class Config:
 Section = TypeVar("Section", ImageConfig, NetworkConfig, OptimConfig, RunConfig)
 
 
-def _with_absolute_paths(section: Section) -> Section:
+def _with_paths(section: Section, changed: Callable[[Path], Path]) -> Section:
     values = {f.name: getattr(section, f.name) for f in dataclasses.fields(section)}
     paths: dict[str, Any] = {
-        name: Path(os.path.abspath(value))
-        for name, value in values.items()
-        if isinstance(value, Path)
+        name: changed(value) for name, value in values.items() if isinstance(value, Path)
     }
     return dataclasses.replace(section, **paths)
 

@@ -37,6 +37,7 @@ class Card:
         about: of the network.
         name: title, such as the run's.
         source: name and SHA-256 of the file that the weights come from.
+        weights: their digest, whatever file they are in, see `cfmrfn.checkpoint.digest_of`.
         report: the run's `report.json`; None: there is none.
         evaluation: what `cfmrfn.evaluate` wrote of these weights, see `read_evaluation`; None:
             results are those of the report.
@@ -50,6 +51,7 @@ class Card:
     about: About
     name: str
     source: tuple[str, str]
+    weights: str
     report: Mapping[str, Any] | None
     evaluation: Mapping[str, Any] | None
     rounding: str | None
@@ -105,6 +107,9 @@ class Card:
             return self.evaluation
         try:
             results = (self.report or {})["held_out"][self.about.chosen_on or "last"]
+            if results.get("weights") is not None:
+                return results if results["weights"] == self.weights else None
+            # of a former version
             return results if results["epoch"] == self.about.epoch else None
         except (KeyError, TypeError):
             return None
@@ -160,9 +165,8 @@ class Card:
                 "validation."
             )
         report = self.report or {}
-        if not self._is_drawn:
-            count = report.get("training_images", "not recorded in the run's report")
-            lines.append(f"- Training images: {count}.")
+        count = report.get("training_images", "not recorded in the run's report")
+        lines.append(f"- Training images: {count}.")
         if report.get("validation_images"):
             lines.append(f"- Validation images: {report['validation_images']}.")
         if (results := self._measured) is not None:

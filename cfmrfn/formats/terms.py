@@ -27,8 +27,8 @@ class Terms:
     licence: str = (
         "That of the software is not that of the weights. Owners of face data sets commonly allow "
         "non-commercial research only (RAF-DB and AffectNet do), and may bind what is learned from "
-        "their images. Whoever publishes these weights must state their licence, in the first line "
-        "of this file."
+        "their images. Whoever publishes these weights must state their licence, in the line "
+        "`license:` of this file."
     )
     images: tuple[str, ...] = ()
 
@@ -84,6 +84,7 @@ _KNOWN: Mapping[str, Terms] = {
     ),
 }
 DRAWN = Terms(
+    license="mit",
     purpose="to try the software",
     licence=(
         "The images are drawn by this software, which is under the MIT licence; no person and no "

@@ -162,6 +162,11 @@ class Splits:
         """Number of files and images left out, by the reasons there were."""
         return {reason: count for reason, count in self.dropped.items() if count}
 
+    def evaluated(self) -> dict[str, list[Sample]]:
+        """The images that are evaluated, by the name of their split in files."""
+        splits = {"val": self.validation, "test": self.held_out}
+        return {name: samples for name, samples in splits.items() if samples}
+
     def fingerprint(self) -> str:
         """Changes with any file name or label, so that a run is resumed on its own data only."""
         # names are bytes on some systems, and not always of UTF-8

@@ -19,7 +19,8 @@ class Progress:
     """How far a run is: `step` steps into `epoch`, both from 0, and what happened so far.
 
     `loss_sum` and `correct` are over this epoch's steps; `history` has a row for each epoch
-    done. There is no random state: order, augmentation and stochastic depth follow from the seed
+    done; `best_weights` is the digest of those in `best.pt`, None before and in former runs. There
+    is no random state: order, augmentation and stochastic depth follow from the seed
     and the position, see `cfmrfn.batches`.
     """
 
@@ -28,6 +29,7 @@ class Progress:
     loss_sum: float = 0.0
     correct: int = 0
     history: list[Row] = field(default_factory=list)
+    best_weights: str | None = None
 
     @classmethod
     def from_dict(
@@ -43,6 +45,7 @@ class Progress:
         Raises:
             ValueError: a value is not such.
         """
+        values = {"best_weights": None, **values}
         missing = {each.name for each in fields(cls)} - set(values)
         if missing:
             raise ValueError(f"progress lacks {', '.join(sorted(missing))}")
@@ -60,14 +63,20 @@ class Progress:
             needed |= {f"{split}_loss", f"{split}_accuracy", f"{split}_matrix"}
         for row in history:
             _require(isinstance(row, dict), "a row of history", row, "a dictionary")
-            needed |= set(history[0])
-            absent = {str(name) for name in needed - set(row)}
+            partners = {
+                str(name).removesuffix("_matrix") + "_loss"
+                for name in row
+                if str(name).endswith("_matrix")
+            }
+            absent = {str(name) for name in (needed | partners) - set(row)}
             _require(not absent, "a row of history", row, f"with {', '.join(sorted(absent))}")
             for name, value in row.items():
                 if str(name).endswith("_matrix"):
                     _require(_is_matrix(value, classes), name, value, "counts, class by class")
                 else:
                     _require(isinstance(value, Real), name, value, "a number")
+        best = progress.best_weights
+        _require(best is None or isinstance(best, str), "best_weights", best, "a text")
         return progress
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,9 +46,31 @@ def chosen_rows(history: Sequence[Row], chosen_on: str) -> dict[str | None, Row]
     return {**{split: best_row(history, split) for split in splits}, None: history[-1]}
 
 
-def as_dict(row: Row, report: Report) -> dict[str, Any]:
-    """What `report.json` has of an epoch."""
-    result = {"epoch": row["epoch"], **report.as_dict()}
+def unequal_epochs(history: Sequence[Row], to_come: Mapping[str, int]) -> list[str]:
+    """Lines on splits of which epochs were measured on more or fewer images than others.
+
+    Args:
+        history: rows of the epochs done.
+        to_come: number of images, by split, of the epochs that follow.
+    """
+    lines = []
+    for split, name in (("val", "validation"), ("test", "held-out")):
+        matrices = [row[f"{split}_matrix"] for row in history if f"{split}_matrix" in row]
+        counts = {int(np.sum(matrix)) for matrix in matrices}
+        if counts and split in to_come:
+            counts.add(to_come[split])
+        if len(counts) > 1:
+            numbers = " and ".join(map(str, sorted(counts)))
+            lines.append(
+                f"epochs are measured on {numbers} {name} images, so their results differ by the "
+                "images too"
+            )
+    return lines
+
+
+def as_dict(row: Row, report: Report, weights: str | None) -> dict[str, Any]:
+    """What `report.json` has of an epoch; `weights` is their digest, None where it is unknown."""
+    result = {"epoch": row["epoch"], "weights": weights, **report.as_dict()}
     if report.without_duplicates is not None:
         result["without_duplicates"] = report.without_duplicates.as_dict()
     return result

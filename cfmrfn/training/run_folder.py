@@ -35,10 +35,16 @@ from typing import Any
 
 from tqdm import tqdm
 
+from cfmrfn import checkpoint
 from cfmrfn.config import Config, from_yaml
 from cfmrfn.errors import CheckpointError, argument, printable
 from cfmrfn.training.progress import Row
 from cfmrfn.whole_files import beside, named, whole
+
+WRITTEN = (
+    *("config.yaml", "batch.png", "metrics.csv", "curves.png", "last.pt", "best.pt"),
+    *("report.json", "confusion.png"),
+)
 
 fcntl: ModuleType | None
 try:
@@ -62,6 +68,12 @@ class _Lock:
 _locks: dict[tuple[int, int], _Lock] = {}  # by device and inode of the run folder
 
 
+def _place_of(path: Path) -> tuple[int, int]:
+    """Device and inode."""
+    place = os.stat(path)
+    return place.st_dev, place.st_ino
+
+
 def _release(key: tuple[int, int]) -> None:
     _locks[key].holders -= 1
     if not _locks[key].holders:
@@ -73,6 +85,7 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._held: tuple[int, int] | None = None  # device and inode, where this process trains
 
     @property
     def last(self) -> Path:
@@ -91,6 +104,7 @@ class RunFolder:
 
     def log(self, text: str) -> None:
         """Prints `text` above the progress bar, and keeps it in `log.txt`."""
+        self._check_place()
         # file names in it may be bytes that are no UTF-8
         path = self.path / "log.txt"
         with named(path), open(path, "a", encoding="utf-8", errors="surrogateescape") as file:
@@ -105,8 +119,7 @@ class RunFolder:
         """
         if fcntl is None:
             return
-        place = os.stat(self.path)
-        key = place.st_dev, place.st_ino
+        key = _place_of(self.path)
         if key not in _locks:
             lock = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
             try:
@@ -122,6 +135,7 @@ class RunFolder:
             _locks[key] = _Lock(lock)
         _locks[key].holders += 1
         weakref.finalize(self, _release, key)
+        self._held = key
 
     def __reduce__(self) -> tuple[type[RunFolder], tuple[Path]]:
         # other processes of a run get it without the lock
@@ -134,8 +148,9 @@ class RunFolder:
         """
         if not is_complete:
             self.report.unlink(missing_ok=True)
-        for partial in self.path.glob(".partial.*"):  # of a process that was killed
-            partial.unlink(missing_ok=True)
+        for name in WRITTEN:  # by a process that was killed; other tools write theirs
+            for partial in self.path.glob(f".partial.*.{name}"):
+                partial.unlink(missing_ok=True)
         saved = from_yaml(self.path / "config.yaml")
         images = dataclasses.replace(saved.images, data=config.absolute().images.data)
         optim = dataclasses.replace(saved.optim, epochs=config.optim.epochs)
@@ -146,7 +161,12 @@ class RunFolder:
     def write_metrics(self, rows: list[Row]) -> None:
         """Writes `metrics.csv` anew; confusion matrices stay out of it."""
         text = io.StringIO()
-        columns = [name for name in rows[0] if not name.endswith("_matrix")]
+        # an epoch may lack a column: that of images that were training images too
+        columns = [
+            name
+            for name in dict.fromkeys(name for row in rows for name in row)
+            if not name.endswith("_matrix")
+        ]
         writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
@@ -163,7 +183,31 @@ class RunFolder:
 
     def file(self, name: str) -> AbstractContextManager[Path]:
         """A path to write a file to, which appears when it is whole."""
+        self._check_place()
         return whole(self.path / name)
+
+    def save(self, path: Path, content: dict[str, Any]) -> None:
+        """Writes a checkpoint, `last` or `best`."""
+        self._check_place()
+        checkpoint.save(path, content)
+
+    def _check_place(self) -> None:
+        """Checks that the folder is still the one that is held: another of its name is not ours.
+
+        Raises:
+            CheckpointError: it was moved, removed or replaced.
+        """
+        if self._held is None:
+            return
+        try:
+            is_here = _place_of(self.path) == self._held
+        except OSError:
+            is_here = False
+        if not is_here:
+            raise CheckpointError(
+                f"run folder {self.path} was moved, removed or replaced during the run; what was "
+                "saved before is where it is now: go on there with --resume"
+            )
 
 
 def create(config: Config) -> RunFolder:

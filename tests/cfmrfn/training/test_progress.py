@@ -64,11 +64,21 @@ def test_other_values_of_rows_are_named(changed, message):
         read(history=[ROW | changed])
 
 
-def test_rows_have_what_the_first_has():
-    second = ROW | {"epoch": 2, "val_loss": 1.0}
-    assert read(epoch=2, history=[ROW, second]).history[1] == second
-    with pytest.raises(ValueError, match="a row of history of progress must be with val_loss"):
-        read(epoch=2, history=[second, ROW])
+def test_a_row_may_lack_what_others_have():
+    second = ROW | {"epoch": 2, "test_without_duplicates_matrix": [[1, 1], [0, 2]]}
+    with pytest.raises(ValueError, match="must be with test_without_duplicates_loss"):
+        read(epoch=2, history=[ROW, second])
+    second["test_without_duplicates_loss"] = 0.6
+    for history in ([ROW, second], [second, ROW]):
+        assert read(epoch=2, history=history).history == history
+
+
+def test_former_runs_have_no_digest_of_the_best_weights():
+    values = dataclasses.asdict(PROGRESS)
+    del values["best_weights"]
+    assert Progress.from_dict(values, steps=4, classes=2, splits=["test"]) == PROGRESS
+    with pytest.raises(ValueError, match="best_weights of progress must be a text, got 3"):
+        read(best_weights=3)
 
 
 def test_what_is_missing_is_named():

@@ -236,6 +236,48 @@ def test_broken_images_may_be_skipped_on_resume(options, tmp_path, faces):
     folder = train_here("--resume", str(tmp_path / "run"), "--on-broken", "skip")
     report = json.loads((folder / "report.json").read_text())
     assert report["held_out"]["last"]["images"] == 14
+    assert "epochs are measured on" not in (folder / "log.txt").read_text()
+
+
+def stopped_after_an_epoch(*args):
+    """The folder of a run that was ended after its first epoch of two."""
+    trainer = Trainer(parse_config([*args, "--epochs", "2"]))
+    trainer._stop_if_asked = lambda stop: None if trainer.progress.epoch == 0 else ends()
+    with pytest.raises(train.Interrupted):
+        trainer.train()
+    return trainer.folder.path
+
+
+def ends():
+    raise train.Interrupted
+
+
+def test_epochs_that_were_measured_on_more_images_are_told_of(options, tmp_path, faces):
+    root = tmp_path / "faces"
+    shutil.copytree(faces, root)
+    args = [*options, "--data", str(root), "--no-cache", "--output", str(tmp_path / "run")]
+    folder = stopped_after_an_epoch(*args)
+    (root / "Image" / "aligned" / "test_00005_aligned.jpg").write_bytes(b"not a picture")
+    train_here("--resume", str(folder), "--on-broken", "skip")
+    said = "epochs are measured on 14 and 15 held-out images"
+    assert (folder / "log.txt").read_text().count(said) == 2  # on resume, and with the results
+
+
+def test_duplicates_that_come_and_go(options, tmp_path, faces):
+    """What an epoch measured without them is kept, and a resumed run can be resumed again."""
+    root = tmp_path / "faces"
+    shutil.copytree(faces, root)
+    images = root / "Image" / "aligned"
+    leak = images / "test_00005_aligned.jpg"
+    former = leak.read_bytes()
+    shutil.copy(images / "train_00003_aligned.jpg", leak)
+    args = [*options, "--data", str(root), "--no-cache"]
+    folder = stopped_after_an_epoch(*args, "--output", str(tmp_path / "run"))
+    leak.write_bytes(former)
+    train_here("--resume", str(folder))
+    first, second = (folder / "metrics.csv").read_text().splitlines()[1:]
+    assert (first.count(",,"), ",," in second) == (0, True)
+    train_here("--resume", str(folder))
 
 
 @pytest.mark.parametrize("missing_at", ["first", "resume"])
@@ -279,6 +321,75 @@ def test_values_that_cannot_be_are_refused_on_resume(options, tmp_path):
         checkpoint.save(folder / "last.pt", saved | {"training": foreign})
         with pytest.raises(CheckpointError, match=message):
             Trainer(parse_config(["--resume", str(folder)]))
+
+
+@pytest.fixture
+def two_runs(options, tmp_path):
+    """Folders of runs of one seed and two learning rates, each ended after an epoch of two."""
+    return [
+        stopped_after_an_epoch(*options, "--lr", lr, "--output", str(tmp_path / lr))
+        for lr in ("0.01", "0.001")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("last.pt", "last.pt is of a run with lr 0.001, not 0.01: put the file of this run in its"),
+        (
+            "best.pt",
+            "best.pt is no longer what the run chose, the network of epoch 1: it has other",
+        ),
+    ],
+)
+def test_files_of_another_run_are_refused(two_runs, name, message):
+    one, other = two_runs
+    shutil.copy(other / name, one / name)
+    with pytest.raises(CheckpointError, match=message):
+        train_here("--resume", str(one))
+
+
+def test_a_configuration_that_was_edited_is_refused(two_runs):
+    (folder, _), name = two_runs, "config.yaml"
+    text = (folder / name).read_text()
+    (folder / name).write_text(text.replace("lr: 0.01", "lr: 0.02"))
+    with pytest.raises(CheckpointError, match=r"is of a run with lr 0.01, not 0.02"):
+        train_here("--resume", str(folder))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("last.pt", "last.pt is missing, and with it the epochs in metrics.csv: put it back"),
+        ("best.pt", r"network of epoch 1: there is no .*best.pt.* start a new run with --init"),
+    ],
+)
+def test_files_that_were_removed_are_missed(two_runs, name, message):
+    (two_runs[0] / name).unlink()
+    with pytest.raises(CheckpointError, match=message):
+        train_here("--resume", str(two_runs[0]))
+
+
+def test_the_report_says_which_weights_it_is_of(two_runs):
+    folder = train_here("--resume", str(two_runs[0]))
+    held_out = json.loads((folder / "report.json").read_text())["held_out"]
+    for name, file in (("test", "best.pt"), ("last", "last.pt")):
+        network, _ = checkpoint.load_network(folder / file)
+        assert held_out[name]["weights"] == checkpoint.digest_of(network)
+
+
+def test_a_folder_that_is_moved_during_the_run(options, tmp_path):
+    """What takes its place is not written to."""
+    folder = tmp_path / "run"
+    trainer = Trainer(parse_config([*options, "--epochs", "1", "--output", str(folder)]))
+    folder.rename(tmp_path / "moved")
+    said = "run folder .* was moved, removed or replaced during the run"
+    with pytest.raises(CheckpointError, match=said):
+        trainer.train()
+    folder.mkdir()
+    with pytest.raises(CheckpointError, match=said):
+        trainer.train()
+    assert not list(folder.iterdir())
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

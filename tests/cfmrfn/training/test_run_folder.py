@@ -41,6 +41,18 @@ def test_another_process_is_kept_out_while_one_trains(tmp_path):
     folder.hold()  # the lock ended with the process that had it
 
 
+def test_what_another_tool_writes_into_the_folder_is_left_alone(tmp_path):
+    config = parse_config(["--output", str(tmp_path / "run")])
+    folder = run_folder.create(config)
+    killed = folder.path / ".partial.12345678.last.pt"
+    killed.write_text("half")
+    with whole(folder.path / "faces.csv") as table:
+        table.write_text("row")
+        folder.reopen(config, is_complete=True)
+    assert (folder.path / "faces.csv").read_text() == "row"
+    assert not killed.exists()
+
+
 def test_a_process_holds_its_run_as_long_as_one_of_its_trainers_does(tmp_path):
     def is_free():
         code = (
