@@ -297,6 +297,12 @@ def manylinux_tag(libraries: list[Path]) -> str | None:
     return f"manylinux_{needed[0]}_{needed[1]}_{platform.machine()}"
 
 
+def quoted(path: Path | str) -> str:
+    """A path as a command of build.ninja has it: folders may have spaces in their names."""
+    quote = subprocess.list2cmdline([str(path)]) if WINDOWS else shlex.quote(str(path))
+    return quote.replace("$", "$$")
+
+
 class UniversalWheel(bdist_wheel):
     """Tagged for every Python 3; which of them may install it is said by `requires-python`."""
 
@@ -323,10 +329,12 @@ class NinjaFile(Writer):
     def __init__(self, folder: Path, compiler: str) -> None:
         super().__init__((folder / "build.ninja").open("w"), width=100)
         self.compiler = compiler
-        self.launcher = f"{CCACHE} " if CCACHE else ""
+        self.launcher = f"{quoted(CCACHE)} " if CCACHE else ""
         self.strict = bool(os.environ.get("SDWA_WERROR"))
-        self.built_in = f"-I{folder}"
-        self.include = [f"-I{CSRC}", self.built_in, f"-isystem {TORCH / 'include'}"]
+        self.built_in = f"-I{quoted(folder)}"
+        self.torch = quoted(TORCH / "lib")
+        torch_headers = f"-isystem {quoted(TORCH / 'include')}"
+        self.include = [f"-I{quoted(CSRC)}", self.built_in, torch_headers]
         self.host = [*HOST, *(["-Werror"] if self.strict else [])]
         # clang-cl takes these of GCC's options where they are marked.
         dependencies = "/clang:-MMD /clang:-MF$out.d" if WINDOWS else "-MMD -MF $out.d"
@@ -372,17 +380,17 @@ class NinjaFile(Writer):
         if WINDOWS:
             # The last has __builtin_cpu_supports.
             printed = [*shlex.split(self.compiler), "/clang:-print-libgcc-file-name"]
-            flags = [f"/LIBPATH:{TORCH / 'lib'}", "torch_cpu.lib", f'"{first_line(printed)}"']
+            flags = [f"/LIBPATH:{self.torch}", "torch_cpu.lib", f'"{first_line(printed)}"']
         else:
             keep = [] if MACOS else ["-Wl,--no-as-needed"]
-            flags = [f"-L{TORCH / 'lib'}", *keep, "-ltorch_cpu"]
+            flags = [f"-L{self.torch}", *keep, "-ltorch_cpu"]
         self.make("link", library, objects, flags)
         return library
 
     def cuda_library(self, library: Path, nvcc: str, architectures: list[str]) -> Path:
         """The CUDA kernels."""
-        self.compile_rule("nvcc", f"{nvcc} -MD -MF $out.d", "nvcc $out")
-        self.rule("nvlink", f"{nvcc} -shared $in -o $out $flags", description="nvlink $out")
+        self.compile_rule("nvcc", f"{quoted(nvcc)} -MD -MF $out.d", "nvcc $out")
+        self.rule("nvlink", f"{quoted(nvcc)} -shared $in -o $out $flags", description="nvlink $out")
         flags = [
             *OPTIMIZED,
             CXX20,
@@ -399,7 +407,7 @@ class NinjaFile(Writer):
         sources = sorted(p for p in (CSRC / "cuda").iterdir() if p.suffix in (".cu", ".cpp"))
         objects = [self.make("nvcc", f"cuda_{p.stem}.o", p, flags) for p in sources]
         # The CUDA runtime is linked in, so the library needs the driver and PyTorch alone.
-        flags = [f"-ccbin {self.compiler}", "-cudart static", f"-L{TORCH / 'lib'}"]
+        flags = [f"-ccbin {self.compiler}", "-cudart static", f"-L{self.torch}"]
         flags += ["-Xlinker --no-as-needed", "-ltorch_cpu", "-ltorch_cuda"]
         self.make("nvlink", library, objects, flags)
         return library
@@ -409,8 +417,8 @@ class NinjaFile(Writer):
         import pybind11
 
         flags = ["-O1", CXX20, *self.host, self.built_in]
-        flags.append(f"-isystem {pybind11.get_include()}")
-        flags.append(f"-isystem {sysconfig.get_path('include')}")
+        flags.append(f"-isystem {quoted(pybind11.get_include())}")
+        flags.append(f"-isystem {quoted(sysconfig.get_path('include'))}")
         binding = self.make("cxx", "build_info.o", CSRC / "build_info.cpp", flags)
         self.make("link", module, binding, ["-undefined dynamic_lookup"] if MACOS else [])
         return module

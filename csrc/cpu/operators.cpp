@@ -70,6 +70,7 @@ const Kernels& choose_kernels() {
   }
   STD_TORCH_CHECK(false, "sdwa: SDWA_CPU_CAPABILITY is '", asked,
                   "', which this build or processor does not have; usable here: ", usable);
+  __builtin_unreachable();  // not every level of optimisation sees that the check throws
 }
 
 #undef SDWA_KERNELS

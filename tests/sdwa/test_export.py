@@ -16,7 +16,6 @@ ROOT = Path(__file__).parents[2]
 
 # PyTorch's own, when it is first asked for an export.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
     pytest.mark.filterwarnings("ignore:.torch.jit.script"),
     pytest.mark.filterwarnings("ignore:The given buffer is not writable"),
 ]

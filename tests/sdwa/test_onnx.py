@@ -16,7 +16,6 @@ pytest.importorskip("onnxscript")
 
 # PyTorch's exporter and what it uses warn of their own deprecations and names.
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.:FutureWarning"),
     pytest.mark.filterwarnings("ignore:# The axis name.*will not be used:UserWarning"),
     pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX"),
     pytest.mark.filterwarnings("ignore:The feature will be removed:DeprecationWarning"),

@@ -1,6 +1,7 @@
 """setup.py: the GPU architectures that are compiled for, the tag of a wheel, what a wheel holds."""
 
 import runpy
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,21 @@ def test_wheel_is_tagged_by_its_symbols(build, tmp_path, monkeypatch, needed, ta
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     found = build["manylinux_tag"]([tmp_path / "any.so"])
     assert found is None if tag is None else found.startswith(tag + "_")
+
+
+def test_folders_may_have_spaces_and_quotes(build, tmp_path):
+    folder = tmp_path / "a b's"
+    folder.mkdir()
+    (folder / "one.h").write_text("#define ONE 1\n")
+    source = folder / "one.cpp"
+    source.write_text("#include <one.h>\nint one() { return ONE; }\n")
+    n = build["NinjaFile"](folder, build["host_compiler"]())
+    compiled = n.make("cxx", "one.o", source, [n.built_in])
+    n.make("link", folder / "libone.so", compiled, [f"-L{n.torch}"])
+    n.close()
+    ninja = Path(build["ninja"].BIN_DIR) / "ninja"
+    subprocess.run([ninja], cwd=folder, check=True)
+    assert (folder / "libone.so").exists()
 
 
 def test_a_module_that_an_earlier_build_left_goes_into_no_wheel(build, tmp_path, monkeypatch):

@@ -376,8 +376,6 @@ def test_opcheck(key_mask):
 
 
 @interpreted
-# Of torch.compile itself, where it traces an autograd.Function.
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_compiles_whole():
     case = Case("compiled", (1, 4, 3, 2, 4), dilation=(1, 2))
     tensors = draw(case, torch.float32)

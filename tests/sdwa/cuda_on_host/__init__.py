@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import struct
 import subprocess
@@ -61,10 +62,12 @@ def missing_tools() -> str | None:
 def build(folder: Path) -> Path:
     """Compiles what has changed; returns the folder of `emulate`, `races` and `tiles`."""
     import ninja
+    from ninja.ninja_syntax import Writer
 
     folder.mkdir(parents=True, exist_ok=True)
     compiler = os.environ.get("CXX", "c++")
-    flags = f"{FLAGS} {_contraction()} -I{CSRC} -I{HERE}"
+    include = " ".join(f"-I{shlex.quote(str(path))}".replace("$", "$$") for path in (CSRC, HERE))
+    flags = f"{FLAGS} {_contraction()} {include}"
     kernels = sorted((CSRC / "cuda").glob("*.cu"))
     programs = {
         "emulate": [*kernels, HERE / "fibers.cpp", HERE / "main.cpp"],
@@ -72,20 +75,15 @@ def build(folder: Path) -> Path:
         "tiles": [HERE / "fibers.cpp", HERE / "tiles.cpp"],
     }
     sources = sorted({source for needed in programs.values() for source in needed})
-    lines = [
-        "rule compile",
-        f"  command = {compiler} {flags} -MMD -MF $out.d -x c++ -c $in -o $out",
-        "  depfile = $out.d",
-        "  deps = gcc",
-        "rule link",
-        f"  command = {compiler} -fsanitize=address,undefined $in -o $out",
-        *(f"build {source.stem}.o: compile {source}" for source in sources),
-        *(
-            f"build {program}: link {' '.join(f'{source.stem}.o' for source in needed)}"
-            for program, needed in programs.items()
-        ),
-    ]
-    (folder / "build.ninja").write_text("\n".join(lines) + "\n")
+    with (folder / "build.ninja").open("w") as file:
+        n = Writer(file)
+        command = f"{compiler} {flags} -MMD -MF $out.d -x c++ -c $in -o $out"
+        n.rule("compile", command, depfile="$out.d", deps="gcc")
+        n.rule("link", f"{compiler} -fsanitize=address,undefined $in -o $out")
+        for source in sources:
+            n.build(f"{source.stem}.o", "compile", str(source))
+        for program, needed in programs.items():
+            n.build(program, "link", [f"{source.stem}.o" for source in needed])
     done = subprocess.run(
         [Path(ninja.BIN_DIR) / "ninja"], cwd=folder, capture_output=True, text=True
     )
