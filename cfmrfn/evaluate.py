@@ -14,8 +14,8 @@ For several checkpoints, side by side::
 
     RUNS-comparison-DATA-SPLIT.json, .csv
 
-Results are replaced by results of the same checkpoint, epoch, data and options only. Every file is
-written whole or not at all, the JSON last.
+Results are replaced by results of the same checkpoint, epoch, data and options only, and are not
+put beside a NAME.csv of others. Every file is written whole or not at all, the JSON last.
 
 NAME.json holds, beside what was evaluated on what::
 
@@ -86,6 +86,8 @@ from cfmrfn.process.distributed import World
 from cfmrfn.process.precision import Precision
 from cfmrfn.whole_files import whole
 
+# What the names of an evaluation's files end with; the last is that of each image, by option.
+_ENDS = (".json", ".png", "-confusion.csv", "-reliability.png", ".csv")
 _LONGEST_NAME = 220  # bytes of the 255 that systems allow, without the ends that files have
 
 __all__ = ["Evaluation", "evaluate", "evaluate_checkpoint", "evaluate_split", "main"]
@@ -251,6 +253,8 @@ def _plans(tool: Evaluate, names: Sequence[str]) -> list[_Plan]:
         stem = "-".join(filter(None, [run, given.stem]))
         target = tool.output / f"{stem}-{_name_of_images(images, evaluated)}"
         _refuse_to_replace(target, [evaluated])
+        if not tool.csv:
+            _refuse_a_table_of_others(target)
         plans.append(_Plan(given, f"{run}/{given.name}", run, images, target, evaluated))
     if len({plan.target for plan in plans}) < len(plans):
         raise ConfigError(
@@ -322,9 +326,24 @@ def _refuse_to_replace(target: Path, evaluated: Sequence[Mapping[str, Any]]) -> 
     except (ValueError, TypeError, AttributeError):
         other = ["content"]
     if other:
+        there = [f"{target.name}{end}" for end in _ENDS if Path(f"{target}{end}").exists()]
         raise ConfigError(
             f"{file} holds other results (of another {', '.join(dict.fromkeys(other))}); choose "
-            "another --output, or remove it"
+            f"another --output, or remove {', '.join(there)}"
+        )
+
+
+def _refuse_a_table_of_others(target: Path) -> None:
+    """Checks that no table of each image is there without the JSON that says what it is of.
+
+    Raises:
+        ConfigError: one is.
+    """
+    table = Path(f"{target}.csv")
+    if table.exists() and not Path(f"{target}.json").exists():
+        raise ConfigError(
+            f"{table} is of results whose {target.name}.json is gone, and may be of other weights; "
+            "remove it, replace it with --csv, or choose another --output"
         )
 
 

@@ -9,7 +9,8 @@ In the output folder, which is ready for a model hub::
     README.md            the model card
 
 Each file is read again and compared with the network in PyTorch before it gets its place: either
-all of them appear, or none.
+all of them appear, or none. What `--overwrite` replaces is taken out before, the card first: a kill
+at that moment leaves fewer files, but no card beside weights that are not its own.
 """
 
 from __future__ import annotations
@@ -376,6 +377,13 @@ def _check_target(folder: Path, names: Sequence[str], overwrite: bool) -> None:
             f"{folder} has {', '.join(replaced)}; --overwrite replaces them, or choose another "
             "--output"
         )
+    if replaced and CARD in there and CARD not in names:
+        card = (folder / CARD).read_text("utf-8", errors="replace")
+        if described := [name for name in replaced if _digest(folder / name) in card]:
+            raise ConfigError(
+                f"{folder} has {CARD}, the card of {', '.join(described)}, which would be "
+                "replaced; write a card too, remove it, or choose another --output"
+            )
     every = {name for files in FILES.values() for name in files}
     if others := sorted(there.intersection(every.difference(names))):
         raise ConfigError(

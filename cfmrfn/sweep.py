@@ -26,7 +26,7 @@ import tyro
 from cfmrfn import errors
 from cfmrfn.checkpoint import build_network
 from cfmrfn.complexity import Cost, measure
-from cfmrfn.config import Config, OptimConfig, from_yaml, parse, recipe_of
+from cfmrfn.config import Config, OptimConfig, from_yaml, parse, read_recipe, recipe_of
 from cfmrfn.errors import ConfigError
 from cfmrfn.evaluation import HOW_CHOSEN, markdown, student
 from cfmrfn.process import command
@@ -341,8 +341,9 @@ def format_table(
         f"{errors.counted(config.optim.epochs, 'epoch')}; epoch chosen: "
         f"{HOW_CHOSEN[some['chosen_on']]}; means over seeds {', '.join(map(str, seeds))}, in "
         "brackets their 95 % intervals by Student's t, cut at 0 and 100 %; differences and their "
-        f"intervals are of runs with the same seed (paired).{_about_duplicates(some)} Parameters "
-        "are those executed. The paper's columns are cfmrfn_base on the data named, one run each."
+        f"intervals are of runs with the same seed (paired).{_about_duplicates(some)} "
+        f"{_recipe(config)} Parameters are those executed. The paper's columns are cfmrfn_base on "
+        "the data named, one run each."
     )
     return "\n\n".join(
         [
@@ -367,13 +368,34 @@ def _paired(own: Mapping[int, float], others: Mapping[int, float]) -> student.Me
 
 
 def _network(table: Table, config: Config) -> str:
-    """What all rows have in common, in words: the preset, and what departs from it."""
-    departures = [
-        f"{option.replace('_', '-')} {errors.printable(_shown(value))}"
-        for option, value in vars(config.network).items()
-        if value is not None and option != "model" and option not in table.varied
-    ]
-    return config.network.preset + (f" with {', '.join(departures)}" if departures else "")
+    """The network that all rows have in common, in words: the preset, and what departs from it."""
+    return config.network.preset + _with(
+        {
+            option: value
+            for option, value in vars(config.network).items()
+            if value is not None and option != "model" and option not in table.varied
+        }
+    )
+
+
+def _recipe(config: Config) -> str:
+    """A sentence: the recipe, and what departs from it in images and optimisation.
+
+    Data, epochs and seeds are said elsewhere.
+    """
+    recipe = read_recipe(config.run.recipe)
+    departures = {
+        option: value
+        for own, its in ((config.images, recipe.images), (config.optim, recipe.optim))
+        for option, value in vars(own).items()
+        if value != getattr(its, option) and option not in ("data", "epochs", "seed")
+    }
+    return f"Recipe {errors.printable(config.run.recipe)}{_with(departures)}."
+
+
+def _with(options: Mapping[str, object]) -> str:
+    named = [f"{o.replace('_', '-')} {errors.printable(_shown(v))}" for o, v in options.items()]
+    return f" with {', '.join(named)}" if named else ""
 
 
 def _shown(value: object) -> str:

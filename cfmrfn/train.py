@@ -286,9 +286,7 @@ class Trainer:
             with self.folder.file("curves.png") as path:
                 plot_curves(path, history)
             if board is not None:
-                for key, value in row.items():
-                    if isinstance(value, float):
-                        board.add_scalar(key.replace("_", "/", 1), value, progress.epoch + 1)
+                _add_epoch(board, row)
         self._save()
         scores = ", ".join(f"{n} {row[f'{n}_accuracy']:.3f}" for n in self.evaluation_loaders)
         self.log(
@@ -542,7 +540,12 @@ class Trainer:
     def _tensorboard(self) -> AbstractContextManager[EventFile | None]:
         if not (self.config.run.tensorboard and self.world.is_main):
             return nullcontext()
-        return EventFile(self.folder.path / "tensorboard", self._step_number(), self.log)
+        done = self._step_number()
+        first = done + 1 if done else 0  # events are numbered after their step
+        board = EventFile(self.folder.path / "tensorboard", first, self.log)
+        for row in self.progress.history:  # of which former files may lack some
+            _add_epoch(board, row)
+        return board
 
     def _stop_if_asked(self, stop: StopSignal) -> None:
         asked = torch.tensor(float(stop.asked), device=self.world.device)
@@ -557,6 +560,13 @@ class Trainer:
                 f"{errors.argument(self.folder.path)}"
             )
             raise Interrupted
+
+
+def _add_epoch(board: EventFile, row: Row) -> None:
+    """Adds an epoch's points, which are numbered after it."""
+    for key, value in row.items():
+        if isinstance(value, float):
+            board.add_scalar(key.replace("_", "/", 1), value, row["epoch"])
 
 
 @command.memory_options(MEMORY_OPTIONS)

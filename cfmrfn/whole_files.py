@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import glob
 import io
 import os
 import re
@@ -13,9 +15,16 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, TextIO
 
 from PIL import Image
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 
 @contextmanager
@@ -119,19 +128,23 @@ def is_picture_name(path: Path) -> bool:
 def whole_folder(path: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
     """A folder to write to, which becomes `path` when the block ends without an error.
 
-    After an error nothing is left of it. If there is a folder `path`, the files get their places in
-    it, those of the names in `last` after the others.
+    After an error nothing is left of it; what a killed process left is removed by the next one. If
+    there is a folder `path`, the files get their places in it, those of the names in `last` after
+    the others and in this order. What they replace is taken out before, in the reverse order, so
+    that a kill leaves no new file beside an old one; after an error it is back.
     """
     folder = Path(os.path.abspath(path))
     partial = beside(folder)
     missing = [parent for parent in folder.parents if not parent.exists()]
+    _remove_killed(folder)
+    lock = None
     try:
         partial.mkdir(parents=True)
+        lock = _locked(partial)
         with named(folder):
             yield partial
         if folder.exists():
-            for file in sorted(partial.iterdir(), key=lambda file: file.name in last):
-                os.replace(file, folder / file.name)
+            _replace(folder, partial, last)
         else:
             partial.rename(folder)
     except BaseException as error:
@@ -143,7 +156,62 @@ def whole_folder(path: str | Path, last: Sequence[str] = ()) -> Iterator[Path]:
             # the name that the user knows
             error.filename = error.filename.replace(str(partial), str(folder), 1)
         raise
+    finally:
+        if lock is not None:
+            os.close(lock)
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(folder: Path, partial: Path, last: Sequence[str]) -> None:
+    """Moves what is in `partial` into `folder`, see `whole_folder`."""
+    names = sorted(
+        (file.name for file in partial.iterdir()),
+        key=lambda name: last.index(name) if name in last else -1,
+    )
+    there = [name for name in reversed(names) if os.path.lexists(folder / name)]
+    for name in there:
+        if (folder / name).is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(folder / name))
+    replaced = partial / ".replaced"
+    replaced.mkdir()
+    moves = [(folder / name, replaced / name) for name in there]
+    moves += [(partial / name, folder / name) for name in names]
+    begun: list[tuple[Path, Path]] = []
+    try:
+        for source, target in moves:
+            begun.append((source, target))
+            os.replace(source, target)
+    except BaseException:
+        for source, target in reversed(begun):
+            with contextlib.suppress(FileNotFoundError):  # the last one may not have been moved
+                os.replace(target, source)
+        raise
+
+
+def _remove_killed(folder: Path) -> None:
+    """Removes what killed processes left beside a folder, where the system has locks."""
+    for partial in folder.parent.glob(f".{glob.escape(folder.name)}.{'[0-9a-f]' * 8}.partial"):
+        if (lock := _locked(partial)) is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+            os.close(lock)
+
+
+def _locked(folder: Path) -> int | None:
+    """A descriptor that locks a folder until it is closed, or its process ends.
+
+    None: another one does, or there are no locks.
+    """
+    if fcntl is None:
+        return None
+    descriptor = None
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        if descriptor is not None:
+            os.close(descriptor)
+        return None
+    return descriptor
 
 
 def beside(folder: Path) -> Path:

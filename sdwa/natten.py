@@ -10,12 +10,15 @@ like) hold all attention weights, as their users ask for, and are plain PyTorch.
 
 from __future__ import annotations
 
+import functools
+import inspect
 import sys
+from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, DistributionFinder
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +29,29 @@ from sdwa.natten_windows import CAUSAL_BIAS, Flags, Sizes, Windows, check_scale,
 
 NATTEN_VERSION = "0.17.5"
 _SUBMODULES = ("functional", "na1d", "na2d", "natten1d", "natten2d")
+
+# Arguments that functions and layers of NATTEN 0.20 and later have beside 0.17.5's and `stride`.
+_LATER = frozenset(
+    {
+        "attention_kwargs",
+        "backend",
+        "backward_kv_splits",
+        "backward_kv_tile_shape",
+        "backward_q_tile_shape",
+        "backward_use_pt_reduction",
+        "embed_dim",
+        "kernel_schedule",
+        "kv_tile_shape",
+        "q_tile_shape",
+        "return_lse",
+        "run_persistent_kernel",
+        "torch_compile",
+        "try_fuse_additional_kv",
+    }
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 __all__ = [
     "NeighborhoodAttention1D",
@@ -114,9 +140,27 @@ class _Metadata(DistributionFinder):
         return [_Distribution()] if (context.name or "").lower() == "natten" else []
 
 
+def _names_later_arguments(function: Callable[P, R]) -> Callable[P, R]:
+    """The function, which names arguments of NATTEN 0.20 and later that it does not have."""
+    legal = [name for name in inspect.signature(function).parameters if name != "self"]
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **named: P.kwargs) -> R:
+        later = [name for name in named if name in _LATER]
+        if later:
+            raise TypeError(
+                f"arguments must be those of NATTEN {NATTEN_VERSION}, {', '.join(legal)}; got "
+                f"{', '.join(later)}, of NATTEN 0.20 and later"
+            )
+        return function(*args, **named)
+
+    return checked
+
+
 # Fused
 
 
+@_names_later_arguments
 def na1d(
     query: Tensor,
     key: Tensor,
@@ -129,6 +173,8 @@ def na1d(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     xformers_kwargs: dict[str, Any] | None = None,
+    *,
+    stride: Sizes = 1,
 ) -> Tensor:
     """Fused neighborhood attention of sequences.
 
@@ -141,18 +187,21 @@ def na1d(
         additional_keys, additional_values: (batch, tokens, heads, head_dim); every query attends to
             these as well.
         xformers_kwargs: not used.
+        stride: of NATTEN 0.20 and later, which has it before dilation; 1 alone.
 
     Returns:
         (batch, length, heads, head_dim)
 
     Raises:
+        TypeError: an argument of NATTEN 0.20 and later, among others.
         ValueError: a window larger than the sequence, among others.
         NotImplementedError: a causal window with a bias.
     """
-    windows = Windows.of(1, kernel_size, dilation, is_causal)
+    windows = Windows.of(1, kernel_size, dilation, is_causal, stride)
     return windows.attend(query, key, value, rpb, scale, additional_keys, additional_values)
 
 
+@_names_later_arguments
 def na2d(
     query: Tensor,
     key: Tensor,
@@ -165,6 +214,8 @@ def na2d(
     additional_keys: Tensor | None = None,
     additional_values: Tensor | None = None,
     xformers_kwargs: dict[str, Any] | None = None,
+    *,
+    stride: Sizes = 1,
 ) -> Tensor:
     """Fused neighborhood attention of maps, as `na1d` of sequences.
 
@@ -177,9 +228,9 @@ def na2d(
         (batch, height, width, heads, head_dim)
 
     Raises:
-        ValueError, NotImplementedError: as `na1d`.
+        TypeError, ValueError, NotImplementedError: as `na1d`.
     """
-    windows = Windows.of(2, kernel_size, dilation, is_causal)
+    windows = Windows.of(2, kernel_size, dilation, is_causal, stride)
     return windows.attend(query, key, value, rpb, scale, additional_keys, additional_values)
 
 
@@ -322,6 +373,7 @@ class _NeighborhoodAttention(nn.Module):
 
     dims: int
 
+    @_names_later_arguments
     def __init__(
         self,
         dim: int,
@@ -335,12 +387,14 @@ class _NeighborhoodAttention(nn.Module):
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         use_experimental_ops: bool = False,
+        *,
+        stride: Sizes = 1,
     ) -> None:
         super().__init__()
         check_count("dim", dim)
         check_count("num_heads", num_heads)
         check_scale("qk_scale", qk_scale)
-        windows = Windows.of(self.dims, kernel_size, dilation, is_causal)
+        windows = Windows.of(self.dims, kernel_size, dilation, is_causal, stride)
         if any(windows.is_causal) and rel_pos_bias:
             raise NotImplementedError(CAUSAL_BIAS)
         if dim % num_heads:

@@ -43,12 +43,18 @@ class Windows:
         self.dims = len(kernel_size)
 
     @staticmethod
-    def of(dims: int, kernel_size: Sizes, dilation: Sizes | None, is_causal: Flags) -> Windows:
+    def of(
+        dims: int, kernel_size: Sizes, dilation: Sizes | None, is_causal: Flags, stride: Sizes = 1
+    ) -> Windows:
         """From arguments as NATTEN takes them.
 
         Raises:
             ValueError: one that is not legal.
         """
+        if set(_sizes("stride", stride, dims)) != {1}:
+            raise ValueError(
+                f"stride must be 1, as strides above 1 are not computed here; got {stride!r}"
+            )
         flags = False if is_causal is None else is_causal
         causal = tuple(flags) if isinstance(flags, Sequence) else (flags,) * dims
         if len(causal) != dims or not all(isinstance(flag, bool) for flag in causal):

@@ -30,15 +30,21 @@ class Swapped:
         replaced: the class that was there, by the name of each module that was replaced.
         left: the same of modules that look like attention and were left.
         reasons: why, by the name of those that were left though a class of this name is known.
+        fused: number of modules that were fused already, as those of `sdwa.natten` are.
     """
 
     replaced: dict[str, str] = field(default_factory=dict)
     left: dict[str, str] = field(default_factory=dict)
     reasons: dict[str, str] = field(default_factory=dict)
+    fused: int = 0
 
     def __str__(self) -> str:
         lines = [f"replaced {name}: {kind}" for name, kind in self.replaced.items()]
-        return "\n".join([*lines, *(f"left {name}: {self.why_left(name)}" for name in self.left)])
+        lines += [f"left {name}: {self.why_left(name)}" for name in self.left]
+        if self.fused:
+            are = "module is" if self.fused == 1 else "modules are"
+            lines.append(f"{self.fused} {are} fused already")
+        return "\n".join(lines)
 
     def why_left(self, name: str) -> str:
         """The class of a module that was left, and the reason where there is one."""
@@ -68,11 +74,11 @@ def swap(model: nn.Module) -> Swapped:
         model: changed in place, or not at all where an error is raised.
 
     Returns:
-        What was replaced, and what was left.
+        What was replaced, and what was left; nothing where all that is known is fused already.
 
     Raises:
         TypeError: model is not a module.
-        ValueError: there is nothing to replace in it, or it is itself a module to be replaced.
+        ValueError: there is nothing known in it, or it is itself a module to be replaced.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(model).__name__}")
@@ -82,7 +88,7 @@ def swap(model: nn.Module) -> Swapped:
             f"model must contain the modules to replace, got one itself ({_name(model)}): put it "
             "into a torch.nn.ModuleList"
         )
-    done = Swapped()
+    done = Swapped(fused=sum(map(_is_ours, model.modules())))
     fused: dict[nn.Module, nn.Module | str] = {}  # or why it is left; one that is shared stays so
     places: list[tuple[nn.Module, str, nn.Module]] = []
     for prefix, parent in model.named_modules():
@@ -109,13 +115,10 @@ def swap(model: nn.Module) -> Swapped:
         del done.left[path]  # what it does is in the part that was replaced
     for parent, name, instead in places:
         parent._modules[name] = instead
-    if not done.replaced:
+    if not (done.replaced or done.fused):
         kinds = sorted(set(map(done.why_left, done.left)))
         left = f"; left: {', '.join(kinds)}" if kinds else ""
-        ours = ""
-        if any(map(_is_ours, model.modules())):
-            ours = "; it has modules of sdwa, which are fused already"
-        raise ValueError(f"model must contain a module that is known: {known}{left}{ours}")
+        raise ValueError(f"model must contain a module that is known: {known}{left}")
     return done
 
 

@@ -169,6 +169,14 @@ def test_blocks_of_rows_make_no_difference(monkeypatch, is_causal):
     torch.testing.assert_close(results(), whole)
 
 
+def test_stride_of_one_changes_nothing():
+    """which NATTEN 0.20 and later has"""
+    m = maps(1, 8, 9, 2, 4)
+    torch.testing.assert_close(natten.na2d(*m, 3, stride=1, dilation=2), natten.na2d(*m, 3, 2))
+    layer = natten.NeighborhoodAttention2D(8, 2, 3, stride=(1, 1), dilation=2)
+    assert layer.dilation == (2, 2)
+
+
 def test_dilation_of_none_is_one():
     query, key, value = maps(1, 6, 5, 2, 4)
     expected = natten.na2d(query, key, value, 3)
@@ -395,6 +403,42 @@ REFUSED = {
         ),
         ValueError,
         r"additional_values must be \(batch, heads, tokens, head_dim\) with .* heads 2",
+    ),
+    "stride": (
+        lambda m: natten.na2d(*m, 3, stride=(1, 2)),
+        ValueError,
+        r"stride must be 1, as strides above 1 are not computed here; got \(1, 2\)",
+    ),
+    "stride of no size": (
+        lambda m: natten.na1d(*(t[:, 0] for t in m), 3, stride=0),
+        ValueError,
+        "stride must be an int of at least 1, or 1 of them, got 0",
+    ),
+    "layer, stride": (
+        lambda m: natten.NeighborhoodAttention2D(8, 2, 3, stride=2),
+        ValueError,
+        "stride must be 1, as strides above 1 are not computed here; got 2",
+    ),
+    "of NATTEN 0.20": (
+        lambda m: natten.na2d(*m, 3, backend="cutlass-fna", q_tile_shape=(8, 8)),
+        TypeError,
+        r"arguments must be those of NATTEN 0.17.5, query, key, value, kernel_size, dilation, .*, "
+        r"stride; got backend, q_tile_shape, of NATTEN 0.20 and later",
+    ),
+    "layer, of NATTEN 0.20.1": (
+        lambda m: natten.NeighborhoodAttention1D(embed_dim=8, num_heads=2, kernel_size=3),
+        TypeError,
+        "arguments must be those of NATTEN 0.17.5, dim, num_heads, .*; got embed_dim, of NATTEN",
+    ),
+    "stride and dilation in the places of NATTEN 0.20": (
+        lambda m: natten.na2d(*m, 3, 1, 2),
+        ValueError,
+        "is_causal must be a bool or 2 of them, got 2",
+    ),
+    "unknown": (
+        lambda m: natten.na2d(*m, 3, bias=None),
+        TypeError,
+        "unexpected keyword argument 'bias'",
     ),
     "scale of each head": (
         lambda m: natten.na2d(*m, 3, scale=torch.ones(2)),

@@ -10,6 +10,7 @@ from torch.nn.utils import prune
 
 import sdwa
 from sdwa import natten
+from sdwa.swapping import Swapped
 
 
 class NeighborhoodAttention(nn.Module):
@@ -407,11 +408,30 @@ def test_refused(model, kind, message):
         sdwa.swap(model)
 
 
-def test_twice_is_refused_as_there_is_nothing_left():
-    model = nn.ModuleList([NeighborhoodAttention(16, 4, 3, 1)])
+def test_what_is_fused_already_is_counted():
+    model = nn.ModuleList([NeighborhoodAttention(16, 4, 3, 1) for _ in range(2)])
     sdwa.swap(model)
-    with pytest.raises(ValueError, match="must contain a module that is known.* fused already"):
-        sdwa.swap(model)
+    fused = list(model)
+    done = sdwa.swap(model)
+    assert done == Swapped(fused=2)
+    assert str(done) == "2 modules are fused already"
+    assert list(model) == fused
+    model.append(NeighborhoodAttention(16, 4, 3, 1))
+    done = sdwa.swap(model)
+    assert (list(done.replaced), done.fused) == (["2"], 2)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        sdwa.natten.NeighborhoodAttention2D(16, 4, 3),
+        sdwa.SlidingDilatedWindowAttention(16, 4, 3, 1),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_layers_of_ours_are_fused_already(layer):
+    for model in (layer, nn.ModuleList([layer])):
+        assert str(sdwa.swap(model)) == "1 module is fused already"
 
 
 def dilate():

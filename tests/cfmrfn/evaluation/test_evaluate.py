@@ -293,6 +293,28 @@ def test_results_of_another_evaluation_are_not_replaced(save_run, classes, run_t
         run_tool(run, "--data", classes)
 
 
+def test_results_do_not_lie_beside_a_table_of_others(save_run, classes, run_tool, tmp_path):
+    run = save_run()
+    run_tool(run, "--data", classes, "--csv")
+    run_tool(run, "--data", classes)  # the same again: the table is of these
+    name = "run-best-classes-all"
+    files = [f"{name}{end}" for end in (".json", ".png", "-confusion.csv", "-reliability.png")]
+    table = tmp_path / "results" / f"{name}.csv"
+    with pytest.raises(ConfigError, match=f"or remove {', '.join([*files, table.name])}$"):
+        run_tool(run, "--data", classes, "--precision", "bf16")
+    table.with_suffix(".json").unlink()
+    message = (
+        f"{table} is of results whose {name}.json is gone, .* remove it, replace it with --csv"
+    )
+    with pytest.raises(ConfigError, match=message):
+        run_tool(run, "--data", classes)
+    run_tool(run, "--data", classes, "--csv")
+    table.with_suffix(".json").unlink()
+    table.unlink()
+    run_tool(run, "--data", classes)
+    assert sorted(path.name for path in table.parent.iterdir()) == sorted(files)
+
+
 def test_table_of_images(save_run, classes, run_tool, tmp_path):
     awkward = classes / "anger" / os.fsdecode(b"\xe9t\xe9,\n.jpg")
     (classes / "anger" / "1.jpg").rename(awkward)

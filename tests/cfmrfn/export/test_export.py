@@ -276,6 +276,22 @@ def test_nothing_is_overwritten_unless_asked(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} == {"run", "out"}
 
 
+def test_a_card_does_not_lie_beside_weights_of_others(tmp_path):
+    make_run(tmp_path / "run")
+    out = tmp_path / "out"
+    export.export(tmp_path / "run", ("safetensors",), out)
+    before = contents(out)
+    message = (
+        r"has README\.md, the card of config\.json, model\.safetensors, which would be replaced"
+    )
+    with pytest.raises(ConfigError, match=message):
+        export.export(tmp_path / "run", ("safetensors",), out, overwrite=True, card=False)
+    assert contents(out) == before
+    (out / "README.md").write_text("mine")
+    export.export(tmp_path / "run", ("safetensors",), out, overwrite=True, card=False)
+    assert contents(out)["README.md"] == b"mine"
+
+
 def test_files_of_two_networks_do_not_lie_together(tmp_path):
     make_run(tmp_path / "run")
     out = tmp_path / "out"

@@ -126,6 +126,82 @@ def test_files_get_their_places_in_a_folder_that_is_there(tmp_path):
     assert not list(tmp_path.parent.glob(".*.partial"))
 
 
+NAMES = ("model", "config", "README")
+
+
+def write(folder, text):
+    with whole_folder(folder, last=NAMES) as partial:
+        for name in ("large", *reversed(NAMES)):
+            (partial / name).write_text(text)
+
+
+def contents(folder):
+    return {path.name: path.read_text() for path in folder.iterdir()}
+
+
+class Interrupting:
+    """`os.replace`, which does something else at the call of a number."""
+
+    def __init__(self, number, act):
+        self.number, self.act, self.replace = number, act, os.replace
+
+    def __call__(self, source, target):
+        self.number -= 1
+        if self.number == -1:
+            self.act()
+        self.replace(source, target)
+
+
+def fail():
+    raise OSError(errno.EIO, os.strerror(errno.EIO), "model")
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_an_error_puts_back_what_was_replaced(tmp_path, monkeypatch, number):
+    write(tmp_path / "a", "old")
+    (tmp_path / "a" / "other").write_text("stays")
+    before = contents(tmp_path / "a")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", Interrupting(number, fail))
+        with pytest.raises(OSError, match="Input/output error"):
+            write(tmp_path / "a", "new")
+    assert contents(tmp_path / "a") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("number", range(8))
+def test_a_kill_leaves_no_file_beside_others(tmp_path, monkeypatch, number):
+    before, after = tmp_path / "before", tmp_path / "after"
+    write(before / "a", "old")
+    with monkeypatch.context() as patch:
+        # a copy is what a kill at that moment would leave
+        copy = Interrupting(number, lambda: shutil.copytree(before, after))
+        patch.setattr(os, "replace", copy)
+        write(before / "a", "new")
+    left = contents(after / "a")
+    assert len(set(left.values())) <= 1
+    assert "README" not in left or number == 0
+    assert len(list(after.iterdir())) == 2
+    write(after / "a", "new")
+    assert contents(after / "a") == dict.fromkeys(["large", *NAMES], "new")
+    assert [path.name for path in after.iterdir()] == ["a"]
+
+
+def test_what_another_process_writes_stays(tmp_path):
+    with whole_folder(tmp_path / "a") as first:
+        (first / "1").write_text("first")
+        with whole_folder(tmp_path / "a") as second:
+            (second / "2").write_text("second")
+    assert contents(tmp_path / "a") == {"1": "first", "2": "second"}
+
+
+def test_a_folder_is_not_replaced_by_a_file(tmp_path):
+    (tmp_path / "a" / "model").mkdir(parents=True)
+    with pytest.raises(IsADirectoryError, match="a/model"):
+        write(tmp_path / "a", "new")
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["model"]
+
+
 def test_an_error_leaves_no_folder(tmp_path):
     def fail():
         with whole_folder(tmp_path / "a" / "b") as folder:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cfmrfn import checkpoint, train
 from cfmrfn.config import parse_config
@@ -21,7 +22,7 @@ from cfmrfn.data import dataset
 from cfmrfn.data.synthetic import write_faces
 from cfmrfn.errors import CheckpointError, DataError
 from cfmrfn.train import Trainer
-from cfmrfn.training import images
+from cfmrfn.training import event_file, images
 from tests.cfmrfn.states import assert_equal, state
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -409,3 +410,47 @@ def test_a_signal_to_all_processes_leaves_the_workers_to_the_main_one(options, t
     _, stderr = process.communicate()
     assert (process.returncode, stderr) == (130, b"")
     assert "and saved; go on with" in (folder / "log.txt").read_text()
+
+
+def curves(folder):
+    """The steps of each curve, as TensorBoard reads them."""
+    events = EventAccumulator(str(folder / "tensorboard")).Reload()
+    return {name: [e.step for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def killed_before_it_is_saved(epoch, monkeypatch, *args):
+    """Trains until the points of an epoch are written."""
+    save = Trainer._save
+
+    def killed(trainer):
+        if (trainer.progress.epoch, trainer.progress.step) == (epoch, 0):
+            raise KeyboardInterrupt
+        save(trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_save", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_here(*args)
+
+
+@pytest.mark.parametrize("batch_size", ["8", "56"], ids=["seven steps", "one step"])
+def test_curves_lose_and_double_no_point(options, tmp_path, monkeypatch, batch_size):
+    folder = tmp_path / "run"
+    more = ["--tensorboard", "--batch-size", batch_size, "--epochs", "3", "--output", str(folder)]
+    killed_before_it_is_saved(1, monkeypatch, *options, *more)
+    killed_before_it_is_saved(2, monkeypatch, "--resume", str(folder))
+    # as after a clock was set back
+    monkeypatch.setattr(event_file.time, "time", lambda: 0.0)
+    train_here("--resume", str(folder))
+    assert len(list((folder / "tensorboard").iterdir())) == 3
+    found = curves(folder)
+    steps = 3 * 56 // int(batch_size)
+    assert found.pop("step/loss") == list(range(1, steps + 1))
+    assert "train/loss" in found and set(map(tuple, found.values())) == {(1, 2, 3)}
+
+
+def test_curves_get_epochs_that_were_trained_without(options, tmp_path):
+    folder = str(tmp_path / "run")
+    train_here(*options, "--schedule", "constant", "--epochs", "1", "--output", folder)
+    train_here("--resume", folder, "--epochs", "2", "--tensorboard")
+    assert curves(tmp_path / "run")["train/loss"] == [1, 2]

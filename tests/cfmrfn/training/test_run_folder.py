@@ -10,6 +10,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 
 from cfmrfn.config import parse_config
@@ -247,6 +248,24 @@ def test_a_full_disk_ends_the_events_and_not_the_run(tmp_path, monkeypatch):
     assert point.summary.value[0].tag == "step/loss"
     event_file.EventFile(tmp_path / "a" / path.name, 0, told.append)  # the folder is a file
     assert len(told) == 2
+
+
+def losses(folder):
+    return {e.step: e.value for e in EventAccumulator(str(folder)).Reload().Scalars("step/loss")}
+
+
+def test_events_end_where_a_process_was_killed_while_it_wrote(tmp_path):
+    with event_file.EventFile(tmp_path, 0, pytest.fail) as events:
+        for step in (1, 2, 3):
+            events.add_scalar("step/loss", 0.5, step)
+    (path,) = tmp_path.iterdir()
+    path.write_bytes(path.read_bytes()[:-9])
+    for first in (4, 2):  # the second from an older checkpoint, which voids what follows
+        with event_file.EventFile(tmp_path, first, pytest.fail) as events:
+            for step in (1, 2, 3, 4):
+                events.add_scalar("step/loss", 0.25, step)
+        voided = 2 if first == 2 else 3
+        assert losses(tmp_path) == {n: 0.5 if n < voided else 0.25 for n in (1, 2, 3, 4)}
 
 
 def fill_up(*_):

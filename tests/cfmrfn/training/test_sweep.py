@@ -111,6 +111,25 @@ def test_differences_are_told_from_noise(results):
     assert "Within noise, not told apart from 2, 3, 3: 4, 2, 2 (+0.00)." in text
 
 
+@pytest.mark.parametrize(
+    "args, said",
+    [
+        ([], "Recipe drawn. "),
+        (
+            ["--image-size", "64", "--drawn-train", "70", "--scale", "0.9", "1.1", "--clip", "1"],
+            "Recipe drawn with drawn-train 70, image-size 64, scale 0.9 1.1, clip 1.0. ",
+        ),
+        (["--recipe", "rafdb", "--no-boxes"], "Recipe rafdb with boxes False. "),
+        (["--data", ".", "--epochs", "3", "--depth", "2", "--no-tensorboard"], "Recipe drawn. "),
+    ],
+    ids=["none", "images and optimisation", "of another recipe", "said elsewhere"],
+)
+def test_the_caption_names_what_departs_from_the_recipe(results, args, said):
+    costs = dict.fromkeys(results, NO_COST)
+    text = sweep.format_table(TABLES["table4"], results, costs, (0, 1, 2), parse_config(args))
+    assert said in text.splitlines()[-1]
+
+
 @pytest.mark.parametrize("changed", [{"fingerprint": "b"}, {"image_bytes": 8}])
 def test_rows_on_other_images_are_named(results, changed):
     costs = dict.fromkeys(results, NO_COST)
