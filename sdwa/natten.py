@@ -149,7 +149,7 @@ def _names_later_arguments(function: Callable[P, R]) -> Callable[P, R]:
         later = [name for name in named if name in _LATER]
         if later:
             raise TypeError(
-                f"arguments must be those of NATTEN {NATTEN_VERSION}, {', '.join(legal)}; got "
+                f"arguments must be among {', '.join(legal)}, as in NATTEN {NATTEN_VERSION}; got "
                 f"{', '.join(later)}, of NATTEN 0.20 and later"
             )
         return function(*args, **named)

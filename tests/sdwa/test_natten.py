@@ -422,13 +422,13 @@ REFUSED = {
     "of NATTEN 0.20": (
         lambda m: natten.na2d(*m, 3, backend="cutlass-fna", q_tile_shape=(8, 8)),
         TypeError,
-        r"arguments must be those of NATTEN 0.17.5, query, key, value, kernel_size, dilation, .*, "
-        r"stride; got backend, q_tile_shape, of NATTEN 0.20 and later",
+        "arguments must be among query, key, value, kernel_size, dilation, .*, stride, as in "
+        "NATTEN 0.17.5; got backend, q_tile_shape, of NATTEN 0.20 and later",
     ),
     "layer, of NATTEN 0.20.1": (
         lambda m: natten.NeighborhoodAttention1D(embed_dim=8, num_heads=2, kernel_size=3),
         TypeError,
-        "arguments must be those of NATTEN 0.17.5, dim, num_heads, .*; got embed_dim, of NATTEN",
+        "arguments must be among dim, num_heads, .*, as in NATTEN 0.17.5; got embed_dim, of NATTEN",
     ),
     "stride and dilation in the places of NATTEN 0.20": (
         lambda m: natten.na2d(*m, 3, 1, 2),
