@@ -429,7 +429,8 @@ def test_nothing_half_written(run_folder, images, tmp_path, monkeypatch):
     ("wrong", "message"),
     [
         (["nowhere"], "there is no checkpoint nowhere"),
-        (["{empty}"], "there is no best.pt in .*empty"),
+        (["{empty}"], "folder .*empty has neither a network nor pictures"),
+        (["{begun}"], "there is no best.pt in .*begun; a run writes it after its first epoch"),
         (["{version}"], "is a checkpoint in format 99, .* reads format 1"),
         (["{run}", "--csv", "{tmp}/none/a.csv"], "--csv: there is no folder .*/none"),
         (["{run}", "--min-score", "2"], "min_score must be 0 to 1, got 2"),
@@ -447,12 +448,15 @@ def test_nothing_half_written(run_folder, images, tmp_path, monkeypatch):
     ],
 )
 def test_errors_of_the_user(run_folder, images, tmp_path, capsys, wrong, message):
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "begun"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "begun/config.yaml").touch()
     torch.save({"format": 99}, tmp_path / "version.pt")
     places = {
         "run": run_folder,
         "tmp": tmp_path,
         "empty": tmp_path / "empty",
+        "begun": tmp_path / "begun",
         "version": tmp_path / "version.pt",
     }
     tool, *more = (word.format(**places) for word in wrong)
