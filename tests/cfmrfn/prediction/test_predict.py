@@ -302,7 +302,7 @@ def test_the_whole_tool_on_photographs(run_folder, photographs, tmp_path, capsys
             assert picture["path"] in picture["error"]
             listed_rows.append((picture["path"], ""))
             continue
-        assert list(picture) == ["path", "frame", "seconds", "faces"]
+        assert list(picture) == ["path", "frame", "seconds", "drawn", "faces"]
         assert picture["frame"] is picture["seconds"] is None
         for face in picture["faces"]:
             assert face["landmarks"] is None
@@ -397,6 +397,20 @@ def test_a_folder_of_pictures_is_new_or_empty(run_folder, images, tmp_path, what
     assert run_tool(run_folder, images[0], "--overlay", overlay) == 2
     assert "--overlay must be a new or an empty folder" in capsys.readouterr().err
     assert (overlay / "a.jpg").read_bytes() == held
+
+
+def test_json_says_which_drawn_picture_is_which(run_folder, images, tmp_path, capsys):
+    for folder, source in (("A", images[0]), ("B", images[2])):
+        (tmp_path / folder).mkdir()
+        shutil.copy(source, tmp_path / folder / "x.jpg")
+    overlay, listed = tmp_path / "overlay", tmp_path / "faces.json"
+    args = [tmp_path / "A", tmp_path / "B", "--json", listed]
+    assert status(run_folder, *args, "--overlay", overlay) == 0
+    names = {each["path"]: each["drawn"] for each in json.loads(listed.read_text())["pictures"]}
+    assert names == {f"{tmp_path}/A/x.jpg": "x.jpg", f"{tmp_path}/B/x.jpg": "x-2.jpg"}
+    assert set(names.values()) == set(os.listdir(overlay))
+    assert status(run_folder, *args) == 0
+    assert {each["drawn"] for each in json.loads(listed.read_text())["pictures"]} == {None}
 
 
 def test_names_of_pictures_never_meet(tmp_path):
