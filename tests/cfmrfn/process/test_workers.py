@@ -82,8 +82,9 @@ def test_workers_outlive_signals_also_while_they_start():
     assert [int(batch) for batch in batches] == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize("seconds", [0, 0.03, 0.5])
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize(
+    ("name", "seconds"), [("SIGTERM", 0), ("SIGTERM", 0.03), ("SIGINT", 0.03), ("SIGHUP", 0.5)]
+)
 @pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes")
 def test_a_signal_to_all_processes_that_draw_is_acted_upon_by_the_main_one(tmp_path, name, seconds):
     number = getattr(signal, name)
