@@ -22,7 +22,7 @@ TOOLS = {
     "demo": ("cfmrfn.demo.__main__", "a local page for pictures and the camera"),
     "analyze": ("cfmrfn.analyze", "what a checkpoint looks at, as a page and pictures"),
     "export": ("cfmrfn.export", "ONNX, torch.export, safetensors for timm, and a model card"),
-    "data": ("cfmrfn.data.__main__", "verify a data set, draw faces, prepare FERPlus"),
+    "data": ("cfmrfn.data.__main__", "verify or divide a data set, draw faces, prepare FERPlus"),
     "landmarks": (
         "cfmrfn.landmarks.__main__",
         "train the landmark backbone on drawn faces, and measure it",

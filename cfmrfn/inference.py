@@ -22,11 +22,14 @@ per face in pictures and in frames of videos, in the order in which they were gi
 A file that could not be read has a row of its path alone. The same of faces as JSON::
 
     {"checkpoint": PATH, "class_names": [NAME, ...],
-     "pictures": [{"path": PATH, "frame": null, "seconds": null, "faces": [
+     "pictures": [{"path": PATH, "frame": null, "seconds": null, "drawn": NAME or null, "faces": [
          {"face": 1, "track": null, "box": [LEFT, TOP, RIGHT, BOTTOM], "score": 0.99,
           "prediction": NAME, "probabilities": {NAME: P, ...},
           "landmarks": [[X, Y], ... 68] or null}, ...]},
       {"path": PATH, "error": WHY}]}
+
+"drawn" is the file's name in the folder of `predict --overlay`, null without one. Names there are
+numbered where files in several folders have the same.
 
 Bytes of a name that are no UTF-8 are lone surrogates in JSON, as in Python: \\udce9 for byte e9;
 `os.fsencode` gives them back.
@@ -382,13 +385,15 @@ class FaceList:
         faces: Sequence[Face],
         frame: int | None = None,
         seconds: float | None = None,
+        drawn: str | None = None,
     ) -> None:
-        """Adds a picture, or a frame."""
+        """Adds a picture, or a frame; `drawn`: name of the file that it was drawn into."""
         self._add(
             {
                 "path": path,
                 "frame": frame,
                 "seconds": None if seconds is None else round(seconds, 3),
+                "drawn": drawn,
                 "faces": [plain_face(number, face) for number, face in enumerate(faces, 1)],
             }
         )

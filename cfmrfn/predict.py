@@ -153,7 +153,8 @@ class Predict:
     """The same as JSON, with landmarks where the network has them."""
     overlay: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Also draw each picture's faces and expressions into this folder, which must be new or
-    empty; NAME-faces.mp4 for a video, without its sound."""
+    empty; NAME-faces.mp4 for a video, without its sound. Of one NAME in several folders the others
+    are NAME-2, NAME-3, ...; --json says which picture is which."""
     bars: bool = False
     """Draw bars of all classes there, where there is room beside the faces."""
     smooth: float = 0.0
@@ -335,11 +336,12 @@ class Output(ExitStack):
         if isinstance(answer, DataError):
             self.broken(path, answer)
         else:
-            self.write(path, answer)
-            self.faceless += not answer
+            drawn = None
             if self.folder is not None:
-                image = read_image(Sample(path, 0))
-                self.folder.save(path, draw(image, answer, bars=self.bars))
+                image = draw(read_image(Sample(path, 0)), answer, bars=self.bars)
+                drawn = self.folder.save(path, image)
+            self.write(path, answer, drawn=drawn)
+            self.faceless += not answer
         self.bar.update()
 
     def video(self, path: str, predictor: Predictor, smooth: float, seconds: float | None) -> None:
@@ -356,17 +358,25 @@ class Output(ExitStack):
             stack.enter_context(clip)
             bar = stack.enter_context(progress_bar(clip.frames, unit="frame"))
             stops = stack.enter_context(_stopped_by_interrupt()) if clip.is_live else []
-            drawn = None
+            drawn = name = None
             if self.folder is not None:
                 name = self.folder.name_for(path, "-faces.mp4")
                 drawn = stack.enter_context(video.VideoWriter(name, clip.rate))
+                if clip.rate < clip.said_rate:
+                    tqdm.write(
+                        on_one_line(
+                            f"{name} has {clip.rate:g} frames per second, as {clip.said_rate:g}, "
+                            f"which {path} says, are unlikely"
+                        ),
+                        file=sys.stderr,
+                    )
             frames = stack.enter_context(
                 closing(video.read(clip, predictor, smooth=smooth, limit=seconds))
             )
             try:
                 for frame in frames:
                     has_face |= bool(frame.faces)
-                    self.write(path, frame.faces, frame.number, frame.seconds)
+                    self.write(path, frame.faces, frame.number, frame.seconds, name)
                     if drawn is not None:
                         names = [f"#{face.track}" for face in frame.faces]
                         image = draw(
@@ -401,12 +411,13 @@ class Output(ExitStack):
         faces: Sequence[Face],
         frame: int | None = None,
         seconds: float | None = None,
+        drawn: Path | None = None,
     ) -> None:
-        """The faces of a picture, or of a frame of a video."""
+        """The faces of a picture, or of a frame of a video; `drawn`: its file of --overlay."""
         if self.table is not None:
             self.table.write(path, faces, frame, seconds)
         if self.list is not None:
-            self.list.write(path, faces, frame, seconds)
+            self.list.write(path, faces, frame, seconds, None if drawn is None else drawn.name)
         # a bar on the terminal makes room for lines there
         say = tqdm.write if sys.stdout.isatty() else print
         name = on_one_line(path)
@@ -465,11 +476,13 @@ class PictureFolder:
         self.taken[key] = 1
         return self.path / f"{name}{suffix}"
 
-    def save(self, path: str, image: Image.Image) -> None:
-        """Writes a picture named after `path`."""
+    def save(self, path: str, image: Image.Image) -> Path:
+        """Writes a picture named after `path`, and returns its own."""
         kind, suffix = ("JPEG", ".jpg") if max(image.size) <= MOST_OF_JPEG else ("PNG", ".png")
-        with whole(self.name_for(path, suffix)) as target:
+        name = self.name_for(path, suffix)
+        with whole(name) as target:
             save_image(image, target, kind, quality=92)
+        return name
 
 
 def _is_same_file(one: Path, other: Path) -> bool:

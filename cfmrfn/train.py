@@ -96,6 +96,8 @@ class Trainer:
                 f"batch-size must be a multiple of processes x accumulate, {self.world.size} x "
                 f"{optim.accumulate}; got {optim.batch_size}"
             )
+        if run.resume is None:
+            initial_weights.check_backbones(config)
         if run.resume is not None and images.data is not None and not images.data.is_dir():
             raise DataError(
                 f"the images of {self.folder.path} are no longer in {images.data}: say with --data "

@@ -113,10 +113,12 @@ def split_names(names: Sequence[str], also: Sequence[str] = ()) -> tuple[str | N
         also: suffixes, in lower case, of files that are taken beside pictures.
 
     Raises:
-        ConfigError: as for `check_names`.
+        ConfigError: as for `check_names`, or the first is a folder with neither of them.
     """
     check_names(names)
     if names and not _is_picture(names[0], also):
+        if os.path.isdir(names[0]) and not _is_of_network(names[0]):
+            raise ConfigError(f"folder {names[0]} has neither a network nor pictures")
         return names[0], names[1:]
     return None, names
 

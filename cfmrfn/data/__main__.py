@@ -1,4 +1,4 @@
-"""Data sets on the command line: `python -m cfmrfn.data verify|draw|prepare`."""
+"""Data sets on the command line: `python -m cfmrfn.data verify|draw|prepare|split`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Annotated, Any
 import tyro
 
 from cfmrfn import errors
-from cfmrfn.checks import check_at_least
+from cfmrfn.checks import check_at_least, check_fractions_below_1, require
 from cfmrfn.config import LayoutName, parse
-from cfmrfn.data import ferplus, open_set
+from cfmrfn.data import ferplus, open_set, split
 from cfmrfn.data.duplicates import write_groups
 from cfmrfn.data.files import check_folder
 from cfmrfn.data.synthetic import contact_sheet, write_faces
@@ -75,7 +75,7 @@ class Verify:
 class Draw:
     """Draw a set of faces in RAF-DB's layout, or a contact sheet of them."""
 
-    root: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="ROOT")] = None
+    root: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[ROOT]")] = None
     """Folder to make; may be left out with --sheet."""
     classes: int = 7
     """7 expressions, or 8 with contempt."""
@@ -130,10 +130,59 @@ class Prepare:
         return 0
 
 
+@dataclass(frozen=True)
+class Split:
+    """Divide class folders at random into train, test and val, for training.
+
+    Each part has its share of every class. Images that are the same pixel for pixel stay in one
+    part. FOLDER is left as it is; the files of TARGET are hard links to those of FOLDER, or copies
+    where the file system has none.
+    """
+
+    folder: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="FOLDER")]
+    """Folder of class folders, such as FOLDER/happy/1.jpg."""
+    target: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="TARGET")]
+    """Folder to make."""
+    test: float = 0.2
+    """Share of the images to test on, at least one of each class that has two."""
+    validation: float = 0.0
+    """Share of the images to choose the best epoch on, at least one of each class that has three.
+    0: none."""
+    seed: int = 0
+    """Seed that decides which."""
+    digits: tuple[str, ...] | None = None
+    """What class folders named by digits mean, as verify takes it."""
+    workers: int = available_cores()
+    """Processes that open images."""
+
+    def __post_init__(self) -> None:
+        check_at_least(self, seed=0)
+        require(0 < self.test < 1, "test", self.test, "above 0 and below 1")
+        check_fractions_below_1(self, "validation")
+        together = self.test + self.validation
+        require(together < 1, "test and validation together", together, "below 1")
+
+    def run(self) -> int:
+        split.check_target(self.folder, self.target)
+        division = split.divide(
+            self.folder,
+            test=self.test,
+            validation=self.validation,
+            seed=self.seed,
+            digits=self.digits,
+            workers=self.workers,
+        )
+        split.write(division, self.folder, self.target)
+        print(division)
+        print(f"divided: {printable(str(self.target))}")
+        return 0
+
+
 COMMAND: Any = (
     Annotated[Verify, tyro.conf.subcommand("verify")]
     | Annotated[Draw, tyro.conf.subcommand("draw")]
     | Annotated[Prepare, tyro.conf.subcommand("prepare")]
+    | Annotated[Split, tyro.conf.subcommand("split")]
 )
 
 

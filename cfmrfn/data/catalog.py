@@ -150,4 +150,5 @@ def _recognise(root: str, training: bool) -> Layout:
     if not training and holds_image(root):
         return LAYOUTS[-1]  # class folders of a user's own classes
     known = "; ".join(f"{layout.name} ({layout.description})" for layout in LAYOUTS)
-    raise DataError(f"no data set recognised in {root}; known layouts: {known}")
+    hint = f". {folder.how_to_divide(root)}" if holds_image(root) else ""
+    raise DataError(f"no data set recognised in {root}; known layouts: {known}{hint}")

@@ -24,7 +24,7 @@ from cfmrfn.data.samples import (
     SetOptions,
     canonical_name,
 )
-from cfmrfn.errors import DataError, printable, utf8_needed
+from cfmrfn.errors import DataError, argument, printable, utf8_needed
 
 # Sets whose labels circulate as names of folders: the first label, and the classes in order.
 DIGITS: Mapping[str, tuple[int, tuple[str, ...]]] = {
@@ -85,7 +85,7 @@ def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
     found = _split_folders(root, left_out)
     if options.training and ("train" not in found or len(found) == 1):
         what = "no split folders" if "train" not in found else "only a training split"
-        raise DataError(f"{root} has {what}; {_LAYOUT}")
+        raise DataError(f"{root} has {what}; {_LAYOUT}. {how_to_divide(found.get('train', root))}")
     if not found:
         found = {WITHOUT_SPLITS: root}
         left_out.clear()
@@ -113,6 +113,11 @@ def load(root: str, options: SetOptions = AS_FOUND) -> ExpressionSet:
         dropped=dict(left_out),
         takes=("digits",) if note else (),
     )
+
+
+def how_to_divide(root: str) -> str:
+    """The command that makes splits of class folders, for messages."""
+    return f"python -m cfmrfn.data split {argument(root)} TARGET makes both of class folders"
 
 
 def _split_folders(root: str, left_out: Counter[str]) -> dict[str, str]:

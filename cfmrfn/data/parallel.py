@@ -9,10 +9,12 @@ from typing import TypeVar
 
 from tqdm import tqdm
 
-from cfmrfn.process.signals import end_with_main_process
+from cfmrfn.process.signals import init_worker, signals_wait
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+_CHUNK = 4  # items sent at a time; once sent they are done, also after a signal
 
 
 def parallel_map(
@@ -26,6 +28,9 @@ def parallel_map(
 ) -> list[Result]:
     """`[function(item) for item in items]`, over several processes.
 
+    After an error, or a signal, what is not begun is left undone. A signal to all processes is the
+    main one's to act upon: the others end with it.
+
     Args:
         function: sent to the processes by pickle, and so are items and results.
         items: its arguments.
@@ -35,10 +40,10 @@ def parallel_map(
     """
     with ExitStack() as stack:
         if workers > 1:
-            pool = stack.enter_context(
-                ProcessPoolExecutor(workers, initializer=end_with_main_process)
-            )
-            results = pool.map(function, items, chunksize=16)
+            pool = stack.enter_context(ProcessPoolExecutor(workers, initializer=init_worker))
+            stack.callback(pool.shutdown, cancel_futures=True)
+            with signals_wait():
+                results = pool.map(function, items, chunksize=_CHUNK)
         else:
             results = map(function, items)
         bar = tqdm(results, total=len(items), desc=desc, unit=unit, disable=not progress)

@@ -80,7 +80,7 @@ def verify(
     samples = [sample for split in opened.splits.values() for sample in split]
     splits = [split for split, inside in opened.splits.items() for _ in inside]
     seen = parallel_map(
-        _look,
+        look,
         samples,
         workers=workers,
         desc="opening images",
@@ -101,7 +101,7 @@ def verify(
     return Verification(opened, tuple(problems), tuple(groups), shown, sizes)
 
 
-def _look(sample: Sample) -> tuple[Fingerprint, tuple[int, int]] | str:
+def look(sample: Sample) -> tuple[Fingerprint, tuple[int, int]] | str:
     """Fingerprint and size of an image, or `"path: reason"` why it cannot be decoded."""
     try:
         image = read_image(sample)

@@ -209,7 +209,7 @@ class Evaluate:
     and the corners of the mouth are compared with those that MTCNN finds.
     """
 
-    weights: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="FILE")] = None
+    weights: Annotated[tyro.conf.Positional[Path | None], tyro.conf.arg(metavar="[FILE]")] = None
     """Weights of a landmark backbone. None: those that come with the package."""
     model: Preset = "cfmrfn_tiny"
     """Preset that they are for."""

@@ -22,7 +22,8 @@ Source: TypeAlias = "str | os.PathLike[str] | int"
 
 _CONVERT = "`ffmpeg -i FILE -c:v libx264 NEW.mp4` makes a file that it reads"
 _NEEDS = "reading video needs OpenCV: pip install 'sdwa[faces]'"
-_MOST_RATE, _USUAL_RATE = 240, 30  # frames per second
+# Frames per second: cameras reach 960; WebM files whose rate varies say 1000, whatever they have.
+_MOST_RATE, _USUAL_RATE = 960, 30
 _LONGEST_PAUSE = 600  # seconds between two frames; more is an error in the file
 _MOST_LOST = 300  # damaged frames in a row; after more, the rest is given up
 
@@ -45,7 +46,9 @@ class Video:
     Attributes:
         name: of it, for messages.
         is_live: whether it is a camera.
-        rate: frames per second; of a file whose rate varies, the average.
+        rate: frames per second; of a file whose rate varies, the average. 30 where none is said, or
+            more than 960.
+        said_rate: what the file or camera says.
         size: width and height in pixels.
         frames: number of them as the file says, which is not always exact; None: not known.
 
@@ -68,8 +71,9 @@ class Video:
             self.close()
             raise DataError(self._why_closed())
         get = self._capture.get
-        rate = get(self._cv2.CAP_PROP_FPS)
-        self.rate = float(rate) if 0 < rate <= _MOST_RATE else float(_USUAL_RATE)
+        self.said_rate = float(get(self._cv2.CAP_PROP_FPS))
+        is_likely = 0 < self.said_rate <= _MOST_RATE
+        self.rate = self.said_rate if is_likely else float(_USUAL_RATE)
         self.size = (
             int(get(self._cv2.CAP_PROP_FRAME_WIDTH)),
             int(get(self._cv2.CAP_PROP_FRAME_HEIGHT)),

@@ -7,8 +7,8 @@ from collections.abc import Container, Iterable
 from typing import Literal
 
 from cfmrfn import pretrained
-from cfmrfn.checkpoint import About
-from cfmrfn.config import Config
+from cfmrfn.checkpoint import About, build_network
+from cfmrfn.config import Config, NetworkConfig
 from cfmrfn.errors import ConfigError
 from cfmrfn.models import CFMRFN
 from cfmrfn.models.cfmrfn import FREEZABLE
@@ -88,6 +88,31 @@ def load(model: CFMRFN, config: Config, about: About) -> list[str]:
             lines.append(str(public_weights.load_init(model, source, about)))
         except (OSError, ValueError) as error:
             raise ConfigError(f"cannot start from {network.init}: {error}") from error
+    lines += _load_backbones(model, network)
+    if network.landmarks == "package":
+        lines[-1] = "landmark backbone: weights that come with the package, learnt from drawn faces"
+    _check_frozen(model, config.optim.freeze, known)
+    backbone = model.landmark_backbone
+    if model.image_backbone is not None and "expression backbone" not in known:
+        lines.append("random weights in the expression backbone")
+    if backbone is not None and not backbone.is_trained:
+        lines.append("random weights in the landmark backbone, which is not trained")
+    return lines
+
+
+def check_backbones(config: Config) -> None:
+    """Checks the files of backbones that options name, before data are drawn or opened.
+
+    Raises:
+        CheckpointError, ConfigError: as for `load`.
+    """
+    network = config.network
+    if network.ir50 is not None or network.landmarks not in (None, "package", "random"):
+        _load_backbones(build_network(config, 2), network)
+
+
+def _load_backbones(model: CFMRFN, network: NetworkConfig) -> list[str]:
+    """Loads the weights that `ir50` and `landmarks` name, and tells of them; raises as `load`."""
     landmarks = network.landmarks
     if landmarks == "package":
         landmarks = pretrained.landmarks(network.preset)
@@ -100,20 +125,13 @@ def load(model: CFMRFN, config: Config, about: About) -> list[str]:
         landmarks = None
     paths = {"expression": network.ir50, "landmark": landmarks}
     loaders = {"expression": public_weights.load_ir50, "landmark": public_weights.load_landmarks}
+    lines = []
     for name, path in paths.items():
         if path is not None:
             try:
                 lines.append(str(loaders[name](model, path)))
             except (OSError, ValueError) as error:
                 raise ConfigError(f"cannot load the {name} backbone: {error}") from error
-    if network.landmarks == "package":
-        lines[-1] = "landmark backbone: weights that come with the package, learnt from drawn faces"
-    _check_frozen(model, config.optim.freeze, known)
-    backbone = model.landmark_backbone
-    if model.image_backbone is not None and "expression backbone" not in known:
-        lines.append("random weights in the expression backbone")
-    if backbone is not None and not backbone.is_trained:
-        lines.append("random weights in the landmark backbone, which is not trained")
     return lines
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -28,7 +27,7 @@ from cfmrfn.data.synthetic.face import Face, draw_identity, draw_pose
 from cfmrfn.data.synthetic.look import draw_camera, draw_look
 from cfmrfn.data.synthetic.paint import paint_face, photograph
 from cfmrfn.errors import DataError
-from cfmrfn.whole_files import named, save_image
+from cfmrfn.whole_files import beside, named, save_image
 
 # To be increased by any change after which the same seed draws other pictures.
 VERSION = 1
@@ -113,11 +112,10 @@ def write_faces(
     if _holds(root, description):
         return root
     root.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{root.name}-unfinished-", dir=root.parent))
+    unfinished = beside(Path(os.path.abspath(root)))
     try:
         with named(root):
             _write(unfinished, description, workers, progress)
-        unfinished.chmod(0o755)  # mkdtemp makes private folders
         try:
             unfinished.rename(root)
         except OSError:

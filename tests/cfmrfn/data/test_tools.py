@@ -1,4 +1,4 @@
-"""``python -m cfmrfn.data``: verify, draw and prepare."""
+"""``python -m cfmrfn.data``: verify, draw, prepare and split."""
 
 import contextlib
 import io
@@ -173,6 +173,14 @@ def test_verify_prints_any_name_on_any_terminal(tmp_path, encoding, monkeypatch)
         (("draw", "--sheet", "ROOT/no/a.png", "--size", "32"), "ROOT/no/a.png: No such file"),
         (("prepare", "ROOT/nowhere"), "data folder ROOT/nowhere does not exist"),
         (("prepare", "ROOT"), "ROOT/fer2013new.csv is missing"),
+        (("split", "ROOT/nowhere", "ROOT/new"), "data folder ROOT/nowhere does not exist"),
+        (("split", "ROOT", "ROOT"), "target must be a folder to make; ROOT exists"),
+        (("split", "ROOT", "ROOT/new"), "target must be outside of ROOT; got ROOT/new"),
+        (("split", "ROOT", "ROOT-2", "--test", "0"), "test must be above 0 and below 1, got 0.0"),
+        (
+            ("split", "ROOT", "ROOT-2", "--test", "0.5", "--validation", "0.5"),
+            "test and validation together must be below 1, got 1.0",
+        ),
     ],
 )
 def test_a_user_error_is_one_line_and_status_2(tmp_path, capsys, args, message):

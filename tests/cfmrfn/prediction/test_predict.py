@@ -302,7 +302,7 @@ def test_the_whole_tool_on_photographs(run_folder, photographs, tmp_path, capsys
             assert picture["path"] in picture["error"]
             listed_rows.append((picture["path"], ""))
             continue
-        assert list(picture) == ["path", "frame", "seconds", "faces"]
+        assert list(picture) == ["path", "frame", "seconds", "drawn", "faces"]
         assert picture["frame"] is picture["seconds"] is None
         for face in picture["faces"]:
             assert face["landmarks"] is None
@@ -399,6 +399,20 @@ def test_a_folder_of_pictures_is_new_or_empty(run_folder, images, tmp_path, what
     assert (overlay / "a.jpg").read_bytes() == held
 
 
+def test_json_says_which_drawn_picture_is_which(run_folder, images, tmp_path, capsys):
+    for folder, source in (("A", images[0]), ("B", images[2])):
+        (tmp_path / folder).mkdir()
+        shutil.copy(source, tmp_path / folder / "x.jpg")
+    overlay, listed = tmp_path / "overlay", tmp_path / "faces.json"
+    args = [tmp_path / "A", tmp_path / "B", "--json", listed]
+    assert status(run_folder, *args, "--overlay", overlay) == 0
+    names = {each["path"]: each["drawn"] for each in json.loads(listed.read_text())["pictures"]}
+    assert names == {f"{tmp_path}/A/x.jpg": "x.jpg", f"{tmp_path}/B/x.jpg": "x-2.jpg"}
+    assert set(names.values()) == set(os.listdir(overlay))
+    assert status(run_folder, *args) == 0
+    assert {each["drawn"] for each in json.loads(listed.read_text())["pictures"]} == {None}
+
+
 def test_names_of_pictures_never_meet(tmp_path):
     folder = predict.PictureFolder(tmp_path / "new")
     paths = ["a/x.jpg", "b/x.jpg", "x-2.png", "X.gif", f"{'é' * 120}.jpg", f"{'é' * 120}.png"]
@@ -429,7 +443,8 @@ def test_nothing_half_written(run_folder, images, tmp_path, monkeypatch):
     ("wrong", "message"),
     [
         (["nowhere"], "there is no checkpoint nowhere"),
-        (["{empty}"], "there is no best.pt in .*empty"),
+        (["{empty}"], "folder .*empty has neither a network nor pictures"),
+        (["{begun}"], "there is no best.pt in .*begun; a run writes it after its first epoch"),
         (["{version}"], "is a checkpoint in format 99, .* reads format 1"),
         (["{run}", "--csv", "{tmp}/none/a.csv"], "--csv: there is no folder .*/none"),
         (["{run}", "--min-score", "2"], "min_score must be 0 to 1, got 2"),
@@ -447,12 +462,15 @@ def test_nothing_half_written(run_folder, images, tmp_path, monkeypatch):
     ],
 )
 def test_errors_of_the_user(run_folder, images, tmp_path, capsys, wrong, message):
-    (tmp_path / "empty").mkdir()
+    for name in ("empty", "begun"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "begun/config.yaml").touch()
     torch.save({"format": 99}, tmp_path / "version.pt")
     places = {
         "run": run_folder,
         "tmp": tmp_path,
         "empty": tmp_path / "empty",
+        "begun": tmp_path / "begun",
         "version": tmp_path / "version.pt",
     }
     tool, *more = (word.format(**places) for word in wrong)

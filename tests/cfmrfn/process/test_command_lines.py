@@ -49,6 +49,17 @@ def test_help_names_the_program_as_it_was_called(name, capsys):
     assert by_script.startswith(f"usage: cfmrfn {name} ")
 
 
+@pytest.mark.parametrize(
+    ("name", "subcommand", "expected"),
+    [("data", "draw", "[ROOT]"), ("landmarks", "evaluate", "[FILE]")],
+)
+def test_help_shows_what_may_be_left_out(name, subcommand, expected, capsys):
+    with pytest.raises(SystemExit):
+        tools.main([name, subcommand, "--help"])
+    first, *_ = capsys.readouterr().out.splitlines()
+    assert first.endswith(f" OPTIONS] {expected}")
+
+
 def test_a_tool_gets_its_arguments_and_its_status(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["cfmrfn", "predict", "nowhere.pt", "a.jpg"])
     with pytest.raises(SystemExit) as stop:

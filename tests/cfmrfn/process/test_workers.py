@@ -82,6 +82,30 @@ def test_workers_outlive_signals_also_while_they_start():
     assert [int(batch) for batch in batches] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize(
+    ("name", "seconds"), [("SIGTERM", 0), ("SIGTERM", 0.03), ("SIGINT", 0.03), ("SIGHUP", 0.5)]
+)
+@pytest.mark.skipif(not hasattr(os, "killpg"), reason="no groups of processes")
+def test_a_signal_to_all_processes_that_draw_is_acted_upon_by_the_main_one(tmp_path, name, seconds):
+    number = getattr(signal, name)
+    args = ["draw", str(tmp_path / "faces"), "--workers", "2"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cfmrfn.data", *args],
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    while not list(tmp_path.iterdir()):
+        assert process.poll() is None
+        time.sleep(0.001)
+    time.sleep(seconds)
+    os.killpg(process.pid, number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    lines = stderr.decode().replace("\r", "\n").splitlines()
+    assert [line for line in lines if line and not line.startswith("drawing faces:")] == []
+    assert list(tmp_path.iterdir()) == []
+
+
 class OnceSignalled:
     """A signal comes while a worker starts, and another one before it has seen the first."""
 

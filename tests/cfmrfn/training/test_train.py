@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -373,6 +374,24 @@ def test_bad_input_is_one_line_and_status_2(options, more, message, capsys):
     assert len(lines) == 1
     assert lines[0].startswith("error: ")
     assert message in lines[0]
+
+
+@pytest.mark.parametrize("option", ["--ir50", "--landmarks", "--init"])
+@pytest.mark.parametrize("content", ["<!DOCTYPE html><html></html>", None])
+def test_weight_files_are_checked_before_faces_are_drawn(
+    option, content, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    if content is None:  # weights of something else
+        torch.save({"weight": torch.ones(1)}, "weights.pth")
+    else:
+        Path("weights.pth").write_text(content)
+    with pytest.raises(SystemExit) as stop:
+        command.run(lambda: train.main([option, "weights.pth", "--device", "cpu"]))
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and "weights.pth" in line
+    assert os.listdir() == ["weights.pth"]
 
 
 @pytest.mark.parametrize(

@@ -78,12 +78,23 @@ def test_pictures_and_videos_of_a_folder(random_run, one_face, tmp_path, capsys)
     entries = json.loads(listed.read_text())["pictures"]
     assert [entry["path"] for entry in entries] == [row["path"] for row in rows]
     assert [e["faces"][0]["track"] for e in entries if e["path"].endswith("b.mp4")] == [1] * 8
+    assert {e["drawn"] for e in entries if e["path"].endswith("b.mp4")} == {"b-faces.mp4"}
     assert sorted(os.listdir(drawn)) == ["a.jpg", "b-faces.mp4", "d-faces.mp4", "e-faces.mp4"]
     with video.Video(drawn / "b-faces.mp4") as made:
         assert (made.frames, made.rate, made.size) == (8, RATE, SIZE)
         for picture, frame in zip(made.pictures(), frames, strict=True):
             changed = np.abs(picture.pixels.astype(int) - frame[..., ::-1]).max(2) > 90
             assert changed.sum() > 1000  # pixels of boxes and bars
+
+
+@pytest.mark.parametrize(("rate", "kept"), [(480, True), (1000, False)])
+def test_the_rate_of_a_drawn_video(random_run, tmp_path, capsys, rate, kept):
+    path = film(tmp_path / "fast.mp4", [background(SIZE)] * 20, rate=rate)
+    run_tool(random_run, path, "--overlay", tmp_path / "drawn")
+    with video.Video(tmp_path / "drawn/fast-faces.mp4") as made:
+        assert (made.rate, made.frames) == ((480, 20) if kept else (30, 2))
+    said = f"fast-faces.mp4 has 30 frames per second, as 1000, which {path} says, are unlikely"
+    assert (said in capsys.readouterr().err) is not kept
 
 
 def test_a_camera_is_watched_until_interrupted(random_run, monkeypatch, tmp_path, capsys):
