@@ -11,7 +11,7 @@ import timm
 import torch
 from PIL import Image
 
-from cfmrfn import errors, pretrained, train
+from cfmrfn import checkpoint, errors, pretrained, train
 from cfmrfn.config import NetworkConfig, from_mapping, parse_config
 from cfmrfn.data.synthetic.actions import Actions
 from cfmrfn.data.synthetic.face import Face, draw_identity
@@ -286,6 +286,9 @@ def test_a_run_says_and_keeps_which_landmark_backbone_it_has(options, tmp_path, 
     # former runs have null for random weights; resumed they keep what they have
     saved = started / "config.yaml"
     saved.write_text(saved.read_text().replace("landmarks: random", "landmarks: null"))
+    last = checkpoint.load(started / "last.pt")
+    last["about"]["config"]["landmarks"] = None
+    checkpoint.save(started / "last.pt", last)
     resumed = Trainer(parse_config(["--resume", str(started)]))
     assert not resumed.network.landmark_backbone.is_trained
 

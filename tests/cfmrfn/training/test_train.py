@@ -510,10 +510,10 @@ def trainer(options, tmp_path, monkeypatch):
 
 
 def test_the_log_says_that_duplicates_were_not_looked_for(trainer, monkeypatch):
-    monkeypatch.setattr(train, "find_duplicates", lambda *_: None)
+    monkeypatch.setattr(images, "find_duplicates", lambda *_: None)
     made, log = trainer()
-    assert train.NOT_LOOKED_FOR in log
-    assert made._named_duplicates() is None
+    assert images.NOT_LOOKED_FOR in log
+    assert made.images.as_dict()["duplicates"] is None
 
 
 def test_a_compiled_network_is_what_steps_run(trainer, monkeypatch):
@@ -546,7 +546,7 @@ def test_weights_of_another_network_are_no_start(trainer, tmp_path):
 
 
 def test_the_log_names_some_of_many_unreadable_images(trainer, faces, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "MOST_NAMED", 1)
+    monkeypatch.setattr(images, "MOST_NAMED", 1)
     root = shutil.copytree(faces, tmp_path / "broken")
     for path in sorted((root / "Image" / "aligned").glob("test_*"))[:3]:
         path.write_text("no image")

@@ -206,7 +206,6 @@ def test_predict_says_whose_weights_it_uses(first, packaged, face_file, capsys):
         (["nowhere", "a.jpg"], "nowhere"),
         (["best.pt", "a.jpg"], "best.pt"),
         (["run", "a.jpg"], "run"),
-        (["empty", "a.jpg"], "empty"),
         (["model.onnx"], "model.onnx"),
         ([], None),
     ],
@@ -221,6 +220,8 @@ def test_what_is_a_network_among_names(names, network, face_file, tmp_path, monk
     Path("run/config.yaml").touch()
     pictures = names if network is None else names[1:]
     assert predict.network_and_pictures(names) == (network, pictures)
+    with pytest.raises(ConfigError, match="folder empty has neither a network nor pictures"):
+        predict.network_and_pictures(["empty", "a.jpg"])
 
 
 def test_a_package_without_weights_says_what_to_do(nothing, face_file, capsys):
