@@ -44,8 +44,8 @@ NAME.json holds, beside what was evaluated on what::
     left_out, left_out_of_whole_set, unreadable, classes_without_images
     versions, checkpoint_versions
 
-A comparison's JSON holds, in `runs`, what was evaluated on what and the columns of the CSV: `name`
-of the checkpoint; `images`; the results above, accuracies also `_without_duplicates`;
+A comparison's JSON holds, in `runs`, what was evaluated on what, `weights` and the columns of the
+CSV: `name` of the checkpoint; `images`; the results above, accuracies also `_without_duplicates`;
 `_low` and `_high`, the ends of their intervals; `images_of_both`, the images that it and the first
 checkpoint both had, and on these how much better it is than the first, `accuracy_difference` and
 `mean_class_accuracy_difference`, with the ends of their intervals.
@@ -165,8 +165,6 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate")
     evaluations = {}
     for plan in plans:
         network, about = trained.load(plan.path)
-        weights = {"weights": checkpoint.digest_of(network)}
-        _refuse_to_replace(plan.target, [weights])
         evaluation = evaluate_split(
             network,
             about,
@@ -182,7 +180,7 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate")
         )
         evaluations[plan.name] = evaluation
         if world.is_main:
-            _report(plan, evaluation, weights, with_table=tool.csv)
+            _report(plan, evaluation, with_table=tool.csv)
     if world.is_main:
         if len(plans) > 1:
             _compare(comparison, plans, evaluations)
@@ -249,6 +247,7 @@ def _plans(tool: Evaluate, names: Sequence[str]) -> list[_Plan]:
             "drop_duplicates": tool.drop_duplicates,
             "flip": tool.flip,
             "shared_classes": tool.shared_classes,
+            "weights": checkpoint.digest_of(trained.load(given)[0]),
         }
         stem = "-".join(filter(None, [run, given.stem]))
         target = tool.output / f"{stem}-{_name_of_images(images, evaluated)}"
@@ -355,10 +354,8 @@ def _agree(before: Mapping[str, Any], now: Mapping[str, Any], name: str) -> bool
     return bool(before.get(name, missing) == now[name])
 
 
-def _report(
-    plan: _Plan, evaluation: Evaluation, weights: Mapping[str, str], *, with_table: bool
-) -> None:
-    """Prints the results of a checkpoint, and writes its files, with the digest of its weights."""
+def _report(plan: _Plan, evaluation: Evaluation, *, with_table: bool) -> None:
+    """Prints the results of a checkpoint, and writes its files."""
     for reason in errors.first_of(evaluation.unreadable, rest=f", in {plan.target}.json"):
         print(errors.printable(f"left out: {reason}"), file=sys.stderr)
     images, target = plan.images, plan.target
@@ -378,7 +375,7 @@ def _report(
         plot_confusion(path, evaluation.report, title)
     with whole(f"{target}-reliability.png") as path:
         plot_reliability(path, evaluation.calibration, title)
-    _write_json(target, {**plan.evaluated, **weights, **evaluation.as_dict()})
+    _write_json(target, {**plan.evaluated, **evaluation.as_dict()})
     table = ", .csv (each image)" if with_table else ""
     print(
         errors.printable(

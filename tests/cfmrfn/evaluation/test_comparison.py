@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from cfmrfn import evaluate
+from cfmrfn import checkpoint, evaluate
 from cfmrfn.errors import ConfigError
 from cfmrfn.evaluation import bootstrap, comparison
 from cfmrfn.process import command
@@ -157,6 +157,11 @@ def test_a_comparison_of_others_is_not_replaced(save_run, classes, run_tool, tmp
         run_tool(*runs, "--data", classes)
     with pytest.raises(ConfigError, match=r"\(of another precision\)"):
         run_tool(*(run / "best.pt" for run in runs), "--data", classes, "--precision", "bf16")
+    trained_anew = checkpoint.load(runs[1] / "best.pt")
+    trained_anew["model"]["head.bias"] += 1
+    checkpoint.save(runs[1] / "best.pt", trained_anew)
+    with pytest.raises(ConfigError, match=r"\(of another network's weights\)"):
+        run_tool(*(run / "best.pt" for run in runs), "--data", classes)
     file = tmp_path / "results" / "a+b-comparison-classes-all.json"
     assert json.loads(file.read_text()) == before[file.name]
 

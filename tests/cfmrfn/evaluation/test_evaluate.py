@@ -276,7 +276,9 @@ def test_results_of_another_evaluation_are_not_replaced(save_run, classes, run_t
     run, namesake = save_run(), save_run("elsewhere/run")
     before, _ = run_tool(run, "--data", classes)
     run_tool(run, "--data", classes)  # the same again
-    message = r"holds other results \(of another checkpoint\); choose another --output"
+    message = (
+        r"holds other results \(of another checkpoint, network's weights\); choose another --output"
+    )
     with pytest.raises(ConfigError, match=message):
         run_tool(namesake, "--data", classes)
     with pytest.raises(ConfigError, match=r"\(of another precision\)"):
