@@ -40,6 +40,7 @@ if INTERPRETED:
     pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 else:
 
+    @pytest.mark.timeout(3600)  # of all tests below; each has the usual time
     def test_interpreted_kernels():
         if missing := [r for r in reasons_unavailable("cuda") if "triton" in r]:
             pytest.skip(missing[0])
@@ -341,8 +342,8 @@ def drawn_cases(draw_from):
 
 
 @interpreted
-# No shrinking: an example takes a second or two here.
-@settings(max_examples=10, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+# No shrinking: an example takes seconds here. `tests.fuzz triton-interpreted` draws more.
+@settings(max_examples=6, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 @given(drawn_cases(), st.sampled_from(DTYPES), st.integers(0, 1000))
 def test_fuzz(case, dtype, seed):
     assert_matches_float64(case, dtype, seed, backend="triton")
