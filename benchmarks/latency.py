@@ -41,7 +41,7 @@ def networks(model: str) -> dict[str, nn.Module]:
         name: timm.create_model(model, num_classes=NUM_CLASSES, **options).eval()
         for name, options in CONTENDERS.items()
     }
-    weights = found[first].state_dict()
+    weights = found[first].to(memory_format=torch.channels_last).state_dict()
     for network in found.values():
         network.load_state_dict(weights, assign=True)
     return found

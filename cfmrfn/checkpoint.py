@@ -256,7 +256,8 @@ def build_network(config: Config, num_classes: int) -> CFMRFN:
             img_size=config.images.image_size,
             **network.overrides(),
         )
-        return built
+        # as convolutions run
+        return built.to(memory_format=torch.channels_last)
     except ValueError as error:
         raise ConfigError(f"cannot build {network.preset}: {error}") from error
 

@@ -56,6 +56,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,6 +163,8 @@ def main(args: list[str] | None = None, prog: str = "python -m cfmrfn.evaluate")
     comparison = tool.output / _name_of_comparison(plans)
     if len(plans) > 1:
         _refuse_to_replace(comparison, [plan.evaluated for plan in plans])
+    if world.is_main:
+        _check_writable(tool.output)
     evaluations = {}
     for plan in plans:
         network, about = trained.load(plan.path)
@@ -299,6 +302,17 @@ def _name_of_comparison(plans: Sequence[_Plan]) -> str:
     return f"{name}-comparison-{_name_of_images(plans[0].images, plans[0].evaluated)}"
 
 
+def _check_writable(folder: Path) -> None:
+    """Makes the folder of results where it is missing, before anything is computed.
+
+    Raises:
+        OSError: it cannot be made, or files in it cannot.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
 def _refuse_to_replace(target: Path, evaluated: Sequence[Mapping[str, Any]]) -> None:
     """Checks that the results at `target`, where there are any, are of the same evaluations.
 
@@ -366,7 +380,6 @@ def _report(plan: _Plan, evaluation: Evaluation, *, with_table: bool) -> None:
         str(evaluation),
     ]
     print(errors.printable("\n".join(lines)) + "\n")
-    target.parent.mkdir(parents=True, exist_ok=True)
     if with_table:
         evaluation.write_table(f"{target}.csv")
     evaluation.write_confusion(f"{target}-confusion.csv")

@@ -64,9 +64,11 @@ def predict(
             its place.
 
     Raises:
-        CheckpointError, ConfigError: the checkpoint cannot be used.
+        CheckpointError, ConfigError: the checkpoint or an argument cannot be used.
         DataError: an image cannot be read.
     """
+    if on_broken not in ("error", "skip"):
+        raise ConfigError(f"on_broken must be error or skip; got {on_broken!r}")
     if isinstance(images, (str, os.PathLike)):
         images = [images]
     predictor = Predictor(path, device, "whole")
@@ -175,6 +177,8 @@ class Predict:
         check_at_least(self, top=1, batch_size=1, workers=0, smooth=0)
         check_positive(self, "seconds")
         for option, table in (("--csv", self.csv), ("--json", self.json)):
+            if table == Path("-"):
+                raise ConfigError(f"{option} -: standard output is {option} /dev/stdout")
             # where its own name was forgotten, this is the first of the pictures
             if table is not None and table.suffix.lower() in _PICTURES_AND_VIDEOS:
                 raise ConfigError(f"{option} must not be named as a picture or video; got {table}")

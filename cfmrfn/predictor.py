@@ -162,8 +162,9 @@ class Predictor:
         While the network runs, threads read the pictures that come next and find the faces in them.
 
         Args:
-            pictures: as for a call. They are taken as they are needed, up to `batch_size` and two
-                for each worker ahead.
+            pictures: a list, or what else gives one after the other, of what a call takes. They are
+                taken as they are needed, up to `batch_size` and two for each worker ahead. Of an
+                array or a tensor with four axes the first counts its pictures.
             batch_size: faces at a time, and pictures at most.
             workers: threads that read pictures and find faces. None: one for each core, at most 8.
                 0: none, and nothing is read ahead.
@@ -174,6 +175,13 @@ class Predictor:
         """
         if isinstance(pictures, str | os.PathLike):
             raise ConfigError(f"pictures must be a list of pictures, got the one of {pictures!r}")
+        what = type(pictures).__name__
+        if isinstance(pictures, np.ndarray | Tensor) and pictures.ndim < 4:
+            raise ConfigError(
+                f"pictures must be a list of pictures, got one {what} of {tuple(pictures.shape)}"
+            )
+        if isinstance(pictures, bytes) or not isinstance(pictures, Iterable):
+            raise ConfigError(f"pictures must be a list of pictures, got one {what}")
         if not (is_whole(batch_size) and batch_size >= 1):
             raise ConfigError(f"batch_size must be 1 or more, got {batch_size!r}")
         if workers is not None and not (is_whole(workers) and workers >= 0):

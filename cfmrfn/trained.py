@@ -8,6 +8,7 @@ that comes with the package. A file or folder called `pretrained` is `./pretrain
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,11 +53,22 @@ def path_of(name: Name) -> Path:
     """A name as a path.
 
     Raises:
-        ConfigError: it is neither text nor a path.
+        ConfigError: it is neither text nor a path, it is empty, or an address on a network.
     """
-    if not isinstance(name, str | os.PathLike):
+    if not isinstance(name, str | os.PathLike) or not os.fspath(name):
         raise ConfigError(f"a checkpoint must be given by its path, got {errors.brief(name)}")
+    refuse_address(name)
     return Path(name)
+
+
+def refuse_address(name: Name) -> None:
+    """Checks that a name is not an address on a network.
+
+    Raises:
+        ConfigError: it is.
+    """
+    if "://" in os.fspath(name) and not os.path.exists(name):
+        raise ConfigError(f"{name} is an address: download it, and name the file")
 
 
 def load(file: Path) -> tuple[CFMRFN, About]:
@@ -127,13 +139,24 @@ def check_names(names: Sequence[str]) -> None:
     """Checks a network or none, then pictures and videos.
 
     Raises:
-        ConfigError: a name is an address on a network, or one after the first is a network.
+        ConfigError: a name is an address on a network or a pipe, or one after the first is a
+            network.
     """
     for place, name in enumerate(names):
-        if "://" in name and not os.path.exists(name):
-            raise ConfigError(f"{name} is an address: download it, and name the file")
+        refuse_address(name)
+        if name == "-" or (not place and _is_pipe(name)):
+            raise ConfigError(
+                f"pictures must be files: save what {name} gives in one, and name that"
+            )
         if place and _is_of_network(name):
             raise ConfigError(f"{name} is a network: name it before the pictures, and only one")
+
+
+def _is_pipe(name: str) -> bool:
+    try:
+        return stat.S_ISFIFO(os.stat(name).st_mode)
+    except OSError:
+        return False
 
 
 # What a run or an export leaves in its folder.

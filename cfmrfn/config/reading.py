@@ -41,6 +41,7 @@ def parse(
     Raises:
         ConfigError: an argument that is not legal; the message is one line.
     """
+    _refuse_empty(args)
     # tyro prints errors as a box on stderr; its first paragraph says what is wrong
     box = io.StringIO()
     callers_error = sys.exc_info()[1]
@@ -71,6 +72,20 @@ def parse(
     raise ConfigError(f"{problem} (--help lists all options)")
 
 
+def _refuse_empty(args: Sequence[str]) -> None:
+    """Checks that no argument is empty, which as a path would be the current folder.
+
+    Raises:
+        ConfigError: one is.
+    """
+    for before, arg in itertools.pairwise(["", *args]):
+        option, equals, value = arg.partition("=")
+        if arg and not (option.startswith("--") and equals and not value):
+            continue
+        what = option if arg else before if before.startswith("--") else "an argument"
+        raise ConfigError(f"{what} is empty: leave it out, or see whether a variable has no value")
+
+
 def _is_rule(line: str) -> bool:
     return line != "" and not line.strip("─-")
 
@@ -82,6 +97,7 @@ def parse_config(args: Sequence[str], prog: str | None = None) -> Config:
         ConfigError: an unknown name, a value that is not legal, no run to resume, or options that a
             resumed run has for good.
     """
+    _refuse_empty(args)
     resume = _peek(args, "--resume")
     if resume is None:
         return parse(Config, args, default=recipe_of(args), prog=prog)

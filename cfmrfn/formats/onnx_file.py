@@ -157,6 +157,7 @@ class OnnxFile:
         path = Path(path)
         if not path.is_file():
             raise CheckpointError(f"there is no ONNX file {path}")
+        self._source = path.absolute(), device
         require_packages("onnxruntime")
         import onnxruntime
 
@@ -175,6 +176,10 @@ class OnnxFile:
         _check_interface(path, self._session, self.about, self.takes_pixels)
         self._mean = torch.tensor(self.about.mean).view(3, 1, 1)
         self._std = torch.tensor(self.about.std).view(3, 1, 1)
+
+    def __reduce__(self) -> tuple[type[OnnxFile], tuple[Path, str]]:
+        # onnxruntime's sessions cannot be copied, nor sent to another process
+        return OnnxFile, self._source
 
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Probabilities and landmarks.

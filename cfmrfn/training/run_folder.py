@@ -189,7 +189,11 @@ class RunFolder:
     def save(self, path: Path, content: dict[str, Any]) -> None:
         """Writes a checkpoint, `last` or `best`."""
         self._check_place()
-        checkpoint.save(path, content)
+        try:
+            checkpoint.save(path, content)
+        except CheckpointError:
+            self._check_place()  # moved meanwhile
+            raise
 
     def _check_place(self) -> None:
         """Checks that the folder is still the one that is held: another of its name is not ours.

@@ -24,13 +24,9 @@ def with_network_of_init(config: Config) -> Config:
         CheckpointError, ConfigError: as for `public_weights.read_source`.
     """
     network = config.network
-    theirs = (
-        None
-        if network.init is None
-        else public_weights.read_source(network.init, network.model).network
-    )
-    if theirs is not None:
-        network = network.completed_by(theirs)
+    if network.init is not None:
+        source = public_weights.read_source(network.init, network.model)
+        network = network.completed_by(source.network or NetworkConfig(gray=source.is_gray))
     return dataclasses.replace(config, network=dataclasses.replace(network, model=network.preset))
 
 

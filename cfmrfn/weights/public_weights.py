@@ -217,6 +217,11 @@ class Source:
         """Those of `PARTS` that the file has weights of."""
         return {name for name, prefix in PARTS.items() if has_part(prefix, self.tensors)}
 
+    @property
+    def is_gray(self) -> bool | None:
+        """Whether the network sees no colour; None: the tensors do not tell."""
+        return True if "luma.weights" in self.tensors else None
+
 
 def read_source(path: str | Path, preset: str | None = None) -> Source:
     """Reads a file to start from, which is recognised by its content, or a folder with one.

@@ -295,6 +295,18 @@ def test_results_of_another_evaluation_are_not_replaced(save_run, classes, run_t
         run_tool(run, "--data", classes)
 
 
+def test_a_folder_that_cannot_be_written_is_told_first(save_run, classes, tmp_path, monkeypatch):
+    def nothing(*_, **__):
+        raise AssertionError("computed")
+
+    monkeypatch.setattr(evaluate, "evaluate_split", nothing)
+    run = save_run()
+    (tmp_path / "file").touch()
+    for folder in (tmp_path / "file", tmp_path / "file" / "results"):
+        with pytest.raises(OSError, match=str(folder)):
+            evaluate.main([str(run), "--data", str(classes), "--output", str(folder)])
+
+
 def test_results_do_not_lie_beside_a_table_of_others(save_run, classes, run_tool, tmp_path):
     run = save_run()
     run_tool(run, "--data", classes, "--csv")

@@ -1,6 +1,7 @@
 """Networks in plain operators and as ONNX files: parity, metadata, foreign files."""
 
 import json
+import pickle
 import sys
 from dataclasses import replace
 
@@ -169,7 +170,7 @@ def test_a_file_that_takes_pixels(color, tmp_path):
     network, about = make_network(["--color", color], landmarks=True)
     path = tmp_path / "model.onnx"
     write(path, network, about, pixels=True)
-    file = onnx_file.OnnxFile(path)
+    file = pickle.loads(pickle.dumps(onnx_file.OnnxFile(path)))  # as to other processes
     pixels = torch.randint(0, 256, (3, 64, 64, 3), dtype=torch.uint8)
     channels = pixels.permute(0, 3, 1, 2)
     if color == "BGR":

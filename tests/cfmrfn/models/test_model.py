@@ -10,8 +10,12 @@ import timm
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from timm.models import group_parameters
+from timm.optim import create_optimizer_v2
 from torch import nn
 
+from cfmrfn import checkpoint
+from cfmrfn.config import Config
 from cfmrfn.models import CFMRFN, IRBackbone, MobileFaceNet
 
 LAYOUTS = Path(__file__).parents[1] / "layouts"
@@ -481,7 +485,6 @@ def test_convolutions_run_channels_last(tiny, images):
     layouts = []
     for module in tiny.modules():
         if isinstance(module, nn.Conv2d) and min(module.weight.shape[1:]) > 1:
-            assert module.weight.is_contiguous(memory_format=torch.channels_last)
             module.register_forward_hook(
                 lambda m, args, out: layouts.append(
                     out.is_contiguous(memory_format=torch.channels_last)
@@ -490,6 +493,61 @@ def test_convolutions_run_channels_last(tiny, images):
     tiny(images)
     assert layouts
     assert all(layouts)
+
+
+def test_weights_lie_as_other_tools_want_them(tiny):
+    assert all(tensor.is_contiguous() for tensor in tiny.state_dict().values())
+    own = checkpoint.build_network(Config(), 7)
+    weight = own.image_backbone.body[0].res_layer[1].weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+
+
+def test_gradients_of_each_image(tiny, images):
+    names = {name for name, parameter in tiny.named_parameters() if parameter.requires_grad}
+    parameters = {name: tiny.get_parameter(name) for name in names}
+
+    def logit(parameters, image):
+        return torch.func.functional_call(tiny, parameters, (image[None],))[0, 0]
+
+    of_each = torch.func.vmap(torch.func.grad(logit), (None, 0))(parameters, images)
+    expected = torch.func.grad(logit)(parameters, images[1])
+    for name in names:
+        torch.testing.assert_close(of_each[name][1], expected[name], rtol=1e-3, atol=1e-5)
+
+
+def test_what_is_never_trained_has_no_gradients(tiny):
+    tiny.freeze(["encoder"])
+    tiny.requires_grad_(False).requires_grad_(True)
+    trained = {n.partition(".")[0] for n, p in tiny.named_parameters() if p.requires_grad}
+    assert trained == {"image_backbone", "image_embed", "position", "gate", "head"}
+
+
+@pytest.mark.parametrize("coarse", [False, True])
+def test_layers_for_timm(tiny, coarse):
+    layer_of = group_parameters(tiny, tiny.group_matcher(coarse), reverse=True)
+    names = [
+        "image_backbone.input_layer.0.weight",
+        "image_backbone.body.0.res_layer.1.weight",
+        "image_backbone.body.4.res_layer.1.weight",
+        "image_embed.weight",
+        *[f"layers.{number}.mixing.0.weight" for number in range(len(tiny.layers))],
+        "head.weight",
+    ]
+    layers = [layer_of[name] for name in names]
+    blocks = 1 if coarse else 5
+    first = [0, 1, blocks, blocks + 1]
+    assert layers == [*first, *range(blocks + 2, blocks + 3 + len(tiny.layers))]
+    assert {layer for name, layer in layer_of.items() if name.startswith("landmark")} == {0}
+    assert layer_of["position"] == layer_of["image_embed.weight"]
+    assert layer_of["norm.weight"] == layer_of["gate.0.weight"] == layers[-2]
+
+
+def test_layer_decay_of_timm(tiny):
+    optimizer = create_optimizer_v2(tiny, "adamw", lr=1.0, layer_decay=0.5)
+    scales = {p: group["lr_scale"] for group in optimizer.param_groups for p in group["params"]}
+    assert scales[tiny.head.weight] == 1
+    assert scales[tiny.layers[0].mixing[0].weight] == 0.5 ** len(tiny.layers)
 
 
 def test_is_a_plain_module(tiny):

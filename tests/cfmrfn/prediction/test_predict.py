@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from skimage import data
 
+import cfmrfn
 from cfmrfn import checkpoint, errors, predict
 from cfmrfn.config import parse_config
 from cfmrfn.errors import ConfigError, DataError
@@ -124,6 +125,28 @@ def test_networks_are_named_first(run_folder, images):
 def test_addresses_are_not_read(run_folder):
     with pytest.raises(errors.ConfigError, match="https://a.b/c.jpg is an address: download it"):
         predict.main([str(run_folder), "https://a.b/c.jpg"])
+    with pytest.raises(errors.ConfigError, match="https://a.b/c.pt is an address: download it"):
+        cfmrfn.Predictor("https://a.b/c.pt")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no /dev/stdout")
+def test_pipes_of_pictures_and_tables_named_by_a_dash(run_folder, images, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
+    for names in (["-"], ["pipe"], [str(run_folder), "-"]):
+        with pytest.raises(errors.ConfigError, match=f"must be files: save what {names[-1]} gives"):
+            predict.main(names)
+    for option in ("--csv", "--json"):
+        with pytest.raises(errors.ConfigError, match=f"standard output is {option} /dev/stdout"):
+            predict.main([str(run_folder), str(images[0]), option, "-"])
+    assert not Path("-").exists()
+
+
+def test_wrong_arguments_in_python(run_folder, images):
+    with pytest.raises(errors.ConfigError, match="on_broken must be error or skip; got 'ignore'"):
+        next(predict.predict(run_folder, images, on_broken="ignore"))
+    with pytest.raises(errors.ConfigError, match="a checkpoint must be given by its path, got ''"):
+        cfmrfn.Predictor("")
 
 
 def test_names_of_classes_are_on_one_line(run_folder, images, capsys):

@@ -411,6 +411,21 @@ def test_wrong_options_of_streams(predictor):
         predictor.stream([], workers=1.5)
     with pytest.raises(ConfigError, match=r"must be a list of pictures, got the one of 'a\.jpg'"):
         predictor.stream("a.jpg")
+    pixels = np.zeros((8, 9, 3), np.uint8)
+    for picture, what in (
+        (pixels, r"ndarray of \(8, 9, 3\)"),
+        (torch.from_numpy(pixels).movedim(2, 0), r"Tensor of \(3, 8, 9\)"),
+        (Image.fromarray(pixels), "Image"),
+        (b"\xff\xd8", "bytes"),
+        (None, "NoneType"),
+    ):
+        with pytest.raises(ConfigError, match=f"must be a list of pictures, got one {what}"):
+            predictor.stream(picture)
+
+
+def test_pictures_of_one_array(predictor):
+    pixels = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), np.uint8)
+    assert list(predictor.stream(pixels)) == predictor(list(pixels))
 
 
 def test_no_checkpoint(tmp_path):

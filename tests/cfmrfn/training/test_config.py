@@ -323,6 +323,10 @@ def test_bad_recipe_files(tmp_path, text, message):
         (["--recipe", "none.yaml"], "cannot read configuration none.yaml"),
         (["--resume", "nowhere"], "cannot resume: there is no nowhere. --resume takes"),
         (["stray"], "Unrecognized options: stray"),
+        (["--data", ""], "--data is empty: leave it out, or see whether a variable has no value"),
+        (["--output="], "--output is empty"),
+        (["--resume", ""], "--resume is empty"),
+        (["--gray", "True", ""], "an argument is empty"),
     ],
 )
 def test_bad_options_give_one_line(args, message):

@@ -255,6 +255,26 @@ def test_the_network_is_the_sources_unless_options_say_otherwise(tmp_path):
         public_weights.load_init(other, public_weights.read_source(tmp_path), about)
 
 
+@pytest.mark.parametrize("file", ["best.pt", "weights.pt", "model.safetensors"])
+def test_a_network_of_grey_images_stays_one(tmp_path, file):
+    tensors = saved(tmp_path / "best.pt", NAMES, "--gray", "True")
+    torch.save(tensors, tmp_path / "weights.pt")
+    safetensors.torch.save_file(
+        {name: tensor.contiguous() for name, tensor in tensors.items()},
+        tmp_path / "model.safetensors",
+    )
+    path = tmp_path / file
+    network, about = tiny(NAMES, "--init", str(path))
+    report = public_weights.load_init(network, public_weights.read_source(path), about)
+    assert (report.missing, report.unexpected, report.misshapen) == ((), (), ())
+    assert about.config.network.gray
+    images = torch.rand(2, 3, 64, 64)
+    grey = network.luma(images)
+    torch.testing.assert_close(network.eval()(images), network(grey))
+    config = parse_config(["--init", str(path), "--gray", "False"])
+    assert initial_weights.with_network_of_init(config).network.gray is False
+
+
 def test_another_channel_order_is_said(tmp_path):
     saved(tmp_path / "best.pt", NAMES, "--color", "BGR")
     network, about = tiny()
