@@ -15,8 +15,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing import resource_tracker
+from multiprocessing.util import get_temp_dir
 from types import FrameType
 from typing import Any, TextIO
 
@@ -194,6 +195,8 @@ def signals_wait() -> Iterator[None]:
         yield
         return
     start_resource_tracker()  # which would let them through
+    with suppress(OSError):  # what needs it says so
+        get_temp_dir()  # theirs too, which this process removes: they are ended before they could
     before = signal.pthread_sigmask(
         signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     )

@@ -134,6 +134,29 @@ def test_workers_end_with_the_tool_though_its_signal_was_lost():
     assert worker.exitcode == 0
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="no sockets in folders")
+def test_workers_leave_no_folder(tmp_path):
+    script = """
+import os, torch
+from torch.utils.data import DataLoader
+from cfmrfn.process.signals import init_worker, signals_wait, workers_end
+
+if __name__ == "__main__":
+    with workers_end():
+        loader = DataLoader(torch.zeros(8, 5000), num_workers=2, worker_init_fn=init_worker)
+        with signals_wait():
+            batches = iter(loader)
+        next(batches)
+        assert any(name.startswith("pymp-") for name in os.listdir(os.environ["TMPDIR"]))
+"""
+    (tmp_path / "script.py").write_text(script)
+    (tmp_path / "temporary").mkdir()
+    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
+    command = [sys.executable, "-W", "error", str(tmp_path / "script.py")]
+    subprocess.run(command, check=True, env=environment)
+    assert not list((tmp_path / "temporary").glob("pymp-*"))
+
+
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals of threads")
 def test_signals_that_waited_come_through():
     came = []
