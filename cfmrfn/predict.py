@@ -121,8 +121,9 @@ class Predict:
     """Find the faces in pictures and videos, and print the most likely expressions of each.
 
     What cannot be read is named on stderr, and the rest goes on. The exit status is 0 where every
-    file has an answer, and 1 where one could not be read, no face was found in one, or a folder
-    has none. cfmrfn.inference documents the columns of --csv and the parts of --json.
+    file has an answer; 1 where one could not be read, no face was found in one, or one of several
+    folders has none; and 2 where there are no files at all. cfmrfn.inference documents the columns
+    of --csv and the parts of --json.
 
     A camera is watched until Ctrl-C, which is no error there, or for --seconds. An animated picture
     is a picture; the first frame of it is taken.

@@ -240,7 +240,7 @@ class Predictor:
         """The faces of each picture; the network gets up to `batch_size` of them at a time."""
         if not any(len(each.pixels) for each in prepared):
             return [[] for _ in prepared]
-        batches = torch.cat([each.pixels for each in prepared]).split(batch_size)
+        batches = torch.cat([each.pixels for each in prepared]).split(int(batch_size))
         predictions = [self.classifier(self._normalise(batch)) for batch in batches]
         probabilities = iter([row for each in predictions for row in each.probabilities.tolist()])
         landmarks = iter(

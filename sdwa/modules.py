@@ -21,6 +21,7 @@ from sdwa.arguments import (
     as_line_kernel_size,
     as_scale,
     check_count,
+    check_dense,
     check_flag,
     check_key_mask,
     check_padding_mode,
@@ -32,8 +33,8 @@ from sdwa.autocast import autocast_tensors
 from sdwa.dilateformer import layer_weights
 from sdwa.dispatch import named
 from sdwa.functional import refuse_dtensors, sliding_dilated_window_attention
-from sdwa.problem import MAX_HEAD_DIM, Causal, Dilation, Size
-from sdwa.torch_private import is_observed, trace_paused
+from sdwa.problem import DTYPES, MAX_HEAD_DIM, Causal, Dilation, Size, dtype_names
+from sdwa.torch_private import any_autocast, is_observed, trace_paused
 
 PAPER_DILATION = (1, 2, 3)  # dealt to groups of heads, see Table 4
 
@@ -262,7 +263,8 @@ class SlidingDilatedWindowAttention(nn.Module):
             (batch, height, width, dim), as x.
 
         Raises:
-            TypeError: a map that is not a tensor, or a key_mask that is not bool.
+            TypeError: a map that is no dense tensor of a floating dtype, a context of another dtype
+                than x, or a key_mask that is not bool.
             ValueError: a map or key_mask of another shape, or no context where context_dim is not
                 dim.
             BackendError: as `sdwa.sliding_dilated_window_attention`.
@@ -414,6 +416,8 @@ def _checked_context(
             f"context must have the {axes} of x, {tuple(x.shape[:-1])}: "
             f"got shape {tuple(context.shape)}"
         )
+    if context.dtype != x.dtype and not any_autocast():
+        raise TypeError(f"context must have the dtype of x, {x.dtype}, got {context.dtype}")
     return context
 
 
@@ -484,8 +488,9 @@ def _check_map(name: str, x: Tensor, channels: int, is_line: bool) -> None:
 
     is_line: not a sequence of them.
     """
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a tensor, got {type(x).__name__}")
+    check_dense(name, x)
+    if not x.is_floating_point():
+        raise TypeError(f"{name} must be {dtype_names(DTYPES)}, got {x.dtype}")
     shape = x.shape
     dims = 3 if is_line else 4
     if len(shape) != dims or shape[-1] != channels:

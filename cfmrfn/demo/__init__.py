@@ -30,7 +30,8 @@ and answers, lengths in pixels of the picture as a viewer shows it, with
 
 Refusals: 400 for a form that is not as above and a picture that is damaged or has too many pixels,
 403 for a page of another site, 408 for a form that takes more than a minute to come, 413 for one
-that is too large, 415 for a file that is no picture, 503 while too many others wait.
+that is too large, 415 for what is no form or a file that is no picture, 503 while too many others
+wait.
 
 `GET /about` answers with
 

@@ -288,15 +288,17 @@ class Checked(NamedTuple):
         number: of the images that were opened, the first of `total`.
         total: of the images that were given.
         unreadable: those that cannot be decoded, and why: `"path: reason"`.
+        what: that they are, for the log.
     """
 
     number: int
     total: int
     unreadable: Mapping[Sample, str]
+    what: str = "images"
 
     def __str__(self) -> str:
         result = f"{len(self.unreadable)} cannot be read" if self.unreadable else "all readable"
-        return f"{self.number} of {self.total} images were opened before training, {result}"
+        return f"{self.number} of {self.total} {self.what} were opened before training, {result}"
 
 
 def check_images(splits: Splits, on_broken: str) -> Checked:
@@ -310,7 +312,7 @@ def check_images(splits: Splits, on_broken: str) -> Checked:
     """
     evaluated = [*splits.validation, *splits.held_out]
     if on_broken == "skip":
-        return check_readable(evaluated)
+        return check_readable(evaluated)._replace(what="images to evaluate")
     checked = check_readable([*evaluated, *splits.train], CHECK_SECONDS)
     if reasons := list(checked.unreadable.values()):
         more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""

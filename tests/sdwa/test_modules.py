@@ -125,6 +125,25 @@ def test_cross_attention_takes_key_and_value_from_context():
         layer(x, [1.0])
 
 
+def test_maps_that_are_no_dense_tensors_of_one_floating_dtype():
+    layer = sdwa.SlidingDilatedWindowAttention(16, 4, dilation=(1, 2))
+    x = torch.randn(1, 5, 6, 16)
+    nested = torch.nested.nested_tensor([x[0, 0]], layout=torch.jagged)
+    for wrong, message in (
+        (x.to_sparse(), "must be a dense tensor, got torch.sparse_coo: call .to_dense"),
+        (nested, "must be a dense tensor, got a nested one"),
+        (x.long(), "must be float32, bfloat16, float16 or float64, got torch.int64"),
+    ):
+        with pytest.raises(TypeError, match=f"x {message}"):
+            layer(wrong)
+        with pytest.raises(TypeError, match=f"context {message}"):
+            layer(x, wrong)
+    with pytest.raises(TypeError, match=r"dtype of x, torch\.float32, got torch\.float64"):
+        layer(x, x.double())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert layer(x, x.bfloat16()).dtype == torch.bfloat16
+
+
 @pytest.mark.parametrize("q_proj", (True, False))
 def test_views_of_channels_first_maps(backend, q_proj):
     layer = sdwa.SlidingDilatedWindowAttention(

@@ -425,7 +425,7 @@ def test_wrong_options_of_streams(predictor):
 
 def test_pictures_of_one_array(predictor):
     pixels = np.random.default_rng(0).integers(0, 255, (2, 64, 64, 3), np.uint8)
-    assert list(predictor.stream(pixels)) == predictor(list(pixels))
+    assert list(predictor.stream(pixels, np.int64(2))) == predictor(list(pixels))
 
 
 def test_no_checkpoint(tmp_path):

@@ -216,7 +216,7 @@ def test_broken_images_are_found_before_training(run, broken, tmp_path):
     assert not (tmp_path / "run").exists()
     folder = run("--data", str(broken), "--on-broken", "skip", "--epochs", "1")
     log = (folder / "log.txt").read_text()
-    assert "15 of 15 images were opened before training, 1 cannot be read" in log
+    assert "15 of 15 images to evaluate were opened before training, 1 cannot be read" in log
     assert "left out: 1, held-out image that cannot be read" in log
     assert "skipped 1 unreadable images so far" in log
     report = json.loads((folder / "report.json").read_text())
