@@ -5,8 +5,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from torch.utils.data import DataLoader
@@ -150,11 +152,11 @@ if __name__ == "__main__":
         assert any(name.startswith("pymp-") for name in os.listdir(os.environ["TMPDIR"]))
 """
     (tmp_path / "script.py").write_text(script)
-    (tmp_path / "temporary").mkdir()
-    environment = os.environ | {"TMPDIR": str(tmp_path / "temporary")}
     command = [sys.executable, "-W", "error", str(tmp_path / "script.py")]
-    subprocess.run(command, check=True, env=environment)
-    assert not list((tmp_path / "temporary").glob("pymp-*"))
+    # not in `tmp_path`, as paths of sockets must be short
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(command, check=True, timeout=120, env=os.environ | {"TMPDIR": folder})
+        assert not list(Path(folder).glob("pymp-*"))
 
 
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="signals of threads")
