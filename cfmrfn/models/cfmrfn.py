@@ -110,7 +110,7 @@ class CFMRFN(nn.Module):
     The landmark backbone is never trained: it has no gradients and stays in eval mode.
 
     Convolutions run channels-last; `to(memory_format=torch.channels_last)` saves them the way of
-    their weights there, a tenth of the time of one image on a CPU.
+    their weights there, up to a tenth of the time of one image on a CPU.
 
     Args:
         num_classes: size of the logits; 0: pooled features instead.
