@@ -8,7 +8,6 @@ that comes with the package. A file or folder called `pretrained` is `./pretrain
 from __future__ import annotations
 
 import os
-import stat
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -144,19 +143,12 @@ def check_names(names: Sequence[str]) -> None:
     """
     for place, name in enumerate(names):
         refuse_address(name)
-        if name == "-" or (not place and _is_pipe(name)):
+        if name == "-" or (not place and Path(name).is_fifo()):
             raise ConfigError(
                 f"pictures must be files: save what {name} gives in one, and name that"
             )
         if place and _is_of_network(name):
             raise ConfigError(f"{name} is a network: name it before the pictures, and only one")
-
-
-def _is_pipe(name: str) -> bool:
-    try:
-        return stat.S_ISFIFO(os.stat(name).st_mode)
-    except OSError:
-        return False
 
 
 # What a run or an export leaves in its folder.

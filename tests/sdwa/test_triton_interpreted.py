@@ -343,7 +343,7 @@ def drawn_cases(draw_from):
 
 @interpreted
 # No shrinking: an example takes seconds here. `tests.fuzz triton-interpreted` draws more.
-@settings(max_examples=6, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
+@settings(max_examples=10, deadline=None, derandomize=True, database=None, phases=[Phase.generate])
 @given(drawn_cases(), st.sampled_from(DTYPES), st.integers(0, 1000))
 def test_fuzz(case, dtype, seed):
     assert_matches_float64(case, dtype, seed, backend="triton")
