@@ -258,8 +258,19 @@ def write_if_other(path: Path, text: str) -> None:
 def host_compiler() -> str:
     """The compiler of C++, as a command."""
     # "ccache g++" and the like: ccache is added to the rules.
-    words = shlex.split(os.environ.get("CXX", "clang-cl" if WINDOWS else "c++"))
+    words = shlex.split(os.environ.get("CXX") or ("clang-cl" if WINDOWS else "c++"))
     return shlex.join(w for w in words if Path(w).stem not in ("ccache", "sccache"))
+
+
+def compiler_version(compiler: str) -> str:
+    """What the compiler of C++ says of itself."""
+    try:
+        return first_line([*shlex.split(compiler), "--version"])
+    except (OSError, IndexError, subprocess.CalledProcessError) as error:
+        sys.exit(
+            f"sdwa build: {compiler!r} is no C++ compiler ({error}): install one, such as g++, or "
+            "name it in CXX"
+        )
 
 
 def cuda_version(nvcc: str) -> str:
@@ -276,11 +287,11 @@ def first_line(command: list[str]) -> str:
 def manylinux_tag(libraries: list[Path]) -> str | None:
     """The platform of a wheel whose libraries need these symbols of glibc and libstdc++.
 
-    None where readelf is missing. PyTorch itself is on the list of needed libraries, and installed
-    apart: `auditwheel show` is told so by its --exclude.
+    None where there are none, or readelf is missing. PyTorch itself is on the list of needed
+    libraries, and installed apart: `auditwheel show` is told so by its --exclude.
     """
     readelf = shutil.which("readelf")
-    if readelf is None:
+    if readelf is None or not libraries:
         return None
     needed = OLDEST_GLIBC
     for library in libraries:
@@ -303,6 +314,11 @@ def quoted(path: Path | str) -> str:
     return quote.replace("$", "$$")
 
 
+def in_ninja(path: Path | str) -> str:
+    """A path as a file of build.ninja."""
+    return str(path).replace("$", "$$")
+
+
 class UniversalWheel(bdist_wheel):
     """Tagged for every Python 3; which of them may install it is said by `requires-python`."""
 
@@ -314,7 +330,8 @@ class UniversalWheel(bdist_wheel):
     def get_tag(self) -> tuple[str, str, str]:
         tag = super().get_tag()[2]
         if tag.startswith("linux_") and not self.plat_name_supplied:
-            tag = manylinux_tag(self.get_finalized_command("build_ext").libraries_built) or tag
+            compiled = Path(self.get_finalized_command("build").build_lib) / "sdwa" / "_lib"
+            tag = manylinux_tag(sorted(compiled.glob("*.so"))) or tag
         return "py3", "none", tag
 
 
@@ -330,7 +347,7 @@ class NinjaFile(Writer):
         super().__init__((folder / "build.ninja").open("w"), width=100)
         self.compiler = compiler
         self.launcher = f"{quoted(CCACHE)} " if CCACHE else ""
-        self.strict = bool(os.environ.get("SDWA_WERROR"))
+        self.strict = os.environ.get("SDWA_WERROR", "0") not in ("", "0")
         self.built_in = f"-I{quoted(folder)}"
         self.torch = quoted(TORCH / "lib")
         torch_headers = f"-isystem {quoted(TORCH / 'include')}"
@@ -355,11 +372,20 @@ class NinjaFile(Writer):
             description=description,
         )
 
-    def make(self, rule: str, output: Path | str, inputs: object, flags: list[str]) -> str:
-        """`output`, built from `inputs`."""
-        sources = inputs if isinstance(inputs, list) else [str(inputs)]
-        self.build(str(output), rule, sources, variables={"flags": " ".join(flags)})
-        return str(output)
+    def make(
+        self,
+        rule: str,
+        output: Path | str,
+        inputs: Path | str | list[str],
+        flags: list[str],
+        after: list[Path] | None = None,
+    ) -> str:
+        """`output`, built from `inputs` once `after` are there. Returns its name to ninja."""
+        sources = inputs if isinstance(inputs, list) else [in_ninja(inputs)]
+        waits = [in_ninja(path) for path in after or ()]
+        variables = {"flags": " ".join(flags)}
+        self.build(in_ninja(output), rule, sources, order_only=waits, variables=variables)
+        return in_ninja(output)
 
     def cpu_library(self, library: Path, sets: dict[str, tuple[str, ...]]) -> Path:
         """The CPU kernels, for each of the instruction sets, and the operators' schemas."""
@@ -412,15 +438,19 @@ class NinjaFile(Writer):
         self.make("nvlink", library, objects, flags)
         return library
 
-    def facts_module(self, module: Path) -> Path:
-        """The facts as a module for the Python at hand; it needs pybind11."""
+    def facts_module(self, module: Path, after: list[Path]) -> Path:
+        """The facts as a module for the Python at hand; it needs pybind11.
+
+        It is linked after the libraries that they are of.
+        """
         import pybind11
 
         flags = ["-O1", CXX20, *self.host, self.built_in]
         flags.append(f"-isystem {quoted(pybind11.get_include())}")
         flags.append(f"-isystem {quoted(sysconfig.get_path('include'))}")
         binding = self.make("cxx", "build_info.o", CSRC / "build_info.cpp", flags)
-        self.make("link", module, binding, ["-undefined dynamic_lookup"] if MACOS else [])
+        flags = ["-undefined dynamic_lookup"] if MACOS else []
+        self.make("link", module, binding, flags, after)
         return module
 
 
@@ -448,11 +478,13 @@ class BuildKernels(build_ext):
                 "sdwa build: compiling the kernels failed (see above); "
                 "SDWA_BUILD_CUDA=0 builds without the CUDA kernels"
             )
+        # Not before: what an earlier build left keeps its own facts.
+        self.facts_file.write_text(json.dumps(self.facts, indent=1) + "\n")
 
     def plan(self, work: Path, package: Path) -> None:
         """Says what is built and why, and writes what ninja and the sources need to know of it."""
         compiler = host_compiler()
-        version = first_line([*shlex.split(compiler), "--version"])
+        version = compiler_version(compiler)
         nvcc, architectures, why = choose_cuda()
         sets = INSTRUCTION_SETS.get(platform.machine(), {"baseline": ()})
         say(f"CPU kernels for {', '.join(sets)} with {version}")
@@ -463,7 +495,7 @@ class BuildKernels(build_ext):
         )
         say(f"compiled through {CCACHE}" if CCACHE else "ccache, which keeps results, is not found")
 
-        facts = {
+        self.facts = facts = {
             "torch_version": torch.__version__,
             "compiler": version,
             "instruction_sets": " ".join(sets),
@@ -474,19 +506,19 @@ class BuildKernels(build_ext):
         defines = [f"#define SDWA_{k.upper()} {json.dumps(v)}\n" for k, v in facts.items()]
         write_if_other(work / "build_facts.h", "".join(defines))
         write_if_other(work / "instruction_sets.h", instruction_sets_header(sets))
-        facts_file = package / SOURCES["FACTS"]
-        facts_file.write_text(json.dumps(facts, indent=1) + "\n")
+        self.facts_file = package / SOURCES["FACTS"]
 
         path_of = SOURCES["library_path"]
         n = NinjaFile(work, compiler)
-        self.libraries_built = [n.cpu_library(package / path_of("sdwa_cpu"), sets)]
+        libraries = [n.cpu_library(package / path_of("sdwa_cpu"), sets)]
         if nvcc:
             library = package / path_of("sdwa_cuda")
-            self.libraries_built.append(n.cuda_library(library, nvcc, architectures))
-        self.built = [*self.libraries_built, facts_file]
+            libraries.append(n.cuda_library(library, nvcc, architectures))
+        self.built = [*libraries, self.facts_file]
         if importlib.util.find_spec("pybind11") and not WINDOWS:
             suffix = sysconfig.get_config_var("EXT_SUFFIX")
-            self.built.append(n.facts_module(package / f"_build{suffix}"))
+            module = package / f"_build{suffix}"
+            self.built.append(n.facts_module(module, after=libraries))
         n.close()
 
 

@@ -338,7 +338,10 @@ def make_call(
 
 
 def input_sets(shape: Shape, dtype: torch.dtype, device: torch.device) -> int:
-    """Different inputs to go through in turn, so that none is found in the last-level cache."""
+    """Different inputs to go through in turn, so that none is found in the last-level cache.
+
+    Up to MOST_INPUT_SETS: a larger cache holds those of a small shape.
+    """
     one = shape.fewest_bytes("forward", dtype)
     return min(MOST_INPUT_SETS, 1 + 2 * measure.cache_bytes(device) // one)
 

@@ -162,18 +162,19 @@ def start_record(
     """A new record of this machine; with `resume`, the one at `path`, to be completed.
 
     Raises:
-        UserError: the file to be resumed was made by another tool, machine or commit.
+        UserError: the file to be resumed was made by another tool or commit, on another machine,
+            or with other versions of packages.
     """
     wait_for_turn()
     record = Record(benchmark, setting(device))
     if not resume or path is None or not path.exists():
         return record
     old = Record.load(path)
-    for name in ("commit", "machine"):
+    for name in ("commit", "machine", "versions"):
         if old.setting[name] != record.setting[name]:
             raise UserError(
-                f"{path} cannot be resumed: its {name} is {old.setting[name]}, "
-                f"now it is {record.setting[name]}"
+                f"{path} cannot be resumed: its {name} {'are' if name == 'versions' else 'is'} "
+                f"{old.setting[name]}, now {record.setting[name]}"
             )
     if old.benchmark != benchmark:
         raise UserError(f"{path} cannot be resumed: benchmarks.{old.benchmark} made it")

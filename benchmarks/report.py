@@ -394,7 +394,7 @@ def _milliseconds(m: Measurement) -> str:
 
 def _digits(value: float) -> str:
     """To three digits, or to a whole number where that takes more."""
-    return f"{value:.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
+    return f"{value:.0f}" if value >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
 def _mebibytes(m: Measurement) -> str:
@@ -402,7 +402,7 @@ def _mebibytes(m: Measurement) -> str:
 
 
 def _times(ratio: float) -> str:
-    return f"{ratio:#.2g}x" if ratio < 10 else f"{ratio:.0f}x"
+    return f"{ratio:#.2g}x" if ratio < 9.95 else f"{ratio:.0f}x"
 
 
 def main() -> None:

@@ -98,9 +98,13 @@ inline Problem make_problem(const Tensor& query, const WindowArguments& window) 
                   "sdwa: kernel_size must hold two numbers up to ", kMaxKernelSize,
                   ", odd ones unless windows are shifted");
   STD_TORCH_CHECK(masked || !shifted, "sdwa: shifted windows must be masked");
-  STD_TORCH_CHECK(query.size(1) <= kMaxExtent && query.size(2) <= kMaxExtent,
-                  "sdwa: query must have height and width up to ", kMaxExtent, ", got ",
+  STD_TORCH_CHECK(query.size(1) >= 1 && query.size(2) >= 1 && query.size(1) <= kMaxExtent &&
+                      query.size(2) <= kMaxExtent,
+                  "sdwa: query must have height and width from 1 to ", kMaxExtent, ", got ",
                   query.size(1), " and ", query.size(2));
+  STD_TORCH_CHECK(query.size(3) >= 1 && query.size(4) >= 1,
+                  "sdwa: query must have heads and head_dim of at least 1, got ", query.size(3),
+                  " and ", query.size(4));
   STD_TORCH_CHECK(dilation.size() == static_cast<size_t>(2 * query.size(3)),
                   "sdwa: dilation must hold two numbers per head");
   for (int64_t d : dilation) STD_TORCH_CHECK(d >= 1, "sdwa: dilation must be at least 1, got ", d);

@@ -2,14 +2,16 @@
 
 The repository's root holds the source folder `sdwa/`, which shadows the installed package for
 commands run from there. The libraries lie in the installed one. So they are looked for beside this
-file first, then in every `sdwa/` on the import path. What is found there may have been built from
-other sources than those in the checkout: that is said, see `stale`.
+file first, then in every `sdwa/` on the import path, and all are taken from the first that has
+them. They may have been built from other sources than those in the checkout: that is said, see
+`stale`.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 from dataclasses import dataclass, fields
 from functools import cache
@@ -115,5 +117,14 @@ def source_folder() -> Path | None:
 
 def find(relative: str) -> Path | None:
     """Path of a compiled file of the package, or None."""
+    folder = _compiled_folder()
+    return None if folder is None or not (folder / relative).exists() else folder / relative
+
+
+@cache
+def _compiled_folder() -> Path | None:
+    """The package whose compiled files are used: all of one build, which always has this one."""
     folders = [Path(__file__).parent, *(Path(entry) / "sdwa" for entry in sys.path)]
-    return next((folder / relative for folder in folders if (folder / relative).exists()), None)
+    library = library_path("sdwa_cpu")
+    # Unlike Path.exists, it says no where one may not look, and for a name that is too long.
+    return next((folder for folder in folders if os.path.exists(folder / library)), None)

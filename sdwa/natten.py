@@ -13,6 +13,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
+import threading
 from collections.abc import Callable
 from importlib.machinery import ModuleSpec
 from importlib.metadata import Distribution, DistributionFinder
@@ -85,6 +86,14 @@ def install() -> ModuleType:
     Raises:
         RuntimeError: another natten has been imported.
     """
+    with _INSTALLING:
+        return _install()
+
+
+_INSTALLING = threading.Lock()
+
+
+def _install() -> ModuleType:
     known = sys.modules.get("natten")
     if known is not None and getattr(known, "__sdwa__", False):
         return known

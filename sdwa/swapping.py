@@ -68,7 +68,8 @@ def swap(model: nn.Module) -> Swapped:
     that the known class lacks; and one that `torch.compile` was given alone, which calls it by
     itself. Many repositories have a class of a known name that computes something else: each is
     tried on a small map first, with random parameters, where it can run. NATTEN's and AgileFormer's
-    are known by the module that defines them instead.
+    are known by the module that defines them instead. What the model keeps of its parts outside
+    PyTorch's registers, such as a plain list of them, still has the originals.
 
     Args:
         model: changed in place, or not at all where an error is raised.

@@ -126,9 +126,9 @@ class Scores(_Product):
         accumulate = accumulation_dtype(query.dtype)
         scores = query.new_empty(*query.shape[:-1], taps.count)
         for rows in taps.blocks(key):
-            of_rows = query[:, :, rows]
+            of_rows = query[:, :, rows].to(accumulate)
             for tap, read in taps.each(key, rows):
-                scores[:, :, rows, :, tap] = (of_rows * read).sum(-1, dtype=accumulate)
+                scores[:, :, rows, :, tap] = (of_rows * read.to(accumulate)).sum(-1)
         return scores
 
     @staticmethod

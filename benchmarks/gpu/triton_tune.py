@@ -15,6 +15,7 @@ import math
 import sys
 
 import torch
+from triton.errors import TritonError
 from triton.testing import do_bench
 
 from sdwa.backends.triton import launch
@@ -47,22 +48,22 @@ def milliseconds(
     query, key, value, grad_out = torch.randn(4, *shape, device="cuda", dtype=dtype).unbind()
     blocks = fit_blocks(entry, query.element_size(), head_dim, size[1], size[2])
     arguments = ([window, window], DILATION, head_dim**-0.5, False)
+    out, lse = launch.attention_forward(query, key, value, None, None, *arguments)
+
+    def run() -> None:
+        if which == "forward":
+            launch.attention_forward(query, key, value, None, None, *arguments)
+        else:
+            launch.attention_backward(
+                grad_out, None, query, key, value, None, None, out, lse, *arguments
+            )
+
     chosen = launch.choose_blocks
     launch.choose_blocks = lambda *_: blocks
     launch.attention_plan.cache_clear()
     try:
-        out, lse = launch.attention_forward(query, key, value, None, None, *arguments)
-
-        def run() -> None:
-            if which == "forward":
-                launch.attention_forward(query, key, value, None, None, *arguments)
-            else:
-                launch.attention_backward(
-                    grad_out, None, query, key, value, None, None, out, lse, *arguments
-                )
-
         return float(do_bench(run, warmup=10, rep=50, return_mode="median"))
-    except RuntimeError as error:  # more registers or threads than this GPU has
+    except (TritonError, RuntimeError) as error:  # more of something than this GPU has
         print(f"  {entry}: {str(error).splitlines()[0]}", file=sys.stderr)
         return math.inf
     finally:

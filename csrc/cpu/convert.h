@@ -59,6 +59,7 @@ SDWA_INLINE Vec<double> narrow(const double*, Vec<double> v) { return v; }
 
 SDWA_INLINE auto narrow(const BFloat16*, Vecf v) {
 #if defined(__AVX512BF16__)
+  // Subnormal numbers become 0, whatever the rounding mode says.
   return (__m256i)_mm512_cvtneps_pbh((__m512)v);
 #else
   const Words bits = (Words)v;

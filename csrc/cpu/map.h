@@ -130,10 +130,6 @@ struct Strip {
 
   // Slot of the first query's first tap.
   SDWA_INLINE int32_t window() const { return slot - before; }
-  // Of the window of query i, taps that lie before it.
-  SDWA_INLINE int32_t taps_before(int32_t i) const {
-    return around == Around::kShared ? before + i : before;
-  }
 
   // Pixels that query i is from query 0.
   SDWA_INLINE int32_t pixels(int32_t i, int32_t dilation) const {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <new>
 #include <string>
+#include <vector>
 
 #include "checks.h"
 #include "cpu/kernels.h"
@@ -163,7 +164,7 @@ Plan make_plan(const Problem& problem, int64_t items, int64_t halos, int64_t slo
   const int64_t wanted = for_items > for_caches ? for_items : for_caches;
   const int64_t rows = (problem.height + wanted - 1) / wanted;
   plan.band_rows = rows < smallest_band ? smallest_band : rows;
-  plan.bands = problem.height > 0 ? (problem.height + plan.band_rows - 1) / plan.band_rows : 0;
+  plan.bands = (problem.height + plan.band_rows - 1) / plan.band_rows;
   plan.items = maps * plan.bands;
   plan.streaming = problem.batch * problem.height * row_bytes > kCachedBytes;
   return plan;
@@ -220,15 +221,13 @@ std::tuple<Tensor, Tensor> attention_forward(
       prepare_forward(query, key, value, bias, key_mask,
                       {kernel_size, dilation, scale, masked, shifted, causal_h, causal_w});
   const Problem& problem = call.args.problem;
-  if (problem.head_dim > 0) {
-    const Plan plan = forward_plan(problem);
-    advise_huge_pages(call.out);
-    const int64_t bytes = kernels().forward_scratch(call.args, plan);
-    torch::stable::parallel_for(
-        0, plan.items, grain(problem, plan), [&](int64_t begin, int64_t end) {
-          kernels().forward(call.args, plan, begin, end, ThreadScratch(bytes).data());
-        });
-  }
+  const Plan plan = forward_plan(problem);
+  advise_huge_pages(call.out);
+  const int64_t bytes = kernels().forward_scratch(call.args, plan);
+  torch::stable::parallel_for(
+      0, plan.items, grain(problem, plan), [&](int64_t begin, int64_t end) {
+        kernels().forward(call.args, plan, begin, end, ThreadScratch(bytes).data());
+      });
   return {call.out, call.lse};
 }
 
@@ -242,26 +241,25 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> attention_backward(
                        {kernel_size, dilation, scale, masked, shifted, causal_h, causal_w});
   const Problem& problem = call.args.problem;
   const Plan plan = backward_plan(problem, call.args.grad_bias != nullptr);
-  std::unique_ptr<double[]> sums;  // (items, bias_h, bias_w) in the accumulation type
-  if (call.args.grad_bias) {
-    // Zeros: items without pixels make none.
-    sums.reset(new double[plan.items * problem.bias_size()]());
+  for (const Tensor& grad : {call.grad_query, call.grad_key, call.grad_value}) {
+    advise_huge_pages(grad);
   }
-  if (problem.head_dim > 0) {
-    for (const Tensor& grad : {call.grad_query, call.grad_key, call.grad_value}) {
-      advise_huge_pages(grad);
-    }
-    const int64_t bytes = kernels().backward_scratch(call.args, plan);
+  const int64_t bytes = kernels().backward_scratch(call.args, plan);
+  const auto run = [&](void* sums) {
     torch::stable::parallel_for(
         0, plan.items, grain(problem, plan), [&](int64_t begin, int64_t end) {
-          kernels().backward(call.args, plan, begin, end, sums.get(), ThreadScratch(bytes).data());
+          kernels().backward(call.args, plan, begin, end, sums, ThreadScratch(bytes).data());
         });
-  }
-  if (call.args.grad_bias) {
+  };
+  if (call.args.grad_bias == nullptr) {
+    run(nullptr);
+  } else {
     with_type(problem.dtype, [&](auto type) {
       using A = Accumulation<typename decltype(type)::type>;
-      add_up_grad_bias(problem, plan, reinterpret_cast<const A*>(sums.get()),
-                       static_cast<A*>(call.args.grad_bias));
+      // (items, bias_h, bias_w). Zeros: items without pixels make none.
+      std::vector<A> sums(plan.items * problem.bias_size());
+      run(sums.data());
+      add_up_grad_bias(problem, plan, sums.data(), static_cast<A*>(call.args.grad_bias));
     });
   }
   return {call.grad_query, call.grad_key, call.grad_value, call.grad_bias};

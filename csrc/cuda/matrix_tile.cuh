@@ -195,15 +195,6 @@ struct Features {
   static __device__ __forceinline__ int chunks(int head_dim) {
     return kSingle ? 1 : (head_dim + kChunk - 1) / kChunk;
   }
-  // Calls work(chunk) with the first feature of each chunk.
-  template <typename Work>
-  static __device__ __forceinline__ void for_each_chunk(int head_dim, Work&& work) {
-    if constexpr (kSingle) {
-      work(0);
-    } else {
-      for (int chunk = 0; chunk < head_dim; chunk += kChunk) work(chunk);
-    }
-  }
 };
 
 // Calls run(Features) with those that suit. kChunk: features at a time where there are more

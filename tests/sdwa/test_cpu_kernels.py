@@ -219,10 +219,32 @@ def test_maps_beyond_32_bits_are_refused(axis):
     shape = [1, 1, 1, 1, 1]
     shape[axis] = 2**30 + 1
     query = torch.zeros(1, 1, 1, 1, 1).expand(shape)
-    with pytest.raises(RuntimeError, match="height and width up to 1073741824, got .*1073741825"):
+    said = "height and width from 1 to 1073741824, got .*1073741825"
+    with pytest.raises(RuntimeError, match=said):
         attend(query, [3, 3], [1, 1])
     with pytest.raises(sdwa.BackendError, match="height and width up to 1073741824, got "):
         sdwa.sliding_dilated_window_attention(query, query, query, backend="cpu")
+
+
+@pytest.mark.parametrize(
+    "shape, said",
+    [
+        ((2, 0, 3, 1, 4), "height and width from 1 to 1073741824, got 0 and 3"),
+        ((2, 3, 0, 1, 4), "height and width from 1 to 1073741824, got 3 and 0"),
+        ((2, 3, 3, 0, 4), "heads and head_dim of at least 1, got 0 and 4"),
+        ((2, 3, 3, 1, 0), "heads and head_dim of at least 1, got 1 and 0"),
+    ],
+)
+def test_empty_maps_are_refused(shape, said):
+    """Also where no Python checks them, as in traced and in exported programs"""
+    query = torch.zeros(shape)
+    window = ([3, 3], [1, 1] * shape[3], 1.0, False)
+    operators = torch.ops.sdwa.attention_forward, torch.ops.sdwa.attention_backward
+    lse = torch.zeros(shape[:4])
+    for operator, inputs in zip(operators, ([query] * 3, [query, None, *[query] * 3]), strict=True):
+        results = [query, lse] if operator is operators[1] else []
+        with pytest.raises(RuntimeError, match=said):
+            operator(*inputs, None, None, *results, *window)
 
 
 def test_windows_beyond_the_limit_are_refused():

@@ -75,6 +75,24 @@ def test_library_of_other_sources_is_said(tmp_path):
     assert any("other sources" in line for line in info)
 
 
+def test_folders_that_cannot_be_looked_into_are_passed_over():
+    code = "import sys; sys.path.insert(1, '/' + 'n' * 300); import sdwa; print(sdwa.__version__)"
+    assert python(code, ROOT) == sdwa.__version__
+
+
+@needs_build_info
+def test_all_that_is_compiled_is_of_one_build(tmp_path):
+    """Another build's module further down the path is not asked what the libraries are."""
+    copy_of_package(tmp_path)
+    other = tmp_path / "other" / "sdwa"
+    other.mkdir(parents=True)
+    (other / f"_build{extension.EXTENSION_SUFFIXES[0]}").write_bytes(b"no library")
+    look = f"import sys\nsys.path.append({str(other.parent)!r})\n{IMPORTS}"
+    warned, *info = python(look, tmp_path).splitlines()
+    assert warned == "[]"
+    assert build_info().compiler in "\n".join(info)
+
+
 def test_info_tells_versions_and_backends():
     printed = subprocess.run(
         [sys.executable, "-m", "sdwa.info"], capture_output=True, text=True, check=True, cwd=ROOT

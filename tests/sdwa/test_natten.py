@@ -127,6 +127,17 @@ def test_split_functions_round_nothing_under_autocast():
         torch.testing.assert_close(same, out, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16), ids=str)
+def test_scores_are_added_up_in_float32(dtype):
+    """Products of half precision would be rounded, or overflow, before most of them cancel out."""
+    query, key, _ = (t.detach() for t in maps(1, 1, 4, 3, 64))
+    query = 100 * (query - query.mean(-1, keepdim=True)).to(dtype)
+    key = (10 * key + 400).to(dtype)
+    exact = natten.na2d_qk(query.double(), key.double(), 3)
+    scores = natten.na2d_qk(query, key, 3).double()
+    torch.testing.assert_close(scores, exact, rtol=2 * torch.finfo(dtype).eps, atol=1)
+
+
 def test_split_functions_are_differentiable_twice():
     query, key, value = (t.detach().requires_grad_() for t in heads_first(*maps(1, 4, 5, 2, 2)))
     rpb = torch.randn(2, 5, 5, dtype=torch.float64).requires_grad_()
@@ -565,6 +576,28 @@ print(natten.__version__)
 """
     )
     assert (done.stdout, done.stderr) == ("0.17.5\n", "")
+
+
+def test_install_from_many_threads_makes_one_module():
+    done = python(
+        """
+import sys, threading, sdwa
+sys.setswitchinterval(1e-6)
+made, start = [], threading.Barrier(8)
+
+def install():
+    start.wait()
+    made.append(sdwa.natten.install())
+
+threads = [threading.Thread(target=install) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(len(made), len(set(map(id, made))), sum("natten" in repr(f) for f in sys.meta_path))
+"""
+    )
+    assert (done.stdout, done.stderr) == ("8 1 1\n", "")
 
 
 def test_install_refuses_to_replace_what_is_in_use():

@@ -1,5 +1,6 @@
 """Every backend against the golden vectors and the float64 reference."""
 
+from contextlib import nullcontext
 from functools import partial
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.autograd.graph import saved_tensors_hooks
 
 import sdwa
 from tests.sdwa.assertions import assert_matches_float64, assert_results_match, error, run
@@ -239,6 +241,27 @@ def test_changing_the_result_in_place_is_never_silent(backend):
     else:
         with pytest.raises(RuntimeError, match="modified by an inplace operation"):
             out.square().sum().backward()
+
+
+def test_saved_tensors_may_come_back_in_another_layout(backend):
+    def turned(x):
+        return x.permute(*reversed(range(x.dim())))
+
+    inputs = [t.to(backend.device_type).requires_grad_() for t in torch.randn(3, 2, 4, 5, 2, 8)]
+    bias = torch.randn(2, 3, 3, device=backend.device_type, requires_grad=True)
+    key_mask = torch.rand(2, 4, 5, device=backend.device_type) < 0.8
+    grads = []
+    for hooks in (
+        nullcontext(),
+        saved_tensors_hooks(lambda x: turned(x).contiguous(), turned),
+    ):
+        with hooks:
+            out = sdwa.sliding_dilated_window_attention(
+                *inputs, 3, (1, 2), bias=bias, key_mask=key_mask, backend=backend.name
+            )
+        grads.append(torch.autograd.grad(out.square().sum(), [*inputs, bias]))
+    for plain, hooked in zip(*grads, strict=True):
+        torch.testing.assert_close(hooked, plain)
 
 
 def test_lse_gradient_alone(backend):

@@ -124,8 +124,9 @@ def test_wheel_is_tagged_by_its_symbols(build, tmp_path, monkeypatch, needed, ta
     assert found is None if tag is None else found.startswith(tag + "_")
 
 
-def test_folders_may_have_spaces_and_quotes(build, tmp_path):
-    folder = tmp_path / "a b's"
+@pytest.mark.parametrize("name", ("a b's", "$HOME $in"))
+def test_folders_may_have_any_name(build, tmp_path, name):
+    folder = tmp_path / name
     folder.mkdir()
     (folder / "one.h").write_text("#define ONE 1\n")
     source = folder / "one.cpp"
@@ -150,6 +151,45 @@ def test_a_module_that_an_earlier_build_left_goes_into_no_wheel(build, tmp_path,
     wheel.ensure_finalized()
     wheel.run()
     assert not left.exists()
+
+
+def build_kernels(build, folder):
+    """The command that compiles into `folder`."""
+    command = build["BuildKernels"](setuptools.Distribution())
+    command.build_lib, command.build_temp = str(folder), str(folder / "work")
+    command.ensure_finalized()
+    command.run()
+
+
+def test_a_build_that_fails_leaves_the_facts_of_the_one_before(build, tmp_path, monkeypatch, capfd):
+    # It says its version, and compiles nothing.
+    compiler = tmp_path / "c++"
+    compiler.write_text('#!/bin/sh\n[ "$1" = --version ] && echo a compiler\n')
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    monkeypatch.setenv("SDWA_BUILD_CUDA", "0")
+    facts = tmp_path / "sdwa" / "_lib" / "build.json"
+    facts.parent.mkdir(parents=True)
+    facts.write_text("those before")
+    with pytest.raises(SystemExit, match="compiling the kernels failed"):
+        build_kernels(build, tmp_path)
+    assert facts.read_text() == "those before"
+    assert not list(tmp_path.glob("sdwa/_build*"))
+
+
+@pytest.mark.parametrize("compiler", ("no-such-compiler", "false"))
+def test_what_is_no_compiler_is_said(build, tmp_path, monkeypatch, compiler):
+    monkeypatch.setenv("CXX", compiler)
+    with pytest.raises(SystemExit, match=f"'{compiler}' is no C.. compiler .* CXX"):
+        build_kernels(build, tmp_path)
+
+
+@pytest.mark.parametrize("asked, strict", [("", False), ("0", False), ("1", True)])
+def test_warnings_are_errors_where_that_is_asked(build, tmp_path, monkeypatch, asked, strict):
+    monkeypatch.setenv("SDWA_WERROR", asked)
+    n = build["NinjaFile"](tmp_path, "c++")
+    n.close()
+    assert ("-Werror" in n.host) == strict
 
 
 def test_sources_go_into_the_sdist(build):

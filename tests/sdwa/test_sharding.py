@@ -7,6 +7,7 @@ import multiprocessing.connection
 import subprocess
 import sys
 import traceback
+import types
 from pathlib import Path
 from typing import NamedTuple
 
@@ -329,6 +330,8 @@ def check_errors():
         attend(q, k, v, backend="none")
     with pytest.raises(sdwa.BackendError):
         attend(q, k, v, backend="cuda")
+    with pytest.raises(TypeError, match="return_lse must be a bool, got 'no'"):
+        attend(q, k, v, return_lse="no")
 
 
 def test_errors(world):
@@ -380,6 +383,12 @@ def check_layer(backend):
 def test_layer(backend, world):
     """the layer, its parameters replicated by `distribute_module`, of a batch that is sharded"""
     run_on_cpu(world, backend, check_layer)
+
+
+def test_a_call_while_another_thread_imports_dtensor(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.distributed.tensor", types.ModuleType("half done"))
+    query, bias = torch.randn(1, 3, 3, 1, 4), torch.nn.Parameter(torch.zeros(1, 3, 3))
+    sdwa.sliding_dilated_window_attention(query, query, query, bias=bias)
 
 
 def test_import_does_not_load_dtensor():

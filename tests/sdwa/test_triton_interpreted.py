@@ -42,7 +42,7 @@ if INTERPRETED:
     # Lanes beyond the map divide by an empty sum; what they get is never stored.
     pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning:triton")
 
-    # Left as it is, the interpreter spends a third of its time on overflows that it does not report.
+    # Else the interpreter spends a third of its time on overflows that it does not report.
     OVERFLOW_STOPS = replace(interpreter_builder.options, debug=True, sanitize_overflow=True)
     interpreter_builder.options = replace(OVERFLOW_STOPS, debug=False, sanitize_overflow=False)
 else:

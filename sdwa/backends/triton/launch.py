@@ -488,7 +488,14 @@ def _fastest_plan(
 
     present: whether each tensor that may be None is there.
     """
+    from triton.errors import TritonError
     from triton.testing import do_bench
+
+    def milliseconds(plan: Plan) -> float:
+        try:
+            return float(do_bench(lambda: run(plan), warmup=5, rep=20))
+        except (TritonError, RuntimeError):  # by Triton or the driver: too little of something
+            return math.inf
 
     key = (which, problem, dtype, present, torch.cuda.current_device())
     if key not in _FASTEST:
@@ -500,5 +507,5 @@ def _fastest_plan(
             )
             for candidate in candidates(which, element_size, kernel_size)
         ]
-        _FASTEST[key] = min(plans, key=lambda plan: do_bench(lambda: run(plan), warmup=5, rep=20))
+        _FASTEST[key] = min(plans, key=milliseconds)
     return _FASTEST[key]
