@@ -126,15 +126,20 @@ class OperatorPair:
     def _differentiate_forward(
         self, ctx: Any, grad_out: Tensor | None, grad_lse: Tensor | None
     ) -> tuple[Any, ...]:
-        # What comes back from hooks of saved tensors may have another layout.
-        *inputs, bias, key_mask, out, lse = ctx.saved_tensors
-        grad_out = torch.zeros_like(out) if grad_out is None else grad_out
-        grad_out, *inputs = (
-            x if x.stride(-1) == 1 else x.contiguous() for x in (grad_out, *inputs)
+        saved = ctx.saved_tensors
+        # Hooks of saved tensors may have laid them anew, all alike.
+        if not saved[0].stride(-1) == saved[5].stride(-1) == 1:
+            saved = [None if x is None else x.contiguous() for x in saved]
+        query, key, value, bias, key_mask, out, lse = saved
+        if grad_out is None:
+            grad_out = torch.zeros_like(out)
+        elif grad_out.stride(-1) != 1:
+            grad_out = grad_out.contiguous()
+        if grad_lse is not None:
+            grad_lse = grad_lse.contiguous()
+        *grads, grad_bias = self.differentiate(
+            grad_out, grad_lse, query, key, value, bias, key_mask, out, lse, *ctx.window
         )
-        whole = (x if x is None else x.contiguous() for x in (bias, key_mask, out, lse))
-        grad_lse = None if grad_lse is None else grad_lse.contiguous()
-        *grads, grad_bias = self.differentiate(grad_out, grad_lse, *inputs, *whole, *ctx.window)
         nothing = (None,) * (1 + len(ctx.window))  # for key_mask and the window
         return *grads, None if bias is None else grad_bias, *nothing
 
