@@ -430,8 +430,8 @@ def test_coordinates_beyond_32_bits_are_refused(programs, tmp_path):
         cuda_on_host.run(programs, tmp_path, [(case, given)], 0)
 
 
-def test_the_bias_of_an_empty_map_has_no_gradient(programs, tmp_path):
-    case = Case("empty", (2, 0, 5, 2, 8), bias=True)
+def test_the_bias_of_no_images_has_no_gradient(programs, tmp_path):
+    case = Case("empty", (0, 3, 5, 2, 8), bias=True)
     given = draw(case, torch.float32)
     (result,) = cuda_on_host.run(programs, tmp_path, [(case, given)], 0)
     assert (result["grad_bias"] == 0).all()
