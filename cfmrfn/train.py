@@ -169,10 +169,11 @@ class Trainer:
         self.ema = build_ema(self.network, optim.ema, optim.ema_warmup) if optim.ema else None
         self.optimizer = build_optimizer(self.network, optim)
         model: nn.Module = self.network
-        if run.compile:
-            model = cast(nn.Module, torch.compile(model))
         if self.world.size > 1:
             model = DistributedDataParallel(model)
+        if run.compile:
+            # around the other wrapper, which knows the network's parameters by their names
+            model = cast(nn.Module, torch.compile(model))
         self.class_weights = weights_of_classes(splits, config)
         criterion = ExpressionLoss(
             optim.ce_weight, optim.smooth_weight, optim.label_smoothing, self.class_weights

@@ -8,7 +8,7 @@ base optimizer applies it to w.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -17,7 +17,6 @@ from pytorch_optimizer import SAM
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 from torch.optim import Optimizer
 
@@ -126,9 +125,10 @@ class TrainingStep:
         return self.scaler.get_scale() > 1  # that of a scaler without use is 1
 
     def _no_sync(self) -> AbstractContextManager[object]:
-        if isinstance(self.model, DistributedDataParallel):
-            return self.model.no_sync()
-        return nullcontext()
+        # of a distributed wrapper, which a compiled one around it passes on
+        no_sync: Callable[[], AbstractContextManager[object]]
+        no_sync = getattr(self.model, "no_sync", nullcontext)
+        return no_sync()
 
     def _autocast(self) -> AbstractContextManager[object]:
         return autocast(self.optim.precision, self.world.device)

@@ -57,6 +57,27 @@ def test_fewer_held_out_images_than_processes(options, tmp_path):
     assert '"images": 1' in (tmp_path / "two" / "report.json").read_text()
 
 
+COMPILED = """
+import sys
+from functools import partial
+import timm
+import torch
+from cfmrfn import train
+torch.compile = partial(torch.compile, backend="eager")
+timm.create_model = partial(timm.create_model, stored_embedding=True)
+train.main(sys.argv[1:])
+"""
+
+
+def test_a_compiled_network_with_parameters_that_never_run(options, tmp_path):
+    program = tmp_path / "compiled.py"
+    program.write_text(COMPILED)
+    # two steps: the second waits for the gradients of the first
+    args = [*options, "--compile", "--epochs", "1", "--batch-size", "28", "--accumulate", "2"]
+    result = forked([*args, "--output", str(tmp_path / "run")], [str(program)])
+    assert result.returncode == 0, result.stderr
+
+
 UNCHECKED = """
 import sys
 from cfmrfn import train
