@@ -157,9 +157,13 @@ class TrainingStep:
         if not self.optim.sam_local:
             self.world.average_gradients(self.parameters)
         self.scaler.unscale_(sam)
-        norm = get_total_norm([p.grad for p in self.parameters if p.grad is not None])
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        norm = get_total_norm(gradients)
         # with sam_local the gradients differ between processes, and all must decide alike
         if not self.world.sum(norm).isfinite():
+            # also of loss scales: every scaler is to see a gradient that is not finite
+            gradients[0].fill_(math.inf)
+            self.scaler.unscale_(self.base_optimizer)
             return False
         sam.first_step(zero_grad=True)
         freeze = self.optim.sam_freeze_statistics

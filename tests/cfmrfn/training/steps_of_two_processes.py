@@ -1,5 +1,6 @@
 """Program of test_optim.py: optimizer steps of two processes, each on its half of the batches."""
 
+import math
 import sys
 
 import torch
@@ -31,7 +32,24 @@ def steps(world, settings):
     return network.state_dict(), results
 
 
+def loss_scales(world):
+    """The loss scale after a step in which the second process overflows, and after another."""
+    network = SmallNetwork(norm=False)
+    settings = {"rho": 0.3, "sam_local": True, "precision": "fp16"}
+    step = make_step(network, DistributedDataParallel(network), world, **settings)
+    step.load_scaler_state({**step.scaler.state_dict(), "scale": 8.0})
+    images, labels = make_batch()
+    scales = []
+    overflow = network.head.weight.register_hook(lambda g: g * math.inf if world.rank == 1 else g)
+    for number in range(2):
+        result = step(images.float(), labels, number)
+        scales.append((step.scaler.get_scale(), result.applied))
+        overflow.remove()
+    return scales
+
+
 world = World("cpu")
 made = {name: steps(world, settings) for name, settings in IN_TWO_PROCESSES.items()}
+made["loss scales"] = loss_scales(world)
 torch.save(made, f"{sys.argv[1]}.{world.rank}")
 world.close()

@@ -431,6 +431,8 @@ def test_two_processes_make_the_steps_of_one(tmp_path):
     done = forked([tmp_path / "made"], [str(program)])
     assert done.returncode == 0, done.stderr
     first, second = (torch.load(tmp_path / f"made.{rank}") for rank in (0, 1))
+    # the overflow of one process is one of both
+    assert first["loss scales"] == second["loss scales"] == [(4.0, False), (4.0, True)]
     for name, settings in IN_TWO_PROCESSES.items():
         torch.manual_seed(0)
         network = SmallNetwork(norm=False).double()
