@@ -257,6 +257,8 @@ class Trainer:
         # also before it evaluates: whatever ends that, a resumed run goes on here
         self._save()
         progress, network = self.progress, self._evaluated_network()
+        # what is saved; without --sync-batchnorm every process has batch statistics of its own
+        self.world.share(network.buffers())
         row: Row = {
             "epoch": progress.epoch + 1,
             "lr": self.optimizer.param_groups[-1]["lr"],

@@ -44,6 +44,12 @@ class World:
             dist.all_reduce(values)
         return values
 
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Replaces every one of `tensors` by the main process's, in place."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
     def on_main(self, action: Callable[[], T]) -> T:
         """Does `action` on the main process; every process gets its result, or its error."""
         if self.size == 1:

@@ -7,6 +7,7 @@ import pytest
 
 from cfmrfn.config import parse_config
 from cfmrfn.data.synthetic import draw_face
+from cfmrfn.evaluation import evaluate_checkpoint
 from cfmrfn.train import Trainer
 from tests.cfmrfn.processes import forked, torchrun
 
@@ -42,6 +43,15 @@ def test_two_processes_equal_one(options, tmp_path, launch, together, alone):
     # 15 held-out images over two processes: each counted once
     assert (two[-1]["test_accuracy"] * 15) % 1 == pytest.approx(0, abs=1e-9)
     assert '"images": 15' in (tmp_path / "two" / "report.json").read_text()
+
+
+def test_processes_evaluate_what_is_saved(options, faces, tmp_path):
+    """Also where each has batch statistics of its own."""
+    more = ["--no-sync-batchnorm", "--ema", "0.5", "--lr", "0.01", "--output", str(tmp_path / "run")]
+    result = forked([*options, *more])
+    assert result.returncode == 0, result.stderr
+    saved = evaluate_checkpoint(tmp_path / "run" / "last.pt", faces, workers=0).report
+    assert rows(tmp_path / "run")[-1]["test_loss"] == pytest.approx(saved.loss, rel=1e-5)
 
 
 def test_fewer_held_out_images_than_processes(options, tmp_path):
