@@ -261,7 +261,8 @@ class Trainer:
         self.world.share(network.buffers())
         row: Row = {
             "epoch": progress.epoch + 1,
-            "lr": self.optimizer.param_groups[-1]["lr"],
+            # of all that --layer-decay does not slow down
+            "lr": max(group["lr"] for group in self.optimizer.param_groups),
             "train_loss": progress.loss_sum / self.batches.steps,
             "train_accuracy": progress.correct / (self.batches.steps * self.batches.batch_size),
         }

@@ -110,6 +110,12 @@ def test_options_train(run, options_more):
     assert rows[0]["train_loss"] > 0
 
 
+def test_the_learning_rate_that_was_asked_for_is_recorded(run):
+    more = ["--schedule", "constant", "--weight-decay", "0", "--layer-decay", "0.5"]
+    folder = run("--epochs", "1", "--lr", "0.001", *more)
+    assert read_metrics(folder)[0]["lr"] == 0.001
+
+
 def test_it_learns(run):
     folder = run(
         *("--epochs", "15", "--lr", "3e-3", "--optimizer", "adamw", "--schedule", "cosine"),
