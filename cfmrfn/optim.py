@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Set
 from typing import Any
 
 import torch
@@ -35,14 +36,16 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Trained parameters, grouped by learning rate and weight decay.
 
-    Biases and norms (one dimension) have no weight decay. A layer of `network.image_backbone`
+    Biases and norms (one dimension) have no weight decay, nor has what `network.no_weight_decay()`
+    names, where there is such a method. A layer of `network.image_backbone`
     that is k layers below the backbone's end learns at `lr * layer_decay ** k`.
     """
     depth = _backbone_depths(network)
+    spared: Set[str] = getattr(network, "no_weight_decay", set)()
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in network.named_parameters():
         if parameter.requires_grad:
-            decay = weight_decay if parameter.ndim > 1 else 0.0
+            decay = weight_decay if parameter.ndim > 1 and name not in spared else 0.0
             groups[layer_decay ** depth.get(name, 0), decay].append(parameter)
     return [
         {"params": parameters, "lr": lr * scale, "peak_lr": lr * scale, "weight_decay": decay}
@@ -93,6 +96,11 @@ def load_optimizer_state(optimizer: Optimizer, saved: dict[str, Any]) -> None:
     if len(saved["param_groups"]) != len(groups):
         raise ValueError(f"optimizer needs {len(groups)} groups of parameters")
     for group, found in zip(groups, saved["param_groups"], strict=True):
+        if found["weight_decay"] != group["weight_decay"]:
+            raise ValueError(
+                "in optimizer other parameters decay, as positions did in former versions: go on "
+                "with the version that began the run, or start a new one with --init"
+            )
         if found["params"] != group["params"]:
             raise ValueError(f"a group of optimizer needs {len(group['params'])} parameters")
         if not (is_number(found["lr"]) and found["lr"] >= 0):

@@ -191,7 +191,7 @@ class OptimConfig:
     lr: float = 4e-5
     """Learning rate after warm-up."""
     weight_decay: float = 0.0
-    """Weight decay; biases and norms are left out."""
+    """Weight decay; biases, norms and positions are left out."""
     layer_decay: float = 1.0
     """Factor of the learning rate from each layer of the expression backbone to the one below."""
     schedule: Literal["exponential", "cosine", "constant"] = "exponential"

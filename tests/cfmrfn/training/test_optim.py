@@ -365,6 +365,15 @@ def test_layers_of_the_backbone_learn_slower_downwards():
     )
 
 
+def test_what_a_network_spares_does_not_decay():
+    network = SmallNetwork(norm=False)
+    network.no_weight_decay = lambda: {"conv.weight"}
+    spared, decaying = parameter_groups(network, lr=1.0, weight_decay=0.1)
+    assert (spared["weight_decay"], decaying["weight_decay"]) == (0.0, 0.1)
+    assert [p.shape for p in spared["params"]] == [network.conv.weight.shape, (3,)]
+    assert [p.shape for p in decaying["params"]] == [network.head.weight.shape]
+
+
 def test_learning_rate_schedules():
     def course(**settings):
         optim = OptimConfig(**settings)

@@ -21,6 +21,7 @@ from cfmrfn.config import parse_config
 from cfmrfn.data import dataset
 from cfmrfn.data.synthetic import write_faces
 from cfmrfn.errors import CheckpointError, DataError
+from cfmrfn.models import CFMRFN
 from cfmrfn.train import Trainer
 from cfmrfn.training import event_file, images
 from tests.cfmrfn.states import assert_equal, state
@@ -297,6 +298,21 @@ def test_the_face_detector_may_be_missing_at_times(options, tmp_path, monkeypatc
     folder = train_here("--resume", str(tmp_path / "run"))
     _, about = checkpoint.load_network(folder)
     assert about.framing == expected
+
+
+@pytest.mark.parametrize("decay", ["0", "0.1"])
+def test_a_former_run_let_positions_decay(options, tmp_path, monkeypatch, decay):
+    """Its averages are in another order, unless nothing decays."""
+    folder = tmp_path / "run"
+    args = [*options, "--epochs", "1", "--schedule", "constant", "--weight-decay", decay]
+    with monkeypatch.context() as former:
+        former.setattr(CFMRFN, "no_weight_decay", lambda self: set())
+        train_here(*args, "--output", str(folder))
+    if decay == "0":
+        train_here("--resume", str(folder), "--epochs", "2")
+    else:
+        with pytest.raises(CheckpointError, match="as positions did in former versions: go on"):
+            train_here("--resume", str(folder), "--epochs", "2")
 
 
 def test_a_former_run_that_skipped_images_resumes(options, tmp_path, faces):
