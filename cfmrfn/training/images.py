@@ -400,7 +400,7 @@ def stratified_split(
 ) -> tuple[list[Sample], list[Sample]]:
     """Splits `samples` in two, the second having `fraction` of every class.
 
-    That is one image at least, unless it is the only one of its class or `fraction` is 0.
+    That is one image at least, unless `fraction` is 0, and leaves the first one at least.
     """
     order = np.random.default_rng(seed).permutation(len(samples))
     by_class: dict[int, list[int]] = {}
@@ -408,8 +408,8 @@ def stratified_split(
         by_class.setdefault(samples[index].label, []).append(index)
     second: set[int] = set()
     for members in by_class.values():
-        at_least = 1 if fraction > 0 and len(members) > 1 else 0
-        second.update(members[: max(at_least, round(fraction * len(members)))])
+        number = max(1, round(fraction * len(members))) if fraction > 0 else 0
+        second.update(members[: min(number, len(members) - 1)])
     return (
         [sample for index, sample in enumerate(samples) if index not in second],
         [sample for index, sample in enumerate(samples) if index in second],

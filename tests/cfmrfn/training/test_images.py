@@ -35,9 +35,12 @@ def test_a_stratified_split_takes_the_same_part_of_each_class():
 
 @pytest.mark.parametrize(
     ("images", "fraction", "validation"),
-    [(5, 0.1, 1), (2, 0.1, 1), (1, 0.1, 0), (5, 1e-6, 1), (5, 0.0, 0), (30, 0.1, 3)],
+    [
+        *[(5, 0.1, 1), (2, 0.1, 1), (1, 0.1, 0), (5, 1e-6, 1), (5, 0.0, 0), (30, 0.1, 3)],
+        *[(1, 0.6, 0), (2, 0.9, 1), (3, 0.9, 2)],
+    ],
 )
-def test_a_small_class_gives_an_image_for_validation(images, fraction, validation):
+def test_a_small_class_gives_an_image_for_validation_and_keeps_one(images, fraction, validation):
     samples = [Sample(f"{i}.jpg", 0) for i in range(images)]
     assert len(stratified_split(samples, fraction, seed=0)[1]) == validation
 
