@@ -21,7 +21,8 @@ def class_weights(choice: str | tuple[float, ...], counts: Tensor) -> Tensor:
             `N / (classes * n)` once scaled. "effective": 1 / E, with the effective number of images
             `E = (1 - beta ** n) / (1 - beta)` (Cui et al., CVPR 2019, eq. 2), beta = 0.999; the
             paper scales to a sum of `classes`. Or one number per class.
-        counts: (classes,), images of each class, above 0; of votes, their sums.
+        counts: (classes,), images of each class, above 0; of votes, their sums. Where images are
+            drawn unequally often, how often.
 
     Returns:
         (classes,), float64.

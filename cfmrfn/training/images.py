@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -465,11 +466,13 @@ def weights_of_classes(splits: Splits, config: Config) -> Tensor | None:
             f"class-weights {choice} and --balanced both favour rare classes: leave one out"
         )
     labels = torch.tensor([sample.label for sample in splits.train])
-    counts = torch.bincount(labels, minlength=len(splits.class_names)).double()
+    targets = F.one_hot(labels, len(splits.class_names)).double()
+    # how often each image is drawn
+    drawn = 1 / targets.sum(0)[labels] if images.balanced else torch.ones(len(labels))
     if images.soft_labels:
-        counts = torch.tensor([s.votes for s in splits.train], dtype=torch.float64).sum(0)
+        targets = torch.tensor([s.votes for s in splits.train], dtype=torch.float64)
     try:
-        return class_weights(choice, counts)
+        return class_weights(choice, (drawn[:, None] * targets).sum(0))
     except ValueError as error:
         names = ", ".join(splits.class_names)
         raise ConfigError(f"{error}, in this order: {names}") from error

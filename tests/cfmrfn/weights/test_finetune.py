@@ -447,6 +447,14 @@ def test_class_weights_of_a_run(own_options, tmp_path, faces):
         parse_config(["--class-weights", "1", "0"])
 
 
+def test_class_weights_of_classes_that_are_drawn_equally_often():
+    config = parse_config(["--balanced", "--class-weights", "1", "3"])
+    samples = [Sample(f"{i}", int(i == 0)) for i in range(100)]
+    splits = Splits("rare", ("calm", "tense"), samples, [], [])
+    # their mean over the images that are drawn is 1
+    assert weights_of_classes(splits, config).tolist() == pytest.approx([0.5, 1.5])
+
+
 def test_votes_decide_the_class_weights_of_soft_labels():
     config = parse_config(["--soft-labels", "--class-weights", "balanced"])
     samples = [Sample("a", 0, votes=(0.75, 0.25)), Sample("b", 0, votes=(0.75, 0.25))]
