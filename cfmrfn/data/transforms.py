@@ -218,7 +218,9 @@ class TrainTransform(ImageTransform):
         """Warps images (images, channels, height, width) and changes their brightness, contrast."""
         changed = images.float()
         if self.is_warping:
-            changed = F.grid_sample(changed, self._points(numbers), align_corners=False)
+            points = self._points(numbers)
+            # up to the edge as evaluation enlarges, which repeats the outermost pixels
+            changed = F.grid_sample(changed, points, padding_mode="border", align_corners=False)
         if self.brightness or self.contrast:
             factor, offset = torch.tensor(
                 [
@@ -229,6 +231,9 @@ class TrainTransform(ImageTransform):
                 ]
             )[:, :, None, None, None].unbind(1)
             changed = changed * factor + offset
+        if self.is_warping:
+            # black beyond the image; as floats, which are multiplied in a third of the time
+            changed *= points.abs().amax(-1).le_(1)[:, None]
         return changed.round_().clamp_(0, 255).to(torch.uint8)
 
     def _points(self, numbers: Sequence[list[float]]) -> Tensor:
@@ -285,7 +290,7 @@ def train_transform(
     """The training transform.
 
     Geometry and colour work on uint8; the normalisation makes floats. What a rotation, shift or
-    smaller scale uncovers is black.
+    smaller scale uncovers is black, whatever `brightness` and `contrast`; `jitter` comes after it.
 
     Args:
         size: side of the result, in pixels.

@@ -225,6 +225,24 @@ def test_each_warp_does_what_it_says():
     assert ((areas - 32**2).abs() < 0.02 * 32**2).all()
 
 
+def test_images_are_enlarged_up_to_their_edges_as_evaluation_does():
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (3, 48, 40), generator=generator, dtype=torch.uint8)
+    identity = train_transform(128, flip=0, erasing=0, rotation=1e-9)
+    found, expected = (t.pixels([pixels]).images.int() for t in (identity, eval_transform(128)))
+    assert (found - expected).abs().max() <= 1  # rounded by two ways of resizing
+
+
+def test_what_a_warp_uncovers_is_black():
+    plain = {"flip": 0, "erasing": 0, "brightness": 0.5, "contrast": 0.5}
+    shrunk = train_transform(64, scale=(0.5, 0.5), **plain)
+    grey = torch.full((1, 32, 32), 128, dtype=torch.uint8)
+    images = shrunk.pixels([grey] * 20, seeds=range(20)).images
+    assert len(images[..., 16:48, 16:48].unique()) > 10  # of other brightness each
+    images[..., 16:48, 16:48] = 0
+    assert not images.any()
+
+
 def test_brightness_and_contrast_keep_to_their_range():
     torch.manual_seed(0)
     image = Image.new("L", (32, 32), 120)
