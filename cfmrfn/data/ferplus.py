@@ -107,8 +107,9 @@ def majority(votes: tuple[int, ...]) -> _Verdict:
 
 def argmax10(votes: tuple[int, ...]) -> _Verdict:
     """The most votes of all columns, see the docstring of the module."""
-    label = votes.index(max(votes))
-    if label >= len(CLASS_NAMES):
+    most = max(votes)
+    label = votes.index(most)
+    if not most or label >= len(CLASS_NAMES):
         return _Verdict(None, votes[:8], "unknown or no face")
     return _Verdict(label, votes[:8])
 

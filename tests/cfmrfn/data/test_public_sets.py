@@ -233,6 +233,7 @@ VOTES = {
     "unknown": ([3, 0, 0, 0, 0, 0, 0, 0, 7, 0], (None, None, 0)),
     "no face": ([0, 0, 0, 0, 0, 0, 0, 0, 0, 10], (None, None, None)),
     "single votes only": ([1, 1, 1, 1, 1, 1, 1, 1, 1, 1], (None, 0, 0)),
+    "no votes": ([0, 0, 0, 0, 0, 0, 0, 0, 0, 0], (None, None, None)),
 }
 
 
