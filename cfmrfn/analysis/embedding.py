@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from cfmrfn.data import Sample
-from cfmrfn.errors import ConfigError, DataError
+from cfmrfn.errors import CheckpointError, ConfigError, DataError
 from cfmrfn.models import CFMRFN
 
 
@@ -76,7 +76,9 @@ def embed(features: np.ndarray, perplexity: float | None, seed: int) -> np.ndarr
         (images, 2)
 
     Raises:
-        ConfigError: the perplexity is not legal, or scikit-learn is not installed.
+        CheckpointError: a feature is not finite.
+        ConfigError: the perplexity is not legal, the features of all images are the same, or
+            scikit-learn is not installed.
     """
     if len(features) < 2:
         raise ConfigError("t-SNE needs 2 images or more, got 1; give --no-tsne")
@@ -88,7 +90,20 @@ def embed(features: np.ndarray, perplexity: float | None, seed: int) -> np.ndarr
             f"got {perplexity:g}"
         )
     tsne = tsne_class()(perplexity=perplexity, init="pca", learning_rate="auto", random_state=seed)
-    return np.asarray(tsne.fit_transform(features))
+    if not np.isfinite(features).all():
+        raise CheckpointError(
+            "the network's features are not finite, for t-SNE or anything else: its training failed"
+        )
+    # scikit-learn divides by their spread: where it is zero, or too small or too large for float32,
+    # that gives NaN, which end the process in its tree
+    centred = features - features.mean(0, dtype=np.float64)
+    spread, rounding = np.abs(centred).max(), 1e-6 * np.abs(features).max()
+    if spread <= rounding:
+        raise ConfigError(
+            f"t-SNE needs images that differ, got {len(features)} with the same features; give "
+            "--no-tsne"
+        )
+    return np.asarray(tsne.fit_transform((centred / spread).astype(np.float32)))
 
 
 def tsne_class() -> Any:

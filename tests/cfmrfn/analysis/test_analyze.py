@@ -348,6 +348,26 @@ def test_one_image_has_no_tsne():
         embed(np.zeros((1, 8)), None, seed=0)
 
 
+def test_images_that_are_all_the_same_have_no_tsne():
+    """Rather than a division by their spread, whose NaN end the process in scikit-learn's tree."""
+    same = np.ones((40, 8), np.float32)
+    for features in (same, 0 * same, same + 1e-7 * np.eye(40, 8, dtype=np.float32)):
+        message = "images that differ, got 40 with the same features; give --no-tsne"
+        with pytest.raises(errors.ConfigError, match=message):
+            embed(features, None, seed=0)
+    with pytest.raises(errors.CheckpointError, match="features are not finite"):
+        embed(np.full((40, 8), np.nan), None, seed=0)
+
+
+@pytest.mark.parametrize("scale", [1e-42, 1e-30, 1, 5e37])
+def test_features_of_any_size_have_a_tsne(scale):
+    features = np.random.default_rng(0).normal(size=(5, 8)) * scale
+    for few in (features, features[[0, 0, 0, 0, 1]]):
+        points = embed(few.astype(np.float32), None, seed=0)
+        assert np.isfinite(points).all()
+        assert np.ptp(points) > 1
+
+
 def test_without_scikit_learn_the_error_says_what_to_do(monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.manifold", None)
     with pytest.raises(errors.ConfigError, match="pip install scikit-learn, or give --no-tsne"):
