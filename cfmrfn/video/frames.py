@@ -16,7 +16,7 @@ from cfmrfn.checks import is_number
 from cfmrfn.errors import ConfigError
 from cfmrfn.predictor import Face, Predictor, Prepared
 from cfmrfn.video.files import Source, Video, VideoPicture
-from cfmrfn.video.tracking import Tracker
+from cfmrfn.video.tracking import FORGOTTEN_AFTER, Tracker
 
 Item = TypeVar("Item")
 
@@ -154,6 +154,12 @@ class _Average:
                 }
             self.last[face.track] = picture.seconds, values
             averaged.append(replace(face, probabilities=values))
+        # tracks that do not come back
+        self.last = {
+            track: (since, values)
+            for track, (since, values) in self.last.items()
+            if picture.seconds - since <= FORGOTTEN_AFTER
+        }
         return averaged
 
 

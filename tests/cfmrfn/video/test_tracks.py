@@ -6,6 +6,7 @@ import pytest
 from cfmrfn import video
 from cfmrfn.data.synthetic import draw_face
 from cfmrfn.faces import DetectedFace
+from cfmrfn.predictor import Face
 from tests.cfmrfn.video.films import (
     CLASSES,
     RATE,
@@ -167,3 +168,17 @@ def test_smoothing_is_a_moving_average_of_each_track(one_face, predictor):
         expected = now if expected is None else keep * expected + (1 - keep) * now
         assert list(other.faces[0].probabilities.values()) == pytest.approx(expected, abs=1e-4)
     assert raw[-1].faces[0].probabilities != smooth[-1].faces[0].probabilities
+
+
+def test_smoothing_forgets_tracks_that_do_not_come_back():
+    """Else the memory of a camera would grow with every face that ever passed."""
+    average = video.frames._Average(1.0)
+    for number in range(100):
+        seconds = number / 2
+        passing = Face((0, 0, 9, 9), 0.9, {"fear": 1.0}, track=number + 2)
+        seldom = Face((0, 0, 9, 9), 0.9, {"fear": float(number == 0)}, track=1)
+        faces = [passing, *([seldom] if number % 2 == 0 else [])]
+        *_, last = average(faces, video.VideoPicture(number, seconds, np.zeros((9, 9, 3))))
+        assert len(average.last) <= 4
+    assert last.track == 101
+    assert 0 < average.last[1][1]["fear"] < 1e-9  # it was there once a second, and is remembered
