@@ -219,9 +219,13 @@ class Predictor:
             ConfigError: faces are to be found, and what that needs is not installed.
         """
         size = self.about.image_size
-        is_whole = detected is None and self.faces == "whole"
-        image, shown = _read(picture, size if is_whole else None)
-        if detected is None and self.takes_whole(shown):
+
+        def needed(shown: tuple[int, int]) -> int | None:
+            # a picture that is searched for faces, or has them cut out, at full size
+            return size if detected is None and self.takes_whole(shown) else None
+
+        image, shown = _read(picture, needed)
+        if needed(shown) is not None:
             whole = DetectedFace((0, 0, *shown), 1, np.zeros((5, 2)))
             to_picture = np.diag([*np.array(shown) / size, 0])[:2]
             pixels = self._in_order(self._to_pixels(image))
@@ -353,12 +357,15 @@ def _map_ahead(
         pool.shutdown(cancel_futures=True)
 
 
-def _read(picture: Picture, at_least: int | None = None) -> tuple[Image.Image, tuple[int, int]]:
+def _read(
+    picture: Picture, needed: Callable[[tuple[int, int]], int | None]
+) -> tuple[Image.Image, tuple[int, int]]:
     """RGB, upright; and the size that a viewer shows.
 
     Args:
         picture: as for a call of `Predictor`.
-        at_least: side in pixels that will be used: files may be decoded at less than their size.
+        needed: of a picture of this size, the side in pixels that will be used: files may be
+            decoded at less than their size, as evaluation does. None: all of it.
 
     Raises:
         DataError: it cannot be read, or is no picture.
@@ -366,8 +373,8 @@ def _read(picture: Picture, at_least: int | None = None) -> tuple[Image.Image, t
     if isinstance(picture, str | os.PathLike):
         path = os.fspath(picture)
         try:
-            image = read_image(Sample(path, 0), at_least)
-            width, height = image.size if at_least is None else image_size(path)
+            width, height = image_size(path)
+            image = read_image(Sample(path, 0), needed((width, height)))
         except UNREADABLE as error:
             raise DataError(
                 f"cannot read image {printable(path)}: {reason(path, error)}"

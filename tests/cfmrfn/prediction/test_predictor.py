@@ -191,17 +191,20 @@ def test_whole_photographs(weights):
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
-def test_large_crops_are_decoded_at_less_as_evaluation_does(weights, tmp_path, orientation):
+@pytest.mark.parametrize(("faces", "size"), [("whole", (1001, 800)), ("auto", (255, 210))])
+def test_large_crops_are_decoded_at_less_as_evaluation_does(
+    weights, tmp_path, faces, size, orientation
+):
     path = str(tmp_path / "large.jpg")
     exif = Image.Exif()
     exif[Tag.Orientation] = orientation
-    ground((1001, 800)).save(path, exif=exif)
-    (face,) = cfmrfn.Predictor(weights, faces="whole")(path)
-    assert face.box == ((0, 0, 1001, 800) if orientation == 1 else (0, 0, 800, 1001))
+    ground(size).save(path, exif=exif)
+    (face,) = cfmrfn.Predictor(weights, faces=faces)(path)
+    assert face.box == (0, 0, *(size if orientation == 1 else size[::-1]))
     network, about = checkpoint.load_network(weights)
     transform = eval_transform(about.image_size, mean=about.mean, std=about.std)
     image = read_image(Sample(path, 0), about.image_size)
-    assert max(image.size) < 300
+    assert max(image.size) <= (max(size) + 1) // 2
     with torch.inference_mode():
         expected = network(transform(image)[None]).softmax(1)[0]
     assert [*face.probabilities.values()] == pytest.approx(expected.tolist(), abs=1e-5)
