@@ -34,8 +34,9 @@ def draw(
 ) -> Image.Image:
     """A copy of a picture with a box around each face, its expression and the probability of it.
 
-    Words are beside the faces, not on them, and never run off the picture. A picture of less than
-    400 pixels is enlarged by the least whole number that makes it larger than that.
+    Words are beside the faces, not on them, and never run off the picture. A picture whose
+    longer side is less than 400 pixels is enlarged by the least whole number that makes it 400 or
+    more.
 
     Args:
         picture: PIL image of any mode, or array (height, width, 3), RGB, uint8; upright, as the
