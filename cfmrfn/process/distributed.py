@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from typing import Any, TypeVar
+from datetime import timedelta
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -13,6 +14,11 @@ from torch import Tensor, nn
 from cfmrfn.errors import ConfigError
 
 T = TypeVar("T")
+
+# How long processes wait for what the main one does alone, such as reading all images of a large
+# set. They notice at once when it ends, as its connections do.
+_LONGEST_ALONE = timedelta(days=7)
+_waiting: dist.ProcessGroup | None = None  # for that; other messages have PyTorch's own time limit
 
 
 class World:
@@ -31,7 +37,10 @@ class World:
         self.size = int(os.environ.get("WORLD_SIZE", 1))
         self.device = _device(device, int(os.environ.get("LOCAL_RANK", 0)), self.size)
         if self.size > 1 and not dist.is_initialized():
+            global _waiting
             dist.init_process_group("nccl" if self.device.type == "cuda" else "gloo")
+            group = dist.new_group(backend="gloo", timeout=_LONGEST_ALONE)
+            _waiting = cast(dist.ProcessGroup, group)
 
     @property
     def is_main(self) -> bool:
@@ -51,7 +60,10 @@ class World:
                 dist.broadcast(tensor, src=0)
 
     def on_main(self, action: Callable[[], T]) -> T:
-        """Does `action` on the main process; every process gets its result, or its error."""
+        """Does `action` on the main process; every process gets its result, or its error.
+
+        However long that takes: the time limit of other messages does not hold for it.
+        """
         if self.size == 1:
             return action()
         box: list[Any] = [None, None]  # result, error
@@ -60,7 +72,7 @@ class World:
                 box[0] = action()
             except Exception as error:  # raised again below, in every process
                 box[1] = error
-        dist.broadcast_object_list(box, src=0)
+        dist.broadcast_object_list(box, src=0, group=_waiting)
         if box[1] is not None:
             raise box[1]
         result: T = box[0]

@@ -2,6 +2,7 @@
 
 import csv
 import shutil
+import time
 
 import pytest
 
@@ -128,3 +129,34 @@ def test_an_error_is_told_once(options, faces, tmp_path, launch, more, message):
     # the launcher tells, after that, which processes ended and how
     assert "gloo" not in result.stderr
     assert "Error: " not in result.stderr.partition("ChildFailedError")[0]
+
+
+ALONE = """
+import functools, os, sys, time
+from datetime import timedelta
+import torch.distributed as dist
+from cfmrfn.process.distributed import World
+
+limited = functools.partial(dist.init_process_group, timeout=timedelta(seconds=3))
+dist.init_process_group = limited
+world = World("cpu")
+if sys.argv[1] == "works":
+    print(world.on_main(lambda: time.sleep(5) or "done"))
+    world.close()
+else:
+    try:
+        world.on_main(lambda: os._exit(0))
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize(("main", "said"), [("works", "done\ndone\n"), ("ends", "by peer")])
+def test_the_main_process_is_waited_for_until_it_is_done_or_ends(tmp_path, main, said):
+    """Beyond the time limit of messages, here three seconds: it may read a large set alone."""
+    program = tmp_path / "alone.py"
+    program.write_text(ALONE)
+    began = time.monotonic()
+    result = forked([main], [str(program)])
+    assert (result.returncode, time.monotonic() - began < 60) == (0, True), result.stderr
+    assert said in result.stdout
