@@ -36,7 +36,8 @@ NAME.json holds, beside what was evaluated on what::
     calibration             ece, the expected calibration error as `definition` says;
                             mean_confidence; bins of confidence, `above` < confidence <= `up_to`,
                             with images, accuracy and mean confidence (null: no images)
-    duplicates              images that are pixel for pixel images of the set's training split, and
+    duplicates              images that are pixel for pixel `of` the set's training split, or, in a
+                            test split, "training or validation" split, which chooses epochs, and
                             whether they were left out; null: they were not looked for
     without_duplicates      these results without them; null: there are none, or they were left out
     bootstrap               [low, high] of accuracy and mean_class_accuracy, interval (0.95),
@@ -122,8 +123,9 @@ class Evaluate:
     """What class folders named by digits mean: affectnet, rafdb, ferplus or fer2013 labels, or
     class names in order. None: as in training."""
     drop_duplicates: bool = False
-    """Leave images out that are pixel for pixel images of the set's training split. Otherwise
-    results are given with and without them, where the images of both splits have at most 200 MB."""
+    """Leave images out that are pixel for pixel images of the set's training split, or, in a test
+    split, of the validation split, which chooses epochs. Otherwise results are given with and
+    without them, where the images of these splits have at most 200 MB."""
     flip: bool = False
     """Take the mean of the probabilities of each image and of its mirror image (flip test-time
     augmentation), at twice the time."""

@@ -6,7 +6,8 @@ per face in pictures and in frames of videos, in the order in which they were gi
 
     path          of the file; bytes of a name that are no UTF-8 are written as they are
     label         data sets: its class there
-    duplicate     data sets: 1 where it is pixel for pixel an image of the training split, 0 where
+    duplicate     data sets: 1 where it is pixel for pixel an image of the training split, or one
+                  of the test split is one of the validation split, which chooses epochs; 0 where
                   not; empty where that is not known
     frame         faces: number of the frame in its video, from 0; empty for a picture
     seconds       faces: from the video's start; empty for a picture
@@ -77,8 +78,10 @@ class Split:
         set_classes: of the data set.
         published: images of this split by class, as the owners of the set print them.
         training: images of the set's training split; empty where it has none, or this is it.
-        left_out_duplicates: files that were left out because they are training images too; None:
-            such files are not left out.
+        validation: images of the set's validation split, which chooses epochs; empty where it has
+            none, or this is no test split.
+        left_out_duplicates: files that were left out because they are duplicates; None: such files
+            are not left out.
         without_effect: options that were given and change nothing on this set, in lines that say
             why.
     """
@@ -95,23 +98,30 @@ class Split:
     set_classes: tuple[str, ...]
     published: Mapping[str, int]
     training: Sequence[Sample] = ()
+    validation: Sequence[Sample] = ()
     left_out_duplicates: Sequence[str] | None = None
     without_effect: Sequence[str] = ()
 
     @cached_property
     def duplicates(self) -> frozenset[Sample] | None:
-        """The images that are pixel for pixel images of the set's training split.
+        """The images that are pixel for pixel `training` or `validation` images.
 
-        None where that is not known: there is none, or more bytes than are read unasked.
+        None where that is not known: there is no training split, or more bytes than are read
+        unasked.
         """
         if self.left_out_duplicates is not None:
             return frozenset()
         if not self.training:
             return None
-        return copies_of_training_images(self.samples, self.training, UNASKED)
+        return copies_of_training_images(self.samples, [*self.training, *self.validation], UNASKED)
+
+    @property
+    def learned_from(self) -> str:
+        """What duplicates are, in words: "training", or "training or validation" images."""
+        return "training or validation" if self.validation else "training"
 
     def without_duplicates(self) -> Split:
-        """The same without the images that are pixel for pixel images of the training split.
+        """The same without the images that are pixel for pixel `training` or `validation` images.
 
         Raises:
             DataError: there is no training split, or no image is left.
@@ -121,13 +131,13 @@ class Split:
                 f"duplicates are images of the training split too, but {self.data} has none beside "
                 f"split {self.name}: leave --drop-duplicates out, or give the whole set"
             )
-        copies = copies_of_training_images(self.samples, self.training)
+        copies = copies_of_training_images(self.samples, [*self.training, *self.validation])
         assert copies is not None
         left = [sample for sample in self.samples if sample not in copies]
         if not left:
             raise DataError(
-                f"every image of split {self.name} of {self.data} is a training image too: without "
-                "--drop-duplicates they are evaluated"
+                f"every image of split {self.name} of {self.data} is a {self.learned_from} image "
+                "too: without --drop-duplicates they are evaluated"
             )
         names = [sample.path for sample in self.samples if sample in copies]
         return replace(self, samples=left, left_out_duplicates=names)
@@ -158,18 +168,18 @@ class Split:
         return [*lines, *self.without_effect]
 
     def about_duplicates(self) -> list[str]:
-        """What a reader of results should know of images that are training images too, in lines."""
+        """What a reader of results should know of duplicates, in lines."""
         if self.left_out_duplicates is not None:
             names = self.left_out_duplicates
             return [
-                f"left out: {len(names)} images that are pixel for pixel training images"
+                f"left out: {len(names)} images that are pixel for pixel {self.learned_from} images"
                 f"{_first(names)}"
             ]
         if self.duplicates:
             names = sorted(sample.path for sample in self.duplicates)
             return [
-                f"{len(names)} images are pixel for pixel training images{_first(names)}; "
-                "--drop-duplicates leaves them out"
+                f"{len(names)} images are pixel for pixel {self.learned_from} images"
+                f"{_first(names)}; --drop-duplicates leaves them out"
             ]
         return [NOT_LOOKED_FOR] if self.training and self.duplicates is None else []
 
@@ -231,6 +241,7 @@ def open_split(
         opened.class_names,
         opened.published.get(split, {}),
         [] if split == "train" else opened.splits.get("train", []),
+        opened.splits.get("val", []) if split == "test" else [],
         # the digits of the training set need not be those of this one
         without_effect=opened.without_effect(
             boxes=boxes, digits=None if digits == in_training else digits

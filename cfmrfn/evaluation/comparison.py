@@ -150,8 +150,8 @@ class Comparison:
         ]
         if has_duplicates:
             lines.append(
-                "Without duplicates: accuracy on the images that are not pixel for pixel images of "
-                "the training split."
+                "Without duplicates: accuracy on the images that are not pixel for pixel "
+                f"{next(iter(self.evaluations.values())).images.learned_from} images."
             )
         images = {e.report.images for e in self.evaluations.values()}
         for name, change in self.differences.items():

@@ -197,8 +197,8 @@ def _about_measured(label: str, evaluation: Evaluation) -> str:
         facts.append(f"where the published split has {expected}: not the paper's images")
     if (without := evaluation.without_duplicates) is not None:
         facts.append(
-            f"{evaluation.report.images - without.report.images} of them training images too, "
-            f"without which accuracy is {100 * without.report.accuracy:.2f}"
+            f"{evaluation.report.images - without.report.images} of them {images.learned_from} "
+            f"images too, without which accuracy is {100 * without.report.accuracy:.2f}"
         )
     if len(evaluation.class_names) > len(images.shared_classes):
         facts.append(f"predicted among {len(evaluation.class_names)} classes")

@@ -176,7 +176,7 @@ class Evaluation:
 
     @cached_property
     def is_duplicate(self) -> np.ndarray | None:
-        """(images,): which are training images too; None: that is not known."""
+        """(images,): which are training images too, see `Split.duplicates`; None: not known."""
         copies = self.images.duplicates
         if copies is None:
             return None
@@ -244,10 +244,12 @@ class Evaluation:
 
     def _named_duplicates(self) -> dict[str, Any] | None:
         if self.images.left_out_duplicates is not None:
-            return {"left_out": True, "images": list(self.images.left_out_duplicates)}
-        if self.images.duplicates is None:
+            left_out, names = True, list(self.images.left_out_duplicates)
+        elif self.images.duplicates is None:
             return None
-        return {"left_out": False, "images": sorted(s.path for s in self.images.duplicates)}
+        else:
+            left_out, names = False, sorted(sample.path for sample in self.images.duplicates)
+        return {"left_out": left_out, "of": self.images.learned_from, "images": names}
 
     def remarks(self) -> list[str]:
         """What a reader of the results should know of the images and predictions, in lines."""
@@ -302,9 +304,9 @@ class Evaluation:
             return []
         low, high = without.intervals["accuracy"]
         return [
-            f"without the {self.report.images - without.report.images} images that are training "
-            f"images too: accuracy {without.report.in_brief()}, 95 % interval {low:.4f} to "
-            f"{high:.4f}"
+            f"without the {self.report.images - without.report.images} images that are "
+            f"{self.images.learned_from} images too: accuracy {without.report.in_brief()}, 95 % "
+            f"interval {low:.4f} to {high:.4f}"
         ]
 
     def write_table(self, path: str | Path) -> None:
@@ -483,7 +485,7 @@ def evaluate_checkpoint(
 
     `path` may be any name of `cfmrfn.trained`; None is the network that comes with the package.
     Classes are matched by name, so a network trained on one set can be tried on another.
-    `drop_duplicates` leaves images out that are in the set's training split too. `layout`, `split`,
+    `drop_duplicates` is `Split.without_duplicates`. `layout`, `split`,
     `boxes` and `digits` are those of `cfmrfn.inference.open_split`, the other arguments
     those of `evaluate_split`.
 

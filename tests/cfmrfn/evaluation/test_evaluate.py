@@ -82,7 +82,7 @@ def test_results_are_given_with_and_without_duplicates(
     results, printed = run_tool(run, other, "--data", leaking, "--csv")
     result = results["run-best-leaking-test.json"]
     names = [str(leaking / "test" / name) for name in ("Happy/0.jpg", "anger/1.jpg")]
-    assert result["duplicates"] == {"left_out": False, "images": names}
+    assert result["duplicates"] == {"left_out": False, "of": "training", "images": names}
     assert "2 images are pixel for pixel training images" in printed.out
     with open(tmp_path / "results" / "run-best-leaking-test.csv", newline="") as file:
         rows = list(csv.DictReader(file))
@@ -91,7 +91,7 @@ def test_results_are_given_with_and_without_duplicates(
     # that is what evaluation of the others alone gives
     dropped, said = run_tool(run, other, "--data", leaking, "--drop-duplicates")
     alone = dropped["run-best-leaking-test-unique.json"]
-    assert alone["duplicates"] == {"left_out": True, "images": names}
+    assert alone["duplicates"] == {"left_out": True, "of": "training", "images": names}
     assert alone["without_duplicates"] is None
     without = result["without_duplicates"]
     assert (result["images"], without["images"], alone["images"]) == (4, 2, 2)
@@ -108,6 +108,27 @@ def test_results_are_given_with_and_without_duplicates(
     row, second = dropped["run+other-comparison-leaking-test-unique.json"]["runs"]
     assert row["accuracy_without_duplicates"] is None
     assert second["images_of_both"] == 2
+
+
+def test_copies_of_validation_images_are_duplicates_of_a_test_split(save_run, leaking):
+    """These choose the epoch; the validation split itself is compared with the training split."""
+    (leaking / "val" / "anger").mkdir(parents=True)
+    (leaking / "val" / "Happy").mkdir()
+    with Image.open(leaking / "test" / "anger" / "0.jpg") as picture:
+        picture.save(leaking / "val" / "anger" / "0.png")
+    shutil.copy(leaking / "train" / "Happy" / "0.png", leaking / "val" / "Happy")
+    for split, of, names in (
+        ("test", "training or validation", ["Happy/0.jpg", "anger/0.jpg", "anger/1.jpg"]),
+        ("val", "training", ["Happy/0.png"]),
+    ):
+        evaluation = evaluate.evaluate_checkpoint(save_run(split), leaking, split=split, workers=0)
+        found = evaluation.as_dict()["duplicates"]
+        expected = [str(leaking / split / name) for name in names]
+        assert found == {"left_out": False, "of": of, "images": expected}
+        assert f"images that are {of} images too: accuracy" in str(evaluation)
+        alone = evaluation.images.without_duplicates()
+        assert len(alone.samples) == len(evaluation.images.samples) - len(names)
+        assert f"that are pixel for pixel {of} images" in alone.about_duplicates()[0]
 
 
 def test_duplicates_of_a_large_set_are_looked_for_only_when_asked(
