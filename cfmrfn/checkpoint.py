@@ -129,6 +129,7 @@ class About:
         epoch: epochs trained.
         chosen_on: split that chose the epoch, "val" or "test"; None: it is the last.
         framing: of the faces in the training images, see `cfmrfn.faces.Framing`; None: unknown.
+        layout: that the training images were read as, see `cfmrfn.data.LAYOUTS`; None: unknown.
     """
 
     class_names: tuple[str, ...]
@@ -141,10 +142,15 @@ class About:
     epoch: int = 0
     chosen_on: str | None = None
     framing: Framing | None = None
+    layout: str | None = None
 
     @classmethod
     def of_run(
-        cls, config: Config, class_names: tuple[str, ...], framing: Framing | None = None
+        cls,
+        config: Config,
+        class_names: tuple[str, ...],
+        framing: Framing | None = None,
+        layout: str | None = None,
     ) -> About:
         """Of a run that has not trained yet."""
         return cls(
@@ -156,7 +162,14 @@ class About:
             config=config,
             versions=versions(),
             framing=framing,
+            layout=layout,
         )
+
+    @property
+    def is_drawn(self) -> bool:
+        """Whether it learned from drawn faces; older files know only what was asked for."""
+        images = self.config.images
+        return images.data is None or "drawn" in (self.layout, images.layout)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as they stand in the file."""
@@ -177,7 +190,7 @@ class About:
             raise CheckpointError(
                 f"{source} was not written by cfmrfn.train: 'about' is {brief(values)}"
             )
-        values = {"framing": None, **values}  # older files have none
+        values = {"framing": None, "layout": None, **values}  # older files have none
         for name, (is_legal, legal) in LEGAL_ABOUT.items():
             if name not in values:
                 raise CheckpointError(f"{source} lacks a part: '{name}' of 'about'")
@@ -236,6 +249,7 @@ LEGAL_ABOUT: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epoch": (lambda value: isinstance(value, int), "an integer"),
     "chosen_on": (lambda value: value in ("val", "test", None), "val, test or None"),
     "framing": (lambda value: value is None or is_framing(value), "five points, or None"),
+    "layout": (lambda value: value is None or isinstance(value, str), "a name, or None"),
 }
 
 

@@ -53,7 +53,7 @@ from tqdm import tqdm
 
 from cfmrfn.batches import Loader
 from cfmrfn.checkpoint import About
-from cfmrfn.data import LAYOUTS, Sample, canonical_name, open_set, why_unreadable
+from cfmrfn.data import Sample, canonical_name, open_set, why_unreadable
 from cfmrfn.data.dataset import UNREADABLE_LABEL
 from cfmrfn.data.duplicates import NOT_LOOKED_FOR, UNASKED, copies_of_training_images
 from cfmrfn.errors import DataError, printable
@@ -213,8 +213,6 @@ def open_split(
     digits = tuple(digits or in_training or ())
     boxes = about.config.images.boxes if boxes is None else boxes
     opened = open_set(root, layout, training=False, boxes=boxes, digits=digits)
-    if layout == "auto":
-        layout = next((each.name for each in LAYOUTS if each.recognise(root)), "folder")
     split = split or opened.held_out
     if split not in opened.splits:
         raise DataError(f"split must be one of {', '.join(opened.splits)}; got {split}")
@@ -231,7 +229,7 @@ def open_split(
     return Split(
         root,
         opened.name,
-        layout,
+        opened.layout or layout,
         split,
         digits or None,
         class_names,

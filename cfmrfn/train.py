@@ -134,7 +134,9 @@ class Trainer:
         self.loader = training_loader(self.dataset, self.batches, run.workers)
         if framing is None:
             framing = self.world.on_main(lambda: framing_of(splits.train))
-        self.about = checkpoint.About.of_run(config.absolute(), self.class_names, framing)
+        self.about = checkpoint.About.of_run(
+            config.absolute(), self.class_names, framing, splits.layout
+        )
         evaluated = splits.evaluated()
         cache_of = {"val": caches.validation, "test": caches.held_out}
         self.evaluation_loaders = {

@@ -103,7 +103,7 @@ def _facts(network: CFMRFN, about: About) -> dict[str, str]:
     chosen = "the last"
     if about.chosen_on is not None:
         chosen = f"the best on the {NAMES[about.chosen_on]} images"
-    data = config.images.data
+    data = os.path.abspath(config.images.data or "")
     total = sum(parameter.numel() for parameter in network.parameters())
     parameters = f"{total / 1e6:.4g} M"
     if network.landmark_backbone is not None:
@@ -120,7 +120,7 @@ def _facts(network: CFMRFN, about: About) -> dict[str, str]:
     heads = sum(len(group.heads) for group in head_groups(network))
     return {
         "Checkpoint": f"epoch {about.epoch} of {config.optim.epochs}, {chosen}",
-        "Trained on": "drawn faces" if data is None else os.path.basename(os.path.abspath(data)),
+        "Trained on": "drawn faces" if about.is_drawn else os.path.basename(data),
         "Classes": f"{len(about.class_names)}: {', '.join(about.class_names)}",
         "Network": f"{config.network.preset}: {_count(len(network.layers), 'layer')}, {streams}",
         "Attention": f"{_count(heads, 'head')} over {windows}",

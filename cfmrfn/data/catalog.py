@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -119,7 +120,7 @@ def open_set(
 
 def _load(layout: Layout, root: str, options: SetOptions) -> ExpressionSet:
     try:
-        return layout.load(root, options)
+        return replace(layout.load(root, options), layout=layout.name)
     except DataError as error:
         if layout.recognise(root):
             raise

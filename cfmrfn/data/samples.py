@@ -70,6 +70,7 @@ class ExpressionSet:
         published: numbers of images that the owners of the set (or the literature) print, by split
             and class name, for comparison.
         takes: "boxes", "digits": options of `open_set` that have an effect on this set.
+        layout: name of the layout in `cfmrfn.data.LAYOUTS` that `open_set` read it as.
     """
 
     name: str
@@ -78,6 +79,7 @@ class ExpressionSet:
     dropped: Mapping[str, int] = field(default_factory=dict)
     published: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     takes: Sequence[str] = ()
+    layout: str | None = None
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{name}: {len(samples):,}" for name, samples in self.splits.items())

@@ -47,13 +47,12 @@ class Answers:
     def about(self) -> dict[str, Any]:
         """The answer to `GET /about`, but for what the server knows."""
         about = self._predictor.about
-        images = about.config.images
-        drawn = images.data is None or images.layout == "drawn"
+        data = about.config.images.data
         return {
             "network": about.config.network.preset,
             "run": printable(self._name),
             "class_names": about.class_names,
-            "trained_on": None if drawn else printable(Path(str(images.data)).name),
+            "trained_on": None if about.is_drawn else printable(Path(str(data)).name),
             "attention": None if self._attention is None else self._attention.about(),
             "most_pixels": Image.MAX_IMAGE_PIXELS,
         }

@@ -84,10 +84,6 @@ class Card:
         return self.about.config
 
     @property
-    def _is_drawn(self) -> bool:
-        return is_drawn(self.about)
-
-    @property
     def _set_name(self) -> str:
         return set_name(self.about, self.report)
 
@@ -153,11 +149,13 @@ class Card:
 
     def _data(self) -> str:
         images = self._config.images
-        lines = [f"- Set: {_text(self._set_name)}, layout `{images.layout}`."]
-        if self._is_drawn:
+        layout = self.about.layout or images.layout
+        lines = [f"- Set: {_text(self._set_name)}, layout `{layout}`."]
+        if self.about.is_drawn:
+            drawn = f", {images.drawn_train} for training and {images.drawn_test} held out"
             lines[0] = (
-                f"- Set: faces drawn by a program, {images.drawn_train} for training and "
-                f"{images.drawn_test} held out. No person is in them."
+                f"- Set: faces drawn by a program{drawn if images.data is None else ''}. No person "
+                "is in them."
             )
         if images.validation:
             lines.append(
@@ -351,7 +349,7 @@ class Card:
         first = (
             "- **Drawn faces only.** The network has seen drawings by a program, and no person. "
             "What it answers on a photograph means nothing; it serves to try the software.\n"
-            if self._is_drawn
+            if self.about.is_drawn
             else ""
         )
         measured = self._measured or {}
@@ -462,23 +460,18 @@ def read_evaluation(path: Path) -> Mapping[str, Any]:
     return results
 
 
-def is_drawn(about: About) -> bool:
-    """Whether a network has seen drawn faces alone."""
-    return about.config.images.data is None
-
-
 def set_name(about: About, report: Mapping[str, Any] | None) -> str:
     """Name of the data set that a network learned from, as its run's report has it."""
     if report is not None and isinstance(report.get("data"), str):
         return str(report["data"])
-    return "drawn faces" if is_drawn(about) else Path(about.config.images.data or "").name
+    return "drawn faces" if about.is_drawn else Path(about.config.images.data or "").name
 
 
 def terms(about: About, report: Mapping[str, Any] | None) -> Terms:
     """What a network may be used for, by its data set."""
-    if is_drawn(about):
+    if about.is_drawn:
         return DRAWN
-    return terms_of(about.config.images.layout, set_name(about, report))
+    return terms_of(about.layout or about.config.images.layout, set_name(about, report))
 
 
 def _overall(columns: Mapping[str, Mapping[str, Any]]) -> str:

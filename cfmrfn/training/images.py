@@ -149,6 +149,7 @@ class Splits:
         held_out: images that results are reported on, `test` in files.
         dropped: number of files and images left out, by reason.
         without_effect: options that were set and change nothing on this set, in lines that say why.
+        layout: that the set was read as.
     """
 
     name: str
@@ -158,6 +159,7 @@ class Splits:
     held_out: list[Sample]
     dropped: Mapping[str, int] = field(default_factory=dict)
     without_effect: Sequence[str] = ()
+    layout: str | None = None
 
     def left_out(self) -> dict[str, int]:
         """Number of files and images left out, by the reasons there were."""
@@ -263,7 +265,14 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
             f"{reasons}"
         )
     return Splits(
-        opened.name, opened.class_names, train, validation, held_out, opened.dropped, idle
+        opened.name,
+        opened.class_names,
+        train,
+        validation,
+        held_out,
+        opened.dropped,
+        idle,
+        opened.layout,
     )
 
 

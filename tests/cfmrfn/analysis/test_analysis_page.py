@@ -124,6 +124,12 @@ def check_nothing_outside(page):
     assert policy["content"].startswith("default-src 'none'; img-src data:;")
 
 
+@pytest.mark.parametrize(("layout", "said"), [("drawn", "drawn faces"), ("rafdb", "faces")])
+def test_what_the_network_learned_from_is_named(make_page, layout, said):
+    page, _ = make_page(layout=layout, args=["--no-tsne"])
+    assert f"Trained on {said} Classes" in " ".join(page.text().split())
+
+
 OPTIONS = {
     "plain": [],
     "three layers": ["--depth", "3"],

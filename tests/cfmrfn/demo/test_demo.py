@@ -43,11 +43,11 @@ def run_folder(tmp_path_factory) -> Path:
     return write_run(tmp_path_factory.mktemp("runs") / "a run")
 
 
-def write_run(folder, *options):
+def write_run(folder, *options, layout=None):
     config = parse_config(["--image-size", "64", "--depth", "2", *options])
     torch.manual_seed(0)
     network = checkpoint.build_network(config, len(CLASSES))
-    about = checkpoint.About.of_run(config, CLASSES).to_dict()
+    about = checkpoint.About.of_run(config, CLASSES, layout=layout).to_dict()
     folder.mkdir()
     checkpoint.save(folder / "best.pt", {"model": network.state_dict(), "about": about})
     return folder
@@ -111,9 +111,10 @@ def test_about(client):
     }
 
 
-def test_what_the_network_was_trained_on_is_named_without_its_folder(tmp_path):
-    run = write_run(tmp_path / "run", "--data", str(tmp_path / "RAF-DB"))
-    assert Answers(Predictor(run, "cpu"), "run").about()["trained_on"] == "RAF-DB"
+@pytest.mark.parametrize(("layout", "said"), [("rafdb", "RAF-DB"), ("drawn", None)])
+def test_what_the_network_was_trained_on_is_named_without_its_folder(tmp_path, layout, said):
+    run = write_run(tmp_path / "run", "--data", str(tmp_path / "RAF-DB"), layout=layout)
+    assert Answers(Predictor(run, "cpu"), "run").about()["trained_on"] == said
 
 
 def test_a_crop_of_a_face(client, predictor, drawn):

@@ -450,15 +450,24 @@ def test_card_says_of_what_a_report_has_intervals(tmp_path):
     assert "intervals, of single classes by Wilson's formula. They say" in body
 
 
-@pytest.mark.parametrize("drawn", (True, False))
-def test_card_says_what_drawn_faces_are_good_for(drawn, tmp_path):
-    network, about = make_network([] if drawn else ["--data", "FACES"])
+@pytest.mark.parametrize(
+    ("options", "layout", "drawn"),
+    [([], None, True), (["--data", "FACES"], "drawn", True), (["--data", "FACES"], "rafdb", False)],
+)
+def test_card_says_what_drawn_faces_are_good_for(options, layout, drawn, tmp_path):
+    network, about = make_network(options)
     (tmp_path / "run").mkdir()
     checkpoint.save(
-        tmp_path / "run" / "best.pt", {"model": network.state_dict(), "about": about.to_dict()}
+        tmp_path / "run" / "best.pt",
+        {"model": network.state_dict(), "about": {**about.to_dict(), "layout": layout}},
     )
     export.export(tmp_path / "run", ("safetensors",), tmp_path / "out")
-    assert ("Drawn faces only." in card_of(tmp_path / "out")[1]) == drawn
+    front, body = card_of(tmp_path / "out")
+    assert ("Drawn faces only." in body) == drawn
+    assert front["license"] == ("mit" if drawn else "other")
+    # how many are drawn where no data are given decides nothing else
+    assert ("2000 for training and 500 held out" in body) == (options == [])
+    assert load_classifier(tmp_path / "out").about.layout == layout
 
 
 def test_card_says_which_images_and_weights_a_run_began_with(tmp_path):

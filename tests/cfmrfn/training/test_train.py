@@ -81,6 +81,7 @@ def test_a_run_leaves_everything(run):
     best_row = max(rows, key=lambda row: (row["val_accuracy"], -row["val_loss"]))
     assert best["about"]["epoch"] == best_row["epoch"] == report["held_out"]["val"]["epoch"]
     assert best["about"]["chosen_on"] == "val"
+    assert best["about"]["layout"] == "drawn"  # recognised, as --data names their folder
     assert "training" not in best
     assert "held-out accuracy" in (folder / "log.txt").read_text()
 

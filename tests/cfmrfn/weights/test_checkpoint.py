@@ -153,6 +153,7 @@ def test_what_a_checkpoint_says_of_itself_keeps_its_layout():
         "epoch": 0,
         "chosen_on": None,
         "framing": None,
+        "layout": None,
     }
 
 
@@ -167,6 +168,26 @@ def test_framing_is_kept_and_older_checkpoints_have_none(tmp_path):
         checkpoint.About.from_dict(saved | {"framing": [0.3, 0.4]}, tmp_path)
     del saved["framing"]
     assert checkpoint.About.from_dict(saved, tmp_path).framing is None
+
+
+@pytest.mark.parametrize(
+    ("options", "read_as", "drawn"),
+    [
+        ([], None, True),
+        (["--data", "FACES", "--layout", "drawn"], None, True),
+        (["--data", "FACES"], "drawn", True),
+        (["--data", "FACES"], "rafdb", False),
+        (["--data", "FACES"], None, False),
+    ],
+    ids=["no data", "asked for", "recognised", "another set", "an older checkpoint"],
+)
+def test_drawn_faces_are_known_however_they_are_given(options, read_as, drawn):
+    about = checkpoint.About.of_run(parse_config(options), ("anger", "joy"), None, read_as)
+    saved = about.to_dict()
+    if read_as is None:
+        del saved["layout"]
+    assert checkpoint.About.from_dict(saved, Path("a.pt")) == about
+    assert about.is_drawn == drawn
 
 
 def test_a_checkpoint_of_before_layout_was_named_so():
