@@ -22,11 +22,8 @@ from cfmrfn.errors import ConfigError, brief
 from cfmrfn.formats.terms import DRAWN, Terms, terms_of
 from cfmrfn.metrics import Calibration, wilson_interval
 
-_CHOSEN = {
-    "val": "the best on the validation images",
-    "test": "the best on the held-out images themselves, so that the figures below are optimistic",
-    None: "the last",
-}
+# Split that chose the epoch -> its images; None: the epoch is the last.
+_CHOSEN_ON = {"val": "validation images", "test": "held-out images", None: None}
 
 
 @dataclass(frozen=True)
@@ -97,6 +94,32 @@ class Card:
         return self._set_name if self.evaluation is None else str(self.evaluation["set"])
 
     @property
+    def _is_on_own_set(self) -> bool:
+        """Whether the results are on images of the data set that the network learned from."""
+        if self.evaluation is None:
+            return True
+        tested = terms_of(self.evaluation.get("layout", ""), self._tested_on)
+        if tested != Terms():  # a published set is the same, whatever its folder is named
+            return tested == self._terms
+        images = self._config.images
+        folder = f"drawn-faces-{images.classes or 7}-{images.drawn_train}-{images.drawn_test}"
+        folder = folder if images.data is None else Path(images.data).name
+        return Path(self.evaluation.get("data", "")).name == folder
+
+    @property
+    def _tested(self) -> str:
+        """What the images are that the results are on."""
+        split = (self._measured or {}).get("split", "test")
+        # former runs did not record which they validated on
+        unknown = "val" if self.about.chosen_on == "val" else None
+        validated_on = (self.report or {}).get("validation_split", unknown)
+        if split == "train":
+            return "training images"
+        if split == "val" == validated_on and self._is_on_own_set:
+            return "validation images"
+        return "held-out images" if split in ("val", "test") else "images"
+
+    @property
     def _measured(self) -> Mapping[str, Any] | None:
         """The results of exactly these weights."""
         if self.evaluation is not None:
@@ -125,8 +148,11 @@ class Card:
                         {
                             "task": {"type": "image-classification"},
                             "dataset": {
-                                "name": f"{self._tested_on}, held-out images",
+                                "name": ", ".join(
+                                    filter(None, [self._tested_on, self._tested, self._shared])
+                                ),
                                 "type": "-".join(re.findall(r"\w+", self._tested_on.lower())),
+                                **({"split": results["split"]} if "split" in results else {}),
                             },
                             "metrics": [
                                 {"type": kind, "name": name, "value": round(results[key], 4)}
@@ -137,6 +163,25 @@ class Card:
                 }
             ]
         return values
+
+    @property
+    def _shared(self) -> str:
+        """Among how few classes predictions were, where others were left out; else empty."""
+        results = self._measured or {}
+        shared = len(results.get("per_class", ()))
+        if not results.get("shared_classes") or shared == len(self.about.class_names):
+            return ""
+        return f"{shared} shared classes"
+
+    def _how_chosen(self) -> str:
+        """How the epoch was chosen, and what that means for the results."""
+        images = _CHOSEN_ON[self.about.chosen_on]
+        if images is None:
+            return "the last"
+        if not self._is_on_own_set:
+            return f"the best on the {images} of {_text(self._set_name)}"
+        themselves = " themselves, so that the figures below are optimistic"
+        return f"the best on the {images}{themselves if images == self._tested else ''}"
 
     def _summary(self) -> str:
         classes = self.about.class_names
@@ -157,18 +202,23 @@ class Card:
                 f"- Set: faces drawn by a program{drawn if images.data is None else ''}. No person "
                 "is in them."
             )
-        if images.validation:
+        report = self.report or {}
+        if images.validation and report.get("validation_split") == "train":
             lines.append(
                 f"- {100 * images.validation:g} % of the training images were set aside for "
                 "validation."
             )
-        report = self.report or {}
         count = report.get("training_images", "not recorded in the run's report")
         lines.append(f"- Training images: {count}.")
         if report.get("validation_images"):
             lines.append(f"- Validation images: {report['validation_images']}.")
-        if (results := self._measured) is not None:
-            lines.append(f"- Held out: {results['images']} images.")
+        # the same number in each epoch; without a report the results may be on them
+        epochs = report.get("held_out", {}).values()
+        held_out = [epoch["images"] for epoch in epochs if "images" in epoch]
+        if self._measured and self._tested == "held-out images" and self._is_on_own_set:
+            held_out.append(self._measured["images"])
+        if held_out:
+            lines.append(f"- Held out: {held_out[0]} images.")
         if images.only:
             lines.append(f"- Of its classes these were used: {', '.join(map(_text, images.only))}.")
         left_out = report.get("left_out")
@@ -187,17 +237,32 @@ class Card:
             )
         split = f" (split {results['split']})" if "split" in results else ""
         measured = (
-            f"Measured on the {results['images']} held-out images of {_text(self._tested_on)}"
-            f"{split}, on these weights, of epoch {self.about.epoch}: "
-            f"{_CHOSEN[self.about.chosen_on]}."
+            f"Measured on the {results['images']} {self._tested} of {_text(self._tested_on)}"
+            f"{split}, on these weights, of epoch {self.about.epoch}: {self._how_chosen()}."
         )
+        if self._tested == "training images" and self._is_on_own_set:
+            measured += " The network learned from them: of other images the figures say little."
         if results.get("flip"):
             measured += " Probabilities are the mean over each image and its mirror image."
+        if self._shared:
+            measured += (
+                f" Predictions are among the {self._shared} alone, of the network's "
+                f"{len(self.about.class_names)}; their probabilities are scaled to sum to 1."
+            )
         columns = {"": results}
+        duplicates = results.get("duplicates") or {}
+        of = f"{duplicates.get('of', 'training')} images"
+        if not self._is_on_own_set:
+            of += " of that set"
+        if duplicates.get("left_out") and duplicates["images"]:
+            measured += (
+                f" {len(duplicates['images'])} more were left out, which are {of} too, pixel for "
+                "pixel."
+            )
         if without := results.get("without_duplicates"):
             copies = results["images"] - without["images"]
             measured += (
-                f" {copies} of the images are training images too, pixel for pixel; the other "
+                f" {copies} of the images are {of} too, pixel for pixel; the other "
                 f"{without['images']} are given beside all."
             )
             columns = {"All images": results, "Without duplicates": without}
@@ -216,9 +281,9 @@ class Card:
                 "summed over the classes, 0 to 2."
             )
         calibration = "" if "calibration" in results else "calibration, "
+        others = "other data sets" if self._is_on_own_set else "further data sets"
         parts.append(
-            f"Not measured: other data sets, {calibration}and results by age, gender or skin "
-            "colour."
+            f"Not measured: {others}, {calibration}and results by age, gender or skin colour."
         )
         return "\n\n".join(parts)
 
@@ -377,12 +442,11 @@ class Card:
         if network.landmarks == "package":
             started.append("landmark backbone as it comes with the package (drawn faces)")
         departs = ", ".join(f"{n} {_text(str(v))}" for n, v in network.overrides().items())
+        images = _CHOSEN_ON[self.about.chosen_on]
+        chosen = "the last" if images is None else f"the best on the {images}"
         lines = [
             f"- Network: `{network.preset}`" + (f", with {departs}." if departs else "."),
-            f"- Epoch {self.about.epoch} of {optim.epochs}, {_CHOSEN[self.about.chosen_on]}".split(
-                ", so that"
-            )[0]
-            + ".",
+            f"- Epoch {self.about.epoch} of {optim.epochs}, {chosen}.",
             f"- {optim.optimizer}, learning rate {optim.lr:g} ({optim.schedule}), batches of "
             f"{optim.batch_size}, "
             + (f"sharpness-aware with radius {optim.rho:g}" if optim.rho else "plain steps")

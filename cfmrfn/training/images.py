@@ -99,6 +99,7 @@ class RunImages:
             "image_bytes": int(self.file_sizes.clamp(min=0).sum()),
             "training_images": len(self.splits.train),
             "validation_images": len(self.splits.validation),
+            "validation_split": self.splits.validation_split,
             "left_out": self.splits.left_out(),
             "duplicates": duplicates,
         }
@@ -150,6 +151,8 @@ class Splits:
         dropped: number of files and images left out, by reason.
         without_effect: options that were set and change nothing on this set, in lines that say why.
         layout: that the set was read as.
+        validation_split: the set's split that validation images are of, "val", or "train", of which
+            they were set aside; None: there are none.
     """
 
     name: str
@@ -160,6 +163,7 @@ class Splits:
     dropped: Mapping[str, int] = field(default_factory=dict)
     without_effect: Sequence[str] = ()
     layout: str | None = None
+    validation_split: str | None = None
 
     def left_out(self) -> dict[str, int]:
         """Number of files and images left out, by the reasons there were."""
@@ -245,13 +249,14 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
     idle = opened.without_effect(boxes=images.boxes, digits=images.digits)
     train = opened.splits["train"]
     if opened.held_out == "test" and "val" in opened.splits:
-        validation = opened.splits["val"]
+        validation, validation_split = opened.splits["val"], "val"
         if images.validation > 0:
             idle.append(
                 f"validation {images.validation} has no effect, as the data has validation images"
             )
     else:
         train, validation = stratified_split(train, images.validation, seed)
+        validation_split = "train"
         if images.validation > 0 and not validation:
             raise DataError(
                 f"{opened.name}: no class has two images, of which --validation could take one; "
@@ -273,6 +278,7 @@ def open_splits(images: ImageConfig, seed: int, world: World) -> Splits:
         opened.dropped,
         idle,
         opened.layout,
+        validation_split if validation else None,
     )
 
 

@@ -450,6 +450,92 @@ def test_card_says_of_what_a_report_has_intervals(tmp_path):
     assert "intervals, of single classes by Wilson's formula. They say" in body
 
 
+def card_with(run, **results):
+    """Front matter and body of a card with results that were measured otherwise than the report."""
+    report = json.loads((run / "report.json").read_text())
+    network, _ = checkpoint.load_network(run)
+    file = run / "results.json"
+    measured = {
+        **report["held_out"]["test"],
+        "data": str(run.parent / "secret" / "MY-FACES"),
+        "set": report["data"],
+        "split": "test",
+        "weights": checkpoint.digest_of(network),
+        **results,
+    }
+    file.write_text(json.dumps(measured))
+    out = run.parent / "out"
+    export.export(run, ("safetensors",), out, results=file, overwrite=True)
+    front, body = card_of(out)
+    return front["model-index"][0]["results"][0]["dataset"], " ".join(body.split())
+
+
+def test_card_says_which_images_were_measured(tmp_path):
+    make_run(tmp_path / "run")
+    data, body = card_with(tmp_path / "run", images=14)
+    assert data["name"] == "My|faces, held-out images"
+    assert data["split"] == "test"
+    assert "Measured on the 14 held-out images of My\\|faces (split test)" in body
+    assert "the best on the held-out images themselves, so that the figures below are opti" in body
+    assert "- Held out: 15 images." in body  # as the report has it
+
+    data, body = card_with(tmp_path / "run", images=60, split="train")
+    assert (data["name"], data["split"]) == ("My|faces, training images", "train")
+    assert "Measured on the 60 training images of My\\|faces (split train)" in body
+    assert "The network learned from them" in body
+    assert "- Held out: 15 images." in body
+    assert "optimistic" not in body
+
+    data, body = card_with(tmp_path / "run", images=60, set="RAF-DB")
+    assert data["name"] == "RAF-DB, held-out images"
+    assert "Measured on the 60 held-out images of RAF-DB (split test)" in body
+    assert "epoch 2: the best on the held-out images of My\\|faces." in body
+    assert "optimistic" not in body
+    assert "Not measured: further data sets" in body
+
+
+@pytest.mark.parametrize(
+    ("folder", "own"), [("MY-FACES", True), ("YOUR-FACES", False)], ids=["own", "another"]
+)
+def test_card_tells_class_folders_apart(tmp_path, folder, own):
+    """All have one name."""
+    make_run(tmp_path / "run")
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    (tmp_path / "run" / "report.json").write_text(json.dumps({**report, "data": "class folders"}))
+    _, body = card_with(tmp_path / "run", data=f"/elsewhere/{folder}")
+    assert ("optimistic" in body) == own
+
+
+@pytest.mark.parametrize(("chosen_on", "said"), [("val", "validation"), ("train", "held-out")])
+def test_card_tells_images_that_chose_the_epoch_from_others(tmp_path, chosen_on, said):
+    """Images of split val are held out where those for validation are of the training split."""
+    network, about = make_run(tmp_path / "run", ["--validation", "0.1"])
+    values = {**about.to_dict(), "epoch": 2, "chosen_on": "val"}
+    checkpoint.save(tmp_path / "run" / "best.pt", {"model": network.state_dict(), "about": values})
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    report |= {"validation_images": 6, "validation_split": chosen_on}
+    (tmp_path / "run" / "report.json").write_text(json.dumps(report))
+    _, body = card_with(tmp_path / "run", split="val")
+    assert ("10 % of the training images were set aside" in body) == (chosen_on == "train")
+    assert f"Measured on the 15 {said} images of" in body
+    assert ("so that the figures below are optimistic" in body) == (chosen_on == "val")
+
+
+def test_card_says_how_predictions_were_restricted_and_which_images_left_out(tmp_path):
+    make_run(tmp_path / "run")
+    few = {"surprise": 0.5, "anger": 0.25}
+    data, body = card_with(
+        tmp_path / "run",
+        **{"per_class": few, "shared_classes": True, "set": "AffectNet"},
+        duplicates={"left_out": True, "of": "training or validation", "images": ["a", "b"]},
+    )
+    assert data["name"] == "AffectNet, held-out images, 2 shared classes"
+    assert "are among the 2 shared classes alone, of the network's 7" in body
+    assert "2 more were left out, which are training or validation images of that set too" in body
+    data, body = card_with(tmp_path / "run", shared_classes=True)
+    assert "shared classes" not in data["name"] + body
+
+
 @pytest.mark.parametrize(
     ("options", "layout", "drawn"),
     [([], None, True), (["--data", "FACES"], "drawn", True), (["--data", "FACES"], "rafdb", False)],

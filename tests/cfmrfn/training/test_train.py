@@ -71,6 +71,7 @@ def test_a_run_leaves_everything(run):
     report = json.loads((folder / "report.json").read_text())
     assert report["chosen_on"] == "val"
     assert (report["training_images"], report["validation_images"]) == (42, 14)
+    assert report["validation_split"] == "train"
     training = checkpoint.load(folder / "last.pt")["training"]
     assert report["fingerprint"] == training["data"]
     assert report["image_bytes"] == training["file_sizes"].sum()
