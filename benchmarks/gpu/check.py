@@ -41,10 +41,10 @@ MOST_CHARACTERS = 11_000
 TRITON_CASES = {
     "bfloat16": "paper strided_map heads_first bias window_1x1 window_5 window_11x9 head_dim_3 "
     "head_dim_100 head_dim_256 scale_zero larger_map key_mask key_mask_masked key_mask_7_masked "
-    "nothing_left_5x5",
+    "nothing_left_5x5 shifted causal",
     "float32": "paper_masked wide_packed expanded_key bias_masked bias_5x5 dilation_beyond_map "
     "window_3x5 window_7_masked window_13_beyond_map head_dim_3 head_dim_256 scale_large "
-    "key_mask_5x5 nothing_left",
+    "key_mask_5x5 nothing_left shifted_key_mask causal_rows_masked",
 }
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 TAIL = 700  # characters of a failed step's output

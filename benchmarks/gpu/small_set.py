@@ -31,6 +31,8 @@ NAMES = (
     "strided_map",
     "bias_masked",
     "bias_5x5",
+    "window_5",
+    "nothing_left_5x5",
     "dilation_beyond_map",
     "dilation_by_axis",
     "window_7_masked",
@@ -40,6 +42,10 @@ NAMES = (
     "head_dim_256",
     "key_mask_masked",
     "key_mask_7_masked",
+    "shifted_bias",
+    "shifted_7",
+    "causal",
+    "causal_rows_masked",
 )
 DTYPES = (torch.float32, torch.bfloat16)
 Problem = tuple[Case, torch.dtype]

@@ -218,13 +218,21 @@ struct SharedMemory {
 inline SharedMemory shared_memory() {
   thread_local int asked = -1;  // the device that `bytes` belongs to
   thread_local SharedMemory bytes{};
+  const auto check = [](cudaError_t error) {
+    if (error == cudaSuccess) return;
+    (void)cudaGetLastError();  // reported here, so not again by the next caller
+    throw std::runtime_error(std::string("sdwa: the GPU does not answer: ") +
+                             cudaGetErrorString(error));
+  };
   int device = 0;
-  cudaGetDevice(&device);
+  check(cudaGetDevice(&device));
   if (device != asked) {
-    cudaDeviceGetAttribute(&bytes.block, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-    cudaDeviceGetAttribute(&bytes.multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor,
-                           device);
-    cudaDeviceGetAttribute(&bytes.reserved, cudaDevAttrReservedSharedMemoryPerBlock, device);
+    const auto ask = [&](int& number, cudaDeviceAttr attribute) {
+      check(cudaDeviceGetAttribute(&number, attribute, device));
+    };
+    ask(bytes.block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+    ask(bytes.multiprocessor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+    ask(bytes.reserved, cudaDevAttrReservedSharedMemoryPerBlock);
     asked = device;
   }
   return bytes;
@@ -232,7 +240,8 @@ inline SharedMemory shared_memory() {
 
 // Starts `kernel`; a refused launch is an exception that names it. Nothing waits.
 //
-// A kernel has to ask for more shared memory than every device gives.
+// A kernel has to ask for more shared memory than every device gives. It asks for all that there
+// is: the answer holds for all its launches, of which other threads may start larger ones.
 template <typename Params>
 void launch(const char* name, void (*kernel)(Params), int64_t blocks, int threads,
             size_t shared_bytes, Stream stream, const Params& params) {
@@ -242,7 +251,7 @@ void launch(const char* name, void (*kernel)(Params), int64_t blocks, int thread
   cudaError_t error = cudaSuccess;
   if (shared_bytes > kEveryDevice) {
     error = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                 static_cast<int>(shared_bytes));
+                                 shared_memory().block);
   }
   if (error == cudaSuccess) {
     error = cudaLaunchKernel(function, dim3(static_cast<unsigned>(blocks)),

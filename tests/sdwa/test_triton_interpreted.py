@@ -385,6 +385,35 @@ def test_opcheck(key_mask):
 
 
 @interpreted
+def test_direct_calls_read_nothing_outside_their_tensors():
+    """As those of exported programs, which no Python checks: see csrc/checks.h"""
+    query = torch.randn(1, 4, 3, 2, 8)
+    attend = torch.ops.sdwa.triton_attention_forward.default
+
+    def refuses(said, *inputs, window=([3, 3], [1, 1, 2, 2], 0.5, False)):
+        with pytest.raises(ValueError, match=said):
+            attend(*inputs, *window)
+
+    strided = torch.randn(1, 4, 3, 2, 16)[..., ::2]
+    refuses("query must have stride 1 in head_dim, got 2", strided, query, query, None, None)
+    refuses("key must have the shape, dtype", query, query[:, :2], query, None, None)
+    refuses("value must have the shape, dtype", query, query, query.double(), None, None)
+    refuses("bias must be contiguous, of its", query, query, query, torch.zeros(2, 1, 1), None)
+    mask = torch.ones(1, 3, 4, dtype=torch.bool)
+    refuses("key_mask must be contiguous", query, query, query, None, mask.mT)
+    dilation = ([3, 3], [1, 1], 0.5, False)
+    refuses("dilation must hold two", query, query, query, None, None, window=dilation)
+    empty = query[:, :0]
+    refuses("all but batch at least 1, got", empty, empty, empty, None, None)
+    window = ([3, 3], [1, 1, 2, 2], 0.5, False)
+    out, lse = attend(query, query, query, None, None, *window)
+    differentiate = torch.ops.sdwa.triton_attention_backward.default
+    for name, results in (("out", (out[..., :4], lse)), ("lse", (out, lse[:, 1:]))):
+        with pytest.raises(ValueError, match=f"{name} must"):
+            differentiate(out, None, query, query, query, None, None, *results, *window)
+
+
+@interpreted
 def test_compiles_whole():
     case = Case("compiled", (1, 4, 3, 2, 4), dilation=(1, 2))
     tensors = draw(case, torch.float32)

@@ -14,6 +14,7 @@ from sdwa.backends.triton.blocks import (
     PASSES,
     SHAPES,
     Shape,
+    candidates,
     choose_blocks,
     choose_shape,
     chunk_width,
@@ -120,6 +121,38 @@ def test_both_passes_add_features_in_one_order(kernel_size):
     assert forward.lane_bytes == backward.lane_bytes
     for head_dim in range(1, 257):
         assert chunk_width(head_dim, forward.chunks) == chunk_width(head_dim, backward.chunks)
+
+
+@pytest.mark.parametrize("kernel_size", [(3, 3), (5, 5)])
+def test_tuning_keeps_that_order(kernel_size):
+    for which in PASSES:
+        known = choose_shape(which, 4, kernel_size)
+        tried = candidates(which, 4, kernel_size)
+        assert len(tried) > 1
+        assert {(s.chunks, s.lane_bytes) for s in tried} == {(known.chunks, known.lane_bytes)}
+
+
+@pytest.mark.parametrize("refused", (1, 10**6))
+def test_tuning_passes_over_what_is_refused(monkeypatch, refused):
+    """The fastest of what runs; what is chosen anyway, and not for good, where nothing does."""
+    tried = []
+
+    def do_bench(run, warmup, rep):
+        tried.append(run)
+        if len(tried) <= refused:
+            raise RuntimeError("more registers than there are")
+        return 1 + len(tried) % 2
+
+    monkeypatch.setattr("triton.testing.do_bench", do_bench)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(launch, "_FASTEST", {})
+    size = (1, 8, 8, 2, 16)
+    problem = (size, ((2048, 256, 32, 16),) * 3, 4, windows(3, 3), (1, 1, 2, 2))
+    plan = launch._fastest_plan("forward", problem, torch.float32, (True,), None)
+    if refused == 1:
+        assert plan in launch._FASTEST.values()
+    else:
+        assert plan == attention_plan("forward", *problem) and not launch._FASTEST
 
 
 def test_alignment():

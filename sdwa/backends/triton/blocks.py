@@ -106,6 +106,9 @@ def choose_blocks(
 
 def candidates(which: str, element_size: int, kernel_size: tuple[int, int]) -> list[Shape]:
     """What the tuning script and `SDWA_TRITON_AUTOTUNE=1` try."""
+    # Of the chunks and lanes that both passes share, see SHAPES.
+    shared = element_size == 4 and max(kernel_size) <= 5
+    known = choose_shape(which, element_size, kernel_size)
     small_window = kernel_size[0] * kernel_size[1] <= 9
     strips = range(1, MAX_STRIP + 1) if small_window else (1, 2)
     # Elements of one tensor that a lane holds at a time: beyond this nothing fits the registers.
@@ -113,10 +116,10 @@ def candidates(which: str, element_size: int, kernel_size: tuple[int, int]) -> l
     return [
         Shape(strip, chunks, block_w, warps, lane_bytes, registers)
         for strip in strips
-        for chunks in (1, 2, 3)
+        for chunks in ((known.chunks,) if shared else (1, 2, 3))
         for block_w in (1, 2)
         for warps in (2, 4)
-        for lane_bytes in (8, 16)
+        for lane_bytes in ((known.lane_bytes,) if shared else (8, 16))
         for registers in (None, 128, 168)
         if strip * chunks * lane_bytes // element_size <= limit
     ]

@@ -89,6 +89,12 @@ class Windows(NamedTuple):
         return self.height.is_plain and self.width.is_plain and not self.by_distance
 
     @property
+    def bias_extents(self) -> tuple[int, int]:
+        """Of a head's bias."""
+        sizes = self.height.size, self.width.size
+        return (2 * sizes[0] - 1, 2 * sizes[1] - 1) if self.by_distance else sizes
+
+    @property
     def constants(self) -> dict[str, Any]:
         """As the kernels' compile-time arguments."""
         if self.plain:
@@ -139,8 +145,10 @@ def attention_forward(
     height, width, heads) float32. A window with nothing left has out 0 and lse -inf.
 
     Raises:
-        ValueError: as `attention_plan`.
+        ValueError: as `check_call` and `attention_plan`.
     """
+    windows = Windows.of(kernel_size, masked, shifted, (causal_h, causal_w))
+    check_call({"query": query, "key": key, "value": value}, bias, key_mask, windows, dilation, {})
     out = query.new_empty(query.shape)
     lse = query.new_empty(query.shape[:-1], dtype=torch.float32)
     if query.shape[0]:
@@ -154,7 +162,6 @@ def attention_forward(
             "lse_ptr": lse,
         }
         strided = (query, key, value)
-        windows = Windows.of(kernel_size, masked, shifted, (causal_h, causal_w))
         _launch("forward", tensors, strided, windows, dilation, scale)
     return out, lse
 
@@ -185,8 +192,13 @@ def attention_backward(
     whatever its grad_lse is.
 
     Raises:
-        ValueError: as `attention_plan` and `delta_plan`.
+        ValueError: as `check_call`, `attention_plan` and `delta_plan`.
     """
+    windows = Windows.of(kernel_size, masked, shifted, (causal_h, causal_w))
+    alike = {"query": query, "key": key, "value": value, "grad_out": grad_out, "out": out}
+    check_call(alike, bias, key_mask, windows, dilation, {"lse": lse, "grad_lse": grad_lse})
+    if not out.is_contiguous():
+        raise ValueError("sdwa: out must be contiguous")
     grad_query, grad_key, grad_value = (query.new_empty(query.shape) for _ in range(3))
     if not query.shape[0]:
         return grad_query, grad_key, grad_value, lse.new_zeros((0,) if bias is None else bias.shape)
@@ -213,11 +225,60 @@ def attention_backward(
         "grad_value_ptr": grad_value,
     }
     strided = (query, key, value, grad_out)
-    windows = Windows.of(kernel_size, masked, shifted, (causal_h, causal_w))
     bias_parts = _launch("backward", tensors, strided, windows, dilation, scale)
     # One order of summation, whatever the device does: no atomics here either.
     grad_bias = lse.new_empty(0) if bias_parts is None else bias_parts.sum(0)
     return grad_query, grad_key, grad_value, grad_bias
+
+
+def check_call(
+    alike: dict[str, Tensor],
+    bias: Tensor | None,
+    key_mask: Tensor | None,
+    windows: Windows,
+    dilation: Sequence[int],
+    of_queries: dict[str, Tensor | None],
+) -> None:
+    """Keeps a direct call of an operator from reading outside its tensors, as csrc/checks.h does.
+
+    alike: query, and what has its shape. of_queries: what has a number per query.
+
+    Raises:
+        ValueError: a tensor or a number is not legal; the message names it.
+    """
+    query = alike["query"]
+    if query.dim() != 5 or min(query.shape[1:]) < 1:
+        raise ValueError(
+            "sdwa: query must be (batch, height, width, heads, head_dim), all but batch at least "
+            f"1, got {tuple(query.shape)}"
+        )
+    for name, tensor in alike.items():
+        if not _is_like(tensor, query.shape, query.dtype, query.device):
+            raise ValueError(f"sdwa: {name} must have the shape, dtype and device of query")
+        if tensor.stride(4) != 1 and tensor.shape[4] > 1 and tensor.numel() > 0:
+            raise ValueError(f"sdwa: {name} must have stride 1 in head_dim, got {tensor.stride(4)}")
+    heads = query.shape[3]
+    if len(dilation) != 2 * heads or min(dilation) < 1:
+        raise ValueError("sdwa: dilation must hold two numbers per head, all at least 1")
+    contiguous = {
+        "bias": (bias, (heads, *windows.bias_extents), torch.float32),
+        "key_mask": (key_mask, query.shape[:3], torch.bool),
+        **{name: (t, query.shape[:4], torch.float32) for name, t in of_queries.items()},
+    }
+    for name, (given, shape, dtype) in contiguous.items():
+        if given is not None and not (
+            given.is_contiguous() and _is_like(given, shape, dtype, query.device)
+        ):
+            raise ValueError(
+                f"sdwa: {name} must be contiguous, of its type and shape, and on the device of "
+                "query"
+            )
+
+
+def _is_like(
+    tensor: Tensor, shape: Sequence[int], dtype: torch.dtype, device: torch.device
+) -> bool:
+    return tensor.shape == shape and tensor.dtype == dtype and tensor.device == device
 
 
 def _launch(
@@ -262,7 +323,12 @@ def _launch(
         return bias_parts
 
     with _on_device(query):
-        if os.environ.get("SDWA_TRITON_AUTOTUNE") == "1" and query.is_cuda and windows.plain:
+        if (
+            os.environ.get("SDWA_TRITON_AUTOTUNE") == "1"
+            and windows.plain
+            and query.is_cuda
+            and not torch.cuda.is_current_stream_capturing()
+        ):
             present = tuple(tensor is not None for tensor in tensors.values())
             return run(_fastest_plan(which, problem, query.dtype, present, run))
         return run(attention_plan(which, *problem))
@@ -507,5 +573,8 @@ def _fastest_plan(
             )
             for candidate in candidates(which, element_size, kernel_size)
         ]
-        _FASTEST[key] = min(plans, key=milliseconds)
+        times = [milliseconds(plan) for plan in plans]
+        if min(times) == math.inf:  # the reason comes with the launch
+            return attention_plan(which, *problem)
+        _FASTEST[key] = plans[times.index(min(times))]
     return _FASTEST[key]

@@ -48,7 +48,15 @@ def test_two_processes_equal_one(options, tmp_path, launch, together, alone):
 
 def test_processes_evaluate_what_is_saved(options, faces, tmp_path):
     """Also where each has batch statistics of its own."""
-    more = ["--no-sync-batchnorm", "--ema", "0.5", "--lr", "0.01", "--output", str(tmp_path / "run")]
+    more = [
+        "--no-sync-batchnorm",
+        "--ema",
+        "0.5",
+        "--lr",
+        "0.01",
+        "--output",
+        str(tmp_path / "run"),
+    ]
     result = forked([*options, *more])
     assert result.returncode == 0, result.stderr
     saved = evaluate_checkpoint(tmp_path / "run" / "last.pt", faces, workers=0).report
