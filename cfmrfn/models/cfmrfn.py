@@ -35,6 +35,7 @@ from cfmrfn.models.options import (
     token_grid,
     why_of_another,
 )
+from cfmrfn.models.resizing import resized_positions
 
 LUMA = (0.299, 0.587, 0.114)  # what red, green and blue add to it, ITU-R BT.601
 
@@ -353,13 +354,7 @@ class CFMRFN(nn.Module):
             # (batch, height, 2, width, 2, channels): a view of the channels-last map
             pieces = features.permute(0, 2, 3, 1).unflatten(2, (width, 2)).unflatten(1, (height, 2))
             pieces = pieces.transpose(2, 3).flatten(3)
-        return self.image_embed(pieces) + self._position((height, width))
-
-    def _position(self, grid: tuple[int, int]) -> Tensor:
-        if tuple(self.position.shape[:2]) == grid:
-            return self.position
-        maps = self.position.permute(2, 0, 1).unsqueeze(0)
-        return F.interpolate(maps, size=grid, mode="bicubic")[0].permute(1, 2, 0)
+        return self.image_embed(pieces) + resized_positions(self.position, (height, width))
 
     @torch.no_grad()
     def landmark_features(self, x: Tensor) -> Tensor | None:

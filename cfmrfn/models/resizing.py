@@ -1,14 +1,42 @@
-"""Weights of a network for images of one size, for a network for images of another."""
+"""Weights of a network for images of one size, for images of another."""
 
 from __future__ import annotations
 
 import math
 
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from cfmrfn.models.fusion import TokenMixing
+from cfmrfn.models.fusion import TokenMixing, at_least_float32
+
+
+def resized_positions(position: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Positions (height, width, dim) for a token map of `grid`: antialiased bicubic, as in timm.
+
+    Products of matrices, which are exported and compiled for any `grid`.
+    """
+    if tuple(position.shape[:2]) == grid:
+        return position
+    wide = position.to(at_least_float32(position.dtype))
+    down, across = (
+        _bicubic(source, target, wide)
+        for source, target in zip(position.shape[:2], grid, strict=True)
+    )
+    resized = across @ (down @ wide.flatten(1)).unflatten(1, position.shape[1:])
+    return resized.to(position.dtype)
+
+
+def _bicubic(source: int, target: int, like: Tensor) -> Tensor:
+    """Antialiased bicubic interpolation of one side, a matrix (target, source)."""
+    step = source / target
+    middles, others = (
+        torch.arange(n, device=like.device, dtype=like.dtype) + 0.5 for n in (target, source)
+    )
+    # in pixels of the coarser side
+    x = (others - middles[:, None] * step).abs() / max(step, 1.0)
+    near, far = (1.5 * x - 2.5) * x * x + 1, ((2.5 - 0.5 * x) * x - 4) * x + 2
+    weights = torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    return weights / weights.sum(1, keepdim=True)
 
 
 def resize_maps(tensors: dict[str, Tensor], model: nn.Module) -> list[str]:
@@ -28,8 +56,7 @@ def resize_maps(tensors: dict[str, Tensor], model: nn.Module) -> list[str]:
         own = dict(model.named_parameters()).get("position")
         if own is not None and grid != own.shape[:2]:
             new = (own.shape[0], own.shape[1])
-            resized = resample_abs_pos_embed(position.flatten(0, 1)[None], new, grid, 0)
-            tensors["position"] = resized[0].unflatten(0, new)
+            tensors["position"] = resized_positions(position, new)
             notes.append(
                 f"positions resized from {grid[0]} x {grid[1]} to {new[0]} x {new[1]} tokens"
             )

@@ -17,6 +17,7 @@ from torch import nn
 from cfmrfn import checkpoint
 from cfmrfn.config import Config
 from cfmrfn.models import CFMRFN, IRBackbone, MobileFaceNet
+from cfmrfn.models.resizing import resize_maps
 
 LAYOUTS = Path(__file__).parents[1] / "layouts"
 
@@ -243,6 +244,17 @@ def test_a_model_made_for_another_size():
     assert model.position.shape == (5, 6, 96)
     assert model.layers[0].mixing[0].weight.shape == (60, 60)
     assert model(torch.randn(2, 3, 160, 192)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("size", [(64, 128), (192, 160)])
+def test_another_size_is_as_of_a_model_made_for_it(size):
+    model, other = make_tiny(img_size=96).eval(), make_tiny(img_size=size).eval()
+    nn.init.normal_(model.position)
+    tensors = model.state_dict()
+    resize_maps(tensors, other)
+    other.load_state_dict(tensors)
+    x = torch.randn(1, 3, *size)
+    torch.testing.assert_close(other(x), model(x))
 
 
 @pytest.mark.parametrize("size", [(112, 112), (224, 200), (16, 16), (0, 224)])
