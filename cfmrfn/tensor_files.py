@@ -78,7 +78,7 @@ def read(path: Path, allowed: Sequence[Any] = ()) -> Any:
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     except Exception as error:  # neither library has an error type of its own
-        raise CheckpointError(f"{path} {_why_not(path, error)}") from None
+        raise CheckpointError(f"{path} {_why_not(error)}") from None
 
 
 def is_safetensors(path: Path) -> bool:
@@ -222,7 +222,7 @@ def _is_finite(content: Any) -> bool:
         return False
 
 
-def _why_not(path: Path, error: Exception) -> str:
+def _why_not(error: Exception) -> str:
     """Why `torch.load` did not take a file that has the form of its own."""
     if found := re.search(r"GLOBAL (\S+)", str(error)):
         return f"holds an object of the class or function {found[1]!a}; {_MAKE_WEIGHTS}"

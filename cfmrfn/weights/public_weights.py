@@ -104,31 +104,9 @@ def load_landmarks(model: CFMRFN, path: str | Path) -> WeightReport:
     return _fill(model.landmark_backbone, read_tensors(path), path, "landmark backbone")
 
 
-def load_poster(model: CFMRFN, path: str | Path) -> WeightReport:
-    """Fills the whole model from a POSTER checkpoint, as far as the two networks agree.
-
-    The model must have `tokens="poster_view"`, `attention="global"`, and the depth and classes of
-    the checkpoint.
-    POSTER's class tokens and its two coarser scales have no place here: they are reported as
-    unexpected, and of its positions and token mixing the rows of the class tokens are left out. So
-    the logits are not POSTER's; the weights are a start for training.
-
-    Raises:
-        CheckpointError: the model has other options, or as for `load_ir50`.
-    """
-    if (model.tokens, model.attention) != ("poster_view", "global"):
-        raise CheckpointError(
-            'POSTER weights need a model with tokens="poster_view" and attention="global", '
-            f'got tokens="{model.tokens}" and attention="{model.attention}"'
-        )
-    tensors = read_tensors(path)
-    depth = _poster_depth(tensors)
-    if depth != len(model.layers):
-        raise CheckpointError(
-            f"{path} holds {depth} of POSTER's layers, the model has depth={len(model.layers)}"
-        )
-    return _fill(model, _renamed_poster(tensors), path, "network", (POSTER_NOTE,))
-
+# Checkpoints of POSTER: their class tokens and two coarser scales have no place here. They are
+# reported as unexpected, and of positions and token mixing the rows of the class tokens are left
+# out. So the logits are not POSTER's; the weights are a start for training.
 
 POSTER_NOTE = (
     "class tokens and coarser scales left out; here the mean of all tokens is classified, and "
@@ -466,11 +444,7 @@ def _number_blocks(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fill(
-    module: nn.Module,
-    tensors: Mapping[str, Tensor],
-    path: str | Path,
-    target: str,
-    notes: tuple[str, ...] = (),
+    module: nn.Module, tensors: Mapping[str, Tensor], path: str | Path, target: str
 ) -> WeightReport:
     """Loads tensors into a module, every one of whose weights they must hold in its shape."""
     own = module.state_dict()
@@ -481,7 +455,6 @@ def _fill(
         matched=tuple(matched),
         missing=tuple(name for name in own if name not in tensors),
         unexpected=tuple(name for name in tensors if name not in own),
-        notes=notes,
         misshapen=_misshapen(tensors, own),
     )
     if report.misshapen:

@@ -10,8 +10,16 @@ import timm
 import torch
 
 import cfmrfn.models  # noqa: F401  registers the presets
+from cfmrfn.checkpoint import About, build_network
+from cfmrfn.config import Config
 from cfmrfn.errors import CheckpointError
-from cfmrfn.weights.public_weights import load_ir50, load_landmarks, load_poster, read_tensors
+from cfmrfn.weights.public_weights import (
+    load_init,
+    load_ir50,
+    load_landmarks,
+    read_source,
+    read_tensors,
+)
 
 LAYOUTS = Path(__file__).parents[1] / "layouts"
 STAGE_OFFSETS = {1: 0, 2: 3, 3: 7, 4: 21}
@@ -250,19 +258,15 @@ def poster_tensors(ir50, landmarks, depth, num_classes=7):
     return tensors | {f"face_landback.{name}": tensor for name, tensor in landmarks.items()}
 
 
-def poster_model(depth=2, **options):
-    return timm.create_model(
-        "cfmrfn_base", depth=depth, tokens="poster_view", attention="global", **options
-    )
-
-
 def test_poster_checkpoint(ir50, landmarks, tmp_path):
     tensors = poster_tensors(ir50, landmarks, depth=2)
     path = tmp_path / "epoch50_acc0.92.pth"
     torch.save({"iter": 50, "model_state_dict": with_prefix(tensors)}, path)
-    model = poster_model()
-    report = load_poster(model, path)
-    assert report.missing == ()
+    source = read_source(path)
+    config = Config(network=source.network)
+    model = build_network(config, 7)
+    report = load_init(model, source, About.of_run(config, tuple("abcdefg")))
+    assert (report.missing, report.misshapen) == ((), ())
     assert len(report.matched) == len(model.state_dict())
     assert all(name.startswith("pyramid_fuse.") for name in report.unexpected)
     assert not any("block_l" in name for name in report.unexpected)
@@ -279,19 +283,6 @@ def test_poster_checkpoint(ir50, landmarks, tmp_path):
     mixing = tensors[f"{block}.conv.weight"][..., 0]
     assert own["layers.1.mixing.0.weight"][2, 50] == mixing[3, 52]
     assert torch.equal(own["head.bias"], tensors["head.linear.bias"])
-
-
-def test_poster_refuses_other_options(model, tmp_path):
-    assert_refused(
-        load_poster, model, tmp_path / "a.pth", 'tokens="poster_view"', 'got tokens="spatial"'
-    )
-
-
-def test_poster_refuses_another_depth_and_other_classes(ir50, landmarks, tmp_path):
-    torch.save(poster_tensors(ir50, landmarks, depth=2), tmp_path / "a.pth")
-    assert_refused(load_poster, poster_model(depth=1), tmp_path / "a.pth", "holds 2", "depth=1")
-    shapes = "head.weight is (7, 512) and not (8, 512)"
-    assert_refused(load_poster, poster_model(num_classes=8), tmp_path / "a.pth", shapes)
 
 
 def test_read_tensors_keeps_plain_names(tmp_path):
