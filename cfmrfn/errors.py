@@ -65,6 +65,17 @@ def printable(text: str) -> str:
     return re.sub(odd, lambda found: found[0].encode("unicode_escape").decode(), plain)
 
 
+def on_one_line(name: str) -> str:
+    """A file name with its control characters as escapes, so that it cannot look like two lines."""
+    control = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
+    return re.sub(control, lambda found: found[0].encode("unicode_escape").decode(), name)
+
+
+def printable_name(name: str) -> str:
+    """A file name within a line that is printed: `printable`, and `on_one_line`."""
+    return printable(on_one_line(name))
+
+
 def argument(path: object) -> str:
     """A path as it is typed behind an option."""
     return printable(shlex.quote(str(path)))

@@ -56,7 +56,7 @@ from cfmrfn.checkpoint import About
 from cfmrfn.data import Sample, canonical_name, open_set, why_unreadable
 from cfmrfn.data.dataset import UNREADABLE_LABEL
 from cfmrfn.data.duplicates import NOT_LOOKED_FOR, UNASKED, copies_of_training_images
-from cfmrfn.errors import DataError, printable
+from cfmrfn.errors import DataError, printable_name
 from cfmrfn.predictor import Face
 from cfmrfn.whole_files import CsvFile, whole
 
@@ -186,7 +186,7 @@ class Split:
 
 def _first(paths: Sequence[str], most: int = 3) -> str:
     more = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return "".join(f", {printable(path)}" for path in paths[:most]) + more
+    return "".join(f", {printable_name(path)}" for path in paths[:most]) + more
 
 
 def open_split(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -25,7 +24,7 @@ from cfmrfn.config import parse
 from cfmrfn.data import Sample, find_images, read_image
 from cfmrfn.data.files import IMAGE_SUFFIXES
 from cfmrfn.data.reading import HEIC_SUFFIXES, UNREADABLE, image_size
-from cfmrfn.errors import ConfigError, DataError, printable
+from cfmrfn.errors import ConfigError, DataError, on_one_line, printable
 from cfmrfn.faces import Framing, why_no_detector
 from cfmrfn.inference import FaceTable, open_face_list, open_table, progress_bar
 from cfmrfn.overlay import draw
@@ -523,12 +522,6 @@ def place_of(face: Face) -> str:
     """Its box, as `left,top 80x100` in pixels."""
     left, top, right, bottom = map(round, face.box)
     return f"{left},{top} {right - left}x{bottom - top}"
-
-
-def on_one_line(name: str) -> str:
-    """A file name with its control characters as escapes, so that it cannot look like two lines."""
-    control = r"[\x00-\x1f\x7f-\x9f\u2028\u2029]"
-    return re.sub(control, lambda found: found[0].encode("unicode_escape").decode(), name)
 
 
 if __name__ == "__main__":

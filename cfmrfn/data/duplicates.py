@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cfmrfn.data.reading import UNREADABLE, read_image
 from cfmrfn.data.samples import Sample
-from cfmrfn.errors import printable
+from cfmrfn.errors import printable_name
 from cfmrfn.process.cores import available_cores
 from cfmrfn.whole_files import CsvFile, whole
 
@@ -81,10 +81,10 @@ class Group(NamedTuple):
         labels = f"with different labels ({', '.join(self.class_names)})"
         if len(self.class_names) == 1:
             labels = f"all {self.class_names[0]}"
-        named = [f"{printable(copy.path)} ({copy.split})" for copy in self.copies[:_NAMED]]
+        named = [f"{printable_name(copy.path)} ({copy.split})" for copy in self.copies[:_NAMED]]
         if len(self.class_names) > 1:
             named = [
-                f"{printable(copy.path)} ({copy.split}, {copy.class_name})"
+                f"{printable_name(copy.path)} ({copy.split}, {copy.class_name})"
                 for copy in self.copies[:_NAMED]
             ]
         more = len(self.copies) - len(named)

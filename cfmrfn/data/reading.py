@@ -17,7 +17,7 @@ from PIL.ExifTags import Base as Tag
 from PIL.TiffImagePlugin import TiffImageFile
 
 from cfmrfn.data.samples import Box, Sample
-from cfmrfn.errors import printable
+from cfmrfn.errors import printable, printable_name
 
 # What Pillow raises on files that are missing, damaged, or no images: each format has its own ways.
 UNREADABLE = (
@@ -116,7 +116,7 @@ def why_unreadable(sample: Sample) -> str | None:
     try:
         read_image(sample)
     except UNREADABLE as error:
-        return f"{printable(sample.path)}: {reason(sample.path, error)}"
+        return f"{printable_name(sample.path)}: {reason(sample.path, error)}"
     return None
 
 

@@ -9,7 +9,7 @@ from cfmrfn.data.duplicates import Copy, Fingerprint, Group, find_groups, finger
 from cfmrfn.data.parallel import parallel_map
 from cfmrfn.data.reading import UNREADABLE, read_image, reason
 from cfmrfn.data.samples import ExpressionSet, Sample
-from cfmrfn.errors import DataError, printable
+from cfmrfn.errors import DataError, printable_name
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Verification:
         if rest := sizes[3:]:
             texts.append(f"{sum(count for _, (count, _) in rest)} of {len(rest)} other sizes")
         if 1 < len(sizes) < 10:  # a few among many others may be strays
-            texts[-1] += f", such as {printable(sizes[-1][1][1])}"
+            texts[-1] += f", such as {printable_name(sizes[-1][1][1])}"
         return f"sizes in pixels: {', '.join(texts) or 'none'}"
 
     def _about_duplicates(self) -> list[str]:
@@ -107,7 +107,7 @@ def look(sample: Sample) -> tuple[Fingerprint, tuple[int, int]] | str:
         image = read_image(sample)
         return fingerprint(image), image.size
     except UNREADABLE as error:
-        return f"{printable(sample.path)}: {reason(sample.path, error)}"
+        return f"{printable_name(sample.path)}: {reason(sample.path, error)}"
 
 
 def why_not_for_training(opened: ExpressionSet) -> list[str]:

@@ -111,6 +111,19 @@ def test_verify_lists_duplicates_and_writes_them_all(tmp_path, capsys):
     assert len((tmp_path / "groups.csv").read_text().splitlines()) == 1 + 6
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows refuses such names")
+def test_verify_names_each_file_on_one_line(tmp_path, capsys):
+    root = public_sets.class_folders(tmp_path, ["happy", "sad"], splits=["test"])
+    picture = next((root / "test" / "happy").iterdir())
+    for broken, name in ((False, "a\nb.png"), (True, "c\nd\te.png")):
+        data = b"no picture" if broken else picture.read_bytes()
+        (root / "test" / "sad" / name).write_bytes(data)
+    status, out, _ = run(capsys, "verify", root)
+    assert status == 1
+    assert f"\n{root}/test/sad/c\\nd\\te.png: cannot identify image file\n" in out
+    assert f"{root}/test/sad/a\\nb.png (test, sadness)" in out
+
+
 def test_verify_compares_boxes_with_images(tmp_path, capsys):
     root = public_sets.affectnet_lists(tmp_path)
     cropped = root / "Manually_Annotated_Images/1/training0.jpg"
