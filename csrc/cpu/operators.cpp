@@ -224,10 +224,9 @@ std::tuple<Tensor, Tensor> attention_forward(
   const Plan plan = forward_plan(problem);
   advise_huge_pages(call.out);
   const int64_t bytes = kernels().forward_scratch(call.args, plan);
-  torch::stable::parallel_for(
-      0, plan.items, grain(problem, plan), [&](int64_t begin, int64_t end) {
-        kernels().forward(call.args, plan, begin, end, ThreadScratch(bytes).data());
-      });
+  torch::stable::parallel_for(0, plan.items, grain(problem, plan), [&](int64_t begin, int64_t end) {
+    kernels().forward(call.args, plan, begin, end, ThreadScratch(bytes).data());
+  });
   return {call.out, call.lse};
 }
 

@@ -48,16 +48,8 @@ def test_two_processes_equal_one(options, tmp_path, launch, together, alone):
 
 def test_processes_evaluate_what_is_saved(options, faces, tmp_path):
     """Also where each has batch statistics of its own."""
-    more = [
-        "--no-sync-batchnorm",
-        "--ema",
-        "0.5",
-        "--lr",
-        "0.01",
-        "--output",
-        str(tmp_path / "run"),
-    ]
-    result = forked([*options, *more])
+    more = ["--no-sync-batchnorm", "--ema", "0.5", "--lr", "0.01"]
+    result = forked([*options, *more, "--output", str(tmp_path / "run")])
     assert result.returncode == 0, result.stderr
     saved = evaluate_checkpoint(tmp_path / "run" / "last.pt", faces, workers=0).report
     assert rows(tmp_path / "run")[-1]["test_loss"] == pytest.approx(saved.loss, rel=1e-5)
