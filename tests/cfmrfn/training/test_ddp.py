@@ -2,7 +2,6 @@
 
 import csv
 import shutil
-import time
 
 import pytest
 
@@ -156,7 +155,6 @@ def test_the_main_process_is_waited_for_until_it_is_done_or_ends(tmp_path, main,
     """Beyond the time limit of messages, here three seconds: it may read a large set alone."""
     program = tmp_path / "alone.py"
     program.write_text(ALONE)
-    began = time.monotonic()
     result = forked([main], [str(program)])
-    assert (result.returncode, time.monotonic() - began < 60) == (0, True), result.stderr
+    assert result.returncode == 0, result.stderr
     assert said in result.stdout
