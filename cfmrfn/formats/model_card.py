@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ from cfmrfn import pretrained
 from cfmrfn.checkpoint import About
 from cfmrfn.config import Config
 from cfmrfn.errors import ConfigError, brief
+from cfmrfn.formats.result_tables import METRICS, as_markdown, of_classes, overall
 from cfmrfn.formats.terms import DRAWN, Terms, terms_of
-from cfmrfn.metrics import Calibration, wilson_interval
+from cfmrfn.metrics import Calibration
 
 # Split that chose the epoch -> its images; None: the epoch is the last.
 _CHOSEN_ON = {"val": "validation images", "test": "held-out images", None: None}
@@ -62,7 +63,7 @@ class Card:
         front = yaml.safe_dump(self._front_matter(), sort_keys=False, allow_unicode=True)
         parts = [
             f"---\n{front}---",
-            f"# {_text(self.name)}",
+            f"# {as_markdown(self.name)}",
             self._summary(),
             f"## Data\n\n{self._data()}",
             f"## Results\n\n{self._results()}",
@@ -156,7 +157,7 @@ class Card:
                             },
                             "metrics": [
                                 {"type": kind, "name": name, "value": round(results[key], 4)}
-                                for kind, name, key in _METRICS
+                                for kind, name, key in METRICS
                             ],
                         }
                     ],
@@ -179,7 +180,7 @@ class Card:
         if images is None:
             return "the last"
         if not self._is_on_own_set:
-            return f"the best on the {images} of {_text(self._set_name)}"
+            return f"the best on the {images} of {as_markdown(self._set_name)}"
         themselves = " themselves, so that the figures below are optimistic"
         return f"the best on the {images}{themselves if images == self._tested else ''}"
 
@@ -188,14 +189,14 @@ class Card:
         return (
             f"A network of the CFMRFN family (`{self._config.network.preset}`) that sorts images "
             f"of one face each into {len(classes)} expressions: "
-            f"{', '.join(map(_text, classes))}. Trained on {_text(self._set_name)}"
+            f"{', '.join(map(as_markdown, classes))}. Trained on {as_markdown(self._set_name)}"
             + (f", {self._terms.purpose}: see the licence below." if self._terms.purpose else ".")
         )
 
     def _data(self) -> str:
         images = self._config.images
         layout = self.about.layout or images.layout
-        lines = [f"- Set: {_text(self._set_name)}, layout `{layout}`."]
+        lines = [f"- Set: {as_markdown(self._set_name)}, layout `{layout}`."]
         if self.about.is_drawn:
             drawn = f", {images.drawn_train} for training and {images.drawn_test} held out"
             lines[0] = (
@@ -220,10 +221,12 @@ class Card:
         if held_out:
             lines.append(f"- Held out: {held_out[0]} images.")
         if images.only:
-            lines.append(f"- Of its classes these were used: {', '.join(map(_text, images.only))}.")
+            lines.append(
+                f"- Of its classes these were used: {', '.join(map(as_markdown, images.only))}."
+            )
         left_out = report.get("left_out")
         if isinstance(left_out, Mapping) and left_out:
-            counts = (f"{count} ({_text(str(reason))})" for reason, count in left_out.items())
+            counts = (f"{count} ({as_markdown(str(reason))})" for reason, count in left_out.items())
             lines.append(f"- Left out: {'; '.join(counts)}.")
         lines += [f"- {each}" for each in self._terms.images]
         return "\n".join(lines)
@@ -237,7 +240,7 @@ class Card:
             )
         split = f" (split {results['split']})" if "split" in results else ""
         measured = (
-            f"Measured on the {results['images']} {self._tested} of {_text(self._tested_on)}"
+            f"Measured on the {results['images']} {self._tested} of {as_markdown(self._tested_on)}"
             f"{split}, on these weights, of epoch {self.about.epoch}: {self._how_chosen()}."
         )
         if self._tested == "training images" and self._is_on_own_set:
@@ -266,7 +269,7 @@ class Card:
                 f"{without['images']} are given beside all."
             )
             columns = {"All images": results, "Without duplicates": without}
-        parts = [measured, _overall(columns), _of_classes(columns)]
+        parts = [measured, overall(columns), of_classes(columns)]
         if "confusion_matrix" in results:
             others = ", of the others by a bootstrap over the images"
             parts.append(
@@ -441,7 +444,7 @@ class Card:
         ]
         if network.landmarks == "package":
             started.append("landmark backbone as it comes with the package (drawn faces)")
-        departs = ", ".join(f"{n} {_text(str(v))}" for n, v in network.overrides().items())
+        departs = ", ".join(f"{n} {as_markdown(str(v))}" for n, v in network.overrides().items())
         images = _CHOSEN_ON[self.about.chosen_on]
         chosen = "the last" if images is None else f"the best on the {images}"
         lines = [
@@ -474,7 +477,7 @@ class Card:
                 "|---|---|---|",
                 *rows,
                 "",
-                f"Made of `{_text(name)}`, SHA-256 `{digest}`.",
+                f"Made of `{as_markdown(name)}`, SHA-256 `{digest}`.",
                 *([] if self.rounding is None else ["", self.rounding]),
             ]
         )
@@ -537,76 +540,6 @@ def terms(about: About, report: Mapping[str, Any] | None) -> Terms:
         return DRAWN
     return terms_of(about.layout or about.config.images.layout, set_name(about, report))
 
-
-def _overall(columns: Mapping[str, Mapping[str, Any]]) -> str:
-    """Table of the results on all classes; `columns` are results by their titles."""
-    rows = []
-    for label, keys in [*((name, (key,)) for _, name, key in _METRICS), *_MORE]:
-        cells = []
-        for results in columns.values():
-            value: Any = results
-            for key in keys:
-                value = value.get(key) if isinstance(value, Mapping) else None
-            interval = results.get("bootstrap", {}).get(keys[-1])
-            cells.append("" if value is None else f"{value:.4f}{_interval(interval)}")
-        if any(cells):
-            rows.append([label, *cells])
-    return _table(["", *columns], rows)
-
-
-def _of_classes(columns: Mapping[str, Mapping[str, Any]]) -> str:
-    """Table of the classes' accuracies, with the number of images where it is known."""
-    header = ["Expression" if "" in columns else "Accuracy (recall)"]
-    for title, results in columns.items():
-        header.append(title or "Accuracy (recall)")
-        header += ["Images"] if "confusion_matrix" in results else []
-    rows = []
-    first, *_ = columns.values()
-    for place, name in enumerate(first["per_class"]):
-        row = [_text(name)]
-        for results in columns.values():
-            value = results["per_class"][name]
-            cell = "no images" if value is None else f"{value:.4f}"
-            if "confusion_matrix" in results:
-                counts = results["confusion_matrix"][place]
-                if images := sum(counts):
-                    cell += _interval(wilson_interval(counts[place], images))
-                row += [cell, str(images)]
-            else:
-                row.append(cell)
-        rows.append(row)
-    return _table(header, rows)
-
-
-def _interval(ends: Sequence[float] | None) -> str:
-    return "" if ends is None else f" ({ends[0]:.4f} to {ends[1]:.4f})"
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
-
-
-def _text(value: str) -> str:
-    """Text as Markdown shows it, on one line; bytes of a name that are no UTF-8 as escapes."""
-    plain = value.encode("utf-8", "backslashreplace").decode()
-    return "".join(f"\\{c}" if c in r"\`*_[]<>|#" else c for c in " ".join(plain.split()))
-
-
-# Hub's name of a metric, the reader's, and that in the report.
-_METRICS: Sequence[tuple[str, str, str]] = (
-    ("accuracy", "Accuracy", "accuracy"),
-    ("recall", "Mean accuracy of the classes", "mean_class_accuracy"),
-    ("f1", "Macro F1", "macro_f1"),
-)
-
-# Further results: the reader's name and where they are in an evaluation.
-_MORE: Sequence[tuple[str, tuple[str, ...]]] = (
-    ("Cross-entropy", ("loss",)),
-    ("Brier score", ("brier_score",)),
-    ("ECE", ("calibration", "ece")),
-    ("Mean confidence", ("calibration", "mean_confidence")),
-)
 
 _INTENDED = """\
 Research on expression recognition, teaching, and tools for people who have agreed to be looked at,
